@@ -1,0 +1,1 @@
+"""Where jobs live. One contract (`base`), siblings that never import each other; read `memory` first."""

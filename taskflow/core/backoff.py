@@ -1,0 +1,36 @@
+"""How long to wait before the next attempt.
+
+The cap comes first and the jitter after it, so that jitter survives at the cap; an overflow is the cap, so that
+attempt 5,000 is as safe as attempt 1.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from taskflow.core import specs
+
+
+def exponential(attempt: int, *, base_s: float, factor: float, cap_s: float) -> float:
+    """Seconds: `min(cap_s, base_s * factor ** (attempt - 1))` after failed attempt number `attempt` (the first is 1)."""
+    try:
+        return min(cap_s, base_s * float(factor) ** max(0, attempt - 1))
+    except OverflowError:  # a float ends near 1e308: at factor 2 that is attempt 1,025
+        return cap_s
+
+
+def delay_s(retry: specs.Retry, attempt: int, *, jitter: float) -> float:
+    """Seconds to wait after failed attempt number `attempt` (the first is 1), drawn by `jitter` in [0, 1).
+
+    `full` is uniform in [0, ceiling), `equal` in [ceiling / 2, ceiling), `none` is the ceiling (AWS Architecture
+    Blog, "Exponential Backoff And Jitter", 2015).
+    """
+    ceiling = exponential(attempt, base_s=retry.base, factor=retry.factor, cap_s=retry.max_delay)
+    match retry.jitter:
+        case "full":
+            return ceiling * jitter
+        case "equal":
+            return ceiling * (1.0 + jitter) / 2.0
+        case _:
+            return ceiling

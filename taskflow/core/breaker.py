@@ -1,0 +1,145 @@
+"""A circuit breaker: trips on a failure rate, a slow-call rate or failures in a row; fenced and leased probes.
+
+Every permit carries the generation in which it was given: a word from an earlier one counts for nothing (gobreaker's
+idea). A probe is a lease: one that never reports back gives way after the open time (Polly's re-armed probe).
+The machine returns its transitions; the shell announces them. Never await between its calls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+from taskflow.core.backoff import exponential
+from taskflow.core.window import Window
+
+if TYPE_CHECKING:
+    from taskflow.core.specs import CircuitBreaker
+
+
+class BreakerState(StrEnum):
+    """Closed: calls pass. Open: none does. Half-open: one probe at a time."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+class Verdict(StrEnum):
+    """What a call says about its dependency. `IGNORED`: nothing (it was cancelled, or the data was bad)."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    IGNORED = "ignored"
+
+
+class Permit(NamedTuple):
+    """Leave to make one call; its word comes back through `Breaker.report`."""
+
+    generation: int
+    probe: int = 0  # number of the probe, 0 for an ordinary call
+
+
+class Denied(NamedTuple):
+    """No call now; look again in `retry_after_s`."""
+
+    retry_after_s: float
+
+
+class Transition(NamedTuple):
+    """The breaker went to `to`; `open_for_s` is how long it stays open."""
+
+    to: BreakerState
+    open_for_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Breaker:
+    """The state machine of one `CircuitBreaker` spec. `now` is in seconds, of any monotonic clock."""
+
+    spec: CircuitBreaker
+    state: BreakerState = BreakerState.CLOSED
+    generation: int = 0  # grows with every transition, and with every probe that replaces a lost one
+    opened: int = 0  # times in a row, without a recovery in between
+    _until: float = 0.0  # open: when to probe; half-open: when the probe's lease ends
+    _probe: int = 0  # number of the probe in flight, 0 for none
+    _probes: int = 0
+    _good: int = 0
+    _consecutive: int = 0
+    _window: Window = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._window = Window(self.spec.window)
+
+    def admit(self, *, now: float) -> Permit | Denied:
+        """Leave to make a call now, or the time to wait. Past the open time the first caller becomes the probe."""
+        if self.state is BreakerState.CLOSED:
+            return Permit(self.generation)
+        if now < self._until:
+            return Denied(self._until - now)
+        if self.state is BreakerState.OPEN:
+            self._go(BreakerState.HALF_OPEN)
+            self._good = 0
+        # This call is the probe. Should it never report back, the next one may try when its lease ends.
+        self._probes += 1
+        self._probe = self._probes
+        self._until = now + self._open_for_s()
+        return Permit(self.generation, self._probe)
+
+    def report(self, permit: Permit, verdict: Verdict, *, now: float, took_s: float = 0.0) -> Transition | None:
+        """Take the word of the call that had `permit`, and return the transition that it caused."""
+        if permit.generation != self.generation or (permit.probe and permit.probe != self._probe):
+            return None
+        if self.state is BreakerState.HALF_OPEN:
+            return self._judge_probe(verdict, now=now)
+        if verdict is Verdict.IGNORED:
+            return None
+        is_failure = verdict is Verdict.FAILURE
+        is_slow = self.spec.slow_call is not None and took_s >= self.spec.slow_call
+        self._window.add(now=now, is_failure=is_failure, is_slow=is_slow)
+        self._consecutive = self._consecutive + 1 if is_failure else 0
+        return self._open(now) if self._is_tripped() else None
+
+    def _judge_probe(self, verdict: Verdict, *, now: float) -> Transition | None:
+        self._probe = 0
+        self._until = now  # the next probe may go at once
+        match verdict:
+            case Verdict.FAILURE:
+                return self._open(now)
+            case Verdict.SUCCESS:
+                self._good += 1
+                return self._close() if self._good >= self.spec.close_after else None
+            case _:
+                return None
+
+    def _is_tripped(self) -> bool:
+        spec, seen = self.spec, self._window
+        if self._consecutive >= spec.consecutive:
+            return True
+        if seen.calls < spec.min_calls:
+            return False
+        return seen.failures >= spec.failure_rate * seen.calls or (
+            spec.slow_call is not None and seen.slow >= spec.slow_rate * seen.calls
+        )
+
+    def _open_for_s(self) -> float:
+        # Each failed recovery doubles the open time, as Envoy's and Finagle's growing ejection.
+        return exponential(self.opened, base_s=self.spec.open_for, factor=2, cap_s=self.spec.max_open_for)
+
+    def _open(self, now: float) -> Transition:
+        self.opened += 1
+        self._until = now + self._open_for_s()
+        self._go(BreakerState.OPEN)
+        return Transition(BreakerState.OPEN, self._until - now)
+
+    def _close(self) -> Transition:
+        self.opened = 0
+        self._consecutive = 0
+        self._window.clear()
+        self._go(BreakerState.CLOSED)
+        return Transition(BreakerState.CLOSED)
+
+    def _go(self, state: BreakerState) -> None:
+        self.state = state
+        self.generation += 1

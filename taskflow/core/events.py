@@ -1,0 +1,245 @@
+"""Frozen facts that the runtime announces. Listeners in telemetry turn them into logs, metrics and health.
+
+Named tuples where there is one a job, dataclasses elsewhere. No event carries arguments, results or secrets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from taskflow.core.decision import Decision
+    from taskflow.core.job import Claim, JobState
+    from taskflow.core.outcome import ErrorRecord
+
+
+class AttemptStarted(NamedTuple):
+    """A handler is about to run."""
+
+    claim: Claim
+    correlation_id: str
+
+
+class AttemptEnded(NamedTuple):
+    """A handler ended. `outcome`: succeeded, failed, timed_out, snoozed, cancelled, interrupted."""
+
+    claim: Claim
+    correlation_id: str
+    outcome: str
+    run_s: float
+    error: ErrorRecord | None
+
+
+class JobSettled(NamedTuple):
+    """The broker applied the decision. `state` is the state after it; `total_s` since the job was first due."""
+
+    claim: Claim
+    correlation_id: str
+    decision: Decision
+    state: JobState
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SettlementStale:
+    """A late word was refused: the claim was no longer this worker's."""
+
+    job_id: str
+    task: str
+    queue: str
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobsSubmitted:
+    """`count` jobs were accepted."""
+
+    queue: str
+    task: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobsDeduplicated:
+    """`count` submissions met a job that is there already."""
+
+    queue: str
+    task: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobsRejected:
+    """`count` jobs were refused. `reason`: queue_full, gate_full, invalid."""
+
+    queue: str
+    reason: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobRedelivered:
+    """A dead worker's job is ready again; `lost` times in all now."""
+
+    job_id: str
+    task: str
+    queue: str
+    lost: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobBuried:
+    """A suspect was lost too often: a poison job."""
+
+    job_id: str
+    task: str
+    queue: str
+    lost: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobExpired:
+    """A waiting job passed its deadline (`reason` deadline) or waited too long (`reason` max_wait)."""
+
+    job_id: str
+    task: str
+    queue: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskUnknown:
+    """A job names a task that this process does not know; it waits for a deploy that does."""
+
+    job_id: str
+    task: str
+    queue: str
+    retry_after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerAnswered:
+    """One round trip to the broker. `jobs` is the size of a claimed batch, None for other operations."""
+
+    operation: str
+    took_s: float
+    queue: str = ""
+    jobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerFailed:
+    """The broker did not answer, or refused. `kind`: timeout, connection, full, locked, other."""
+
+    operation: str
+    kind: str
+    message: str
+    retry_in_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerRecovered:
+    """It answers again."""
+
+    operation: str
+    after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStarted:
+    """A worker claims from now on."""
+
+    worker: str
+    queues: tuple[str, ...]
+    concurrency: int
+    tasks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDraining:
+    """No more claims; what runs has `drain_s`."""
+
+    worker: str
+    in_flight: int
+    drain_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStopped:
+    """All ended. `handed_back` jobs were cut off and wait for another worker."""
+
+    worker: str
+    handed_back: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseLost:
+    """Claims that are no longer this worker's; what ran of them was cancelled."""
+
+    worker: str
+    job_ids: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadAbandoned:
+    """A sync handler ran out of time: its thread goes on, and keeps its slot until it ends."""
+
+    job_id: str
+    task: str
+    queue: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoopStalled:
+    """Something blocked the event loop for `stalled_s`."""
+
+    stalled_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class GateHeld:
+    """A gate is closed for `for_s` seconds."""
+
+    gate: str
+    for_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerMoved:
+    """A circuit breaker changed its state. `breaker` is its name without a lane key."""
+
+    breaker: str
+    gate: str
+    to: str
+
+
+Event = (
+    AttemptStarted
+    | AttemptEnded
+    | JobSettled
+    | SettlementStale
+    | JobsSubmitted
+    | JobsDeduplicated
+    | JobsRejected
+    | JobRedelivered
+    | JobBuried
+    | JobExpired
+    | TaskUnknown
+    | BrokerAnswered
+    | BrokerFailed
+    | BrokerRecovered
+    | WorkerStarted
+    | WorkerDraining
+    | WorkerStopped
+    | LeaseLost
+    | ThreadAbandoned
+    | LoopStalled
+    | GateHeld
+    | BreakerMoved
+)
+
+Listener = Callable[[Event], None]

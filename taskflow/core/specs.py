@@ -1,0 +1,165 @@
+"""Frozen specs of the policies: what a user writes down. State lives elsewhere. All durations are seconds.
+
+A spec checks its own numbers, and says which one is wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from taskflow.errors import ConfigError
+
+Jitter = Literal["full", "equal", "none"]
+
+_PERIODS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+
+
+def _check(ok: bool, spec: str, field: str, value: object, wants: str) -> None:
+    if not ok:
+        raise ConfigError(f"{spec}: {field} must be {wants}, got {value!r}")
+
+
+def _check_name(spec: str, name: object) -> None:
+    ok = isinstance(name, str) and bool(name) and "/" not in name and name.isprintable() and len(name) <= 100
+    _check(ok, spec, "name", name, "a printable name of at most 100 characters without '/'")
+
+
+@dataclass(frozen=True, slots=True)
+class RetryBudget:
+    """Retries may add at most `ratio` of the first attempts' load; `cap` tokens are saved up at most."""
+
+    name: str
+    ratio: float = 0.2
+    cap: float = 10
+
+    def __post_init__(self) -> None:
+        _check_name("RetryBudget", self.name)
+        _check(self.ratio >= 0, "RetryBudget", "ratio", self.ratio, "at least 0")
+        _check(self.cap > 0, "RetryBudget", "cap", self.cap, "more than 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Exponential backoff with full jitter. `attempts` counts all runs, the first one too.
+
+    `on` are the errors that are worth another attempt, `never` the ones among them that are not.
+    """
+
+    attempts: int = 3
+    on: tuple[type[BaseException], ...] = (Exception,)
+    never: tuple[type[BaseException], ...] = ()
+    base: float = 0.5
+    factor: float = 2
+    max_delay: float = 60
+    jitter: Jitter = "full"
+    budget: RetryBudget | None = None
+
+    def __post_init__(self) -> None:
+        _check(isinstance(self.attempts, int) and self.attempts >= 1, "Retry", "attempts", self.attempts, "at least 1")
+        _check(self.base >= 0, "Retry", "base", self.base, "at least 0 seconds")
+        _check(self.factor >= 1, "Retry", "factor", self.factor, "at least 1")
+        _check(self.max_delay >= 0, "Retry", "max_delay", self.max_delay, "at least 0 seconds")
+        _check(self.jitter in ("full", "equal", "none"), "Retry", "jitter", self.jitter, "'full', 'equal' or 'none'")
+        for field, value in (("on", self.on), ("never", self.never)):
+            classes = value if isinstance(value, tuple) else (value,)
+            ok = all(isinstance(c, type) and issubclass(c, BaseException) for c in classes)
+            _check(ok, "Retry", field, value, "an exception class or a tuple of them")
+            object.__setattr__(self, field, classes)
+
+    def covers(self, error: BaseException) -> bool:
+        """Whether `error` is worth another attempt. A group is only if every error in it is."""
+        if isinstance(error, BaseExceptionGroup):
+            return all(self.covers(leaf) for leaf in error.exceptions)
+        return isinstance(error, Exception) and isinstance(error, self.on) and not isinstance(error, self.never)
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitBreaker:
+    """Opens when `failure_rate` of at least `min_calls` in `window` seconds failed, or `consecutive` in a row.
+
+    `slow_call` seconds makes a call slow; `slow_rate` of slow calls opens too. Open for `open_for` seconds, growing
+    to `max_open_for`; `close_after` good probes close it. `per_lane` gives every lane key a breaker of its own.
+    """
+
+    name: str
+    failure_rate: float = 0.5
+    min_calls: int = 10
+    window: float = 60
+    consecutive: int = 5
+    slow_call: float | None = None
+    slow_rate: float = 0.8
+    open_for: float = 10
+    max_open_for: float = 300
+    close_after: int = 2
+    per_lane: bool = False
+
+    def __post_init__(self) -> None:
+        me = "CircuitBreaker"
+        _check_name(me, self.name)
+        _check(0 < self.failure_rate <= 1, me, "failure_rate", self.failure_rate, "in (0, 1]")
+        _check(self.min_calls >= 1, me, "min_calls", self.min_calls, "at least 1")
+        _check(self.window > 0, me, "window", self.window, "more than 0 seconds")
+        _check(self.consecutive >= 1, me, "consecutive", self.consecutive, "at least 1")
+        _check(self.slow_call is None or self.slow_call > 0, me, "slow_call", self.slow_call, "more than 0 seconds")
+        _check(0 < self.slow_rate <= 1, me, "slow_rate", self.slow_rate, "in (0, 1]")
+        _check(self.open_for > 0, me, "open_for", self.open_for, "more than 0 seconds")
+        _check(self.max_open_for >= self.open_for, me, "max_open_for", self.max_open_for, "at least open_for")
+        _check(self.close_after >= 1, me, "close_after", self.close_after, "at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Bulkhead:
+    """At most `limit` at once; a caller waits at most `wait` seconds for a slot (jobs wait in their queue instead)."""
+
+    name: str
+    limit: int
+    wait: float = 0
+    per_lane: bool = False
+
+    def __post_init__(self) -> None:
+        _check_name("Bulkhead", self.name)
+        _check(isinstance(self.limit, int) and self.limit >= 1, "Bulkhead", "limit", self.limit, "at least 1")
+        _check(self.wait >= 0, "Bulkhead", "wait", self.wait, "at least 0 seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """At most `rate` starts, as in "100/m" (s, m, h, d); `burst` at once, 1 unless said, then evenly spaced."""
+
+    name: str
+    rate: str
+    burst: int | None = None
+    per_lane: bool = False
+
+    def __post_init__(self) -> None:
+        _check_name("RateLimit", self.name)
+        _check(self.burst is None or self.burst >= 1, "RateLimit", "burst", self.burst, "at least 1")
+        parse_rate(self.rate)
+
+    @property
+    def interval_s(self) -> float:
+        """Seconds between two starts at the full rate."""
+        return parse_rate(self.rate)
+
+
+def parse_rate(text: str) -> float:
+    """Seconds between two starts at rate `text`: a count, "/", and s, m, h or d ("100/m" is 0.6)."""
+    count, slash, period = str(text).partition("/")
+    try:
+        number = float(count)
+    except ValueError:
+        number = 0.0
+    if not slash or period.strip() not in _PERIODS or not 0 < number < 1e9:
+        raise ConfigError(f"a rate is a count per s, m, h or d, as in '100/m'; got {text!r}")
+    return _PERIODS[period.strip()] / number
+
+
+@dataclass(frozen=True, slots=True)
+class Timeout:
+    """At most `seconds`."""
+
+    seconds: float
+
+    def __post_init__(self) -> None:
+        _check(self.seconds > 0, "Timeout", "seconds", self.seconds, "more than 0")

@@ -1,0 +1,1 @@
+"""What a worker serves on loopback: metrics and health."""

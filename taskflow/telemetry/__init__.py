@@ -1,0 +1,1 @@
+"""Listeners: events in; logs, metrics, health out. A listener that raises never hurts a job."""

@@ -1,0 +1,44 @@
+"""Hands each event to the listeners of its type. The runtime emits; nothing else logs or counts."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from taskflow.core.events import Event
+
+
+class Bus:
+    """Listeners are plain functions, called at once, in the order in which they subscribed."""
+
+    __slots__ = ("_broken", "_listeners")
+
+    def __init__(self) -> None:
+        self._listeners: dict[type, list[Callable[[Any], None]]] = {}
+        self._broken: set[Callable[[Any], None]] = set()
+
+    def subscribe(self, listener: Callable[[Any], None], *types: type) -> None:
+        """Call `listener` with each event of one of `types`."""
+        for event_type in types:
+            self._listeners.setdefault(event_type, []).append(listener)
+
+    def wants(self, event_type: type) -> bool:
+        """Whether anyone listens to events of this type: making one can be spared otherwise."""
+        return event_type in self._listeners
+
+    def emit(self, event: Event) -> None:
+        """Tell all listeners. One that raises is reported once on stderr, and called again next time."""
+        for listener in self._listeners.get(type(event), ()):
+            try:
+                listener(event)
+            except Exception:  # noqa: BLE001 - a broken listener must not hurt a job (promise 8)
+                self._report(listener)
+
+    def _report(self, listener: Callable[[Any], None]) -> None:
+        if listener not in self._broken:  # not through the log: the log may be what is broken
+            self._broken.add(listener)
+            sys.stderr.write(f"taskflow: the listener {listener!r} raised; jobs go on\n{traceback.format_exc()}")
