@@ -1,3 +1,76 @@
-"""Runs Python functions as jobs, and survives production."""
+"""Runs Python functions as jobs, and survives production: resilience lives in the queue, not in the job."""
+
+from __future__ import annotations
 
 __version__ = "0.1.0"
+
+from loguru import logger as _logger
+
+from taskflow.app import TaskFlow
+from taskflow.core.job import JobState
+from taskflow.core.specs import Bulkhead, CircuitBreaker, RateLimit, Retry, RetryBudget, Timeout
+from taskflow.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    BulkheadFull,
+    CircuitOpen,
+    ConfigError,
+    DeadlineExceeded,
+    JobCancelled,
+    JobExpired,
+    JobFailed,
+    JobNotFound,
+    PayloadError,
+    QueueFull,
+    RateLimited,
+    Rejected,
+    ResultTimeout,
+    StaleClaim,
+    TaskflowError,
+    UnknownTask,
+)
+from taskflow.runtime.control import GiveUp, RetryLater, Snooze
+from taskflow.runtime.current import CurrentJob, current_job
+from taskflow.settings import Settings
+from taskflow.tasks import Call, JobHandle, Task
+
+# Silent when embedded, until the application asks: `taskflow.telemetry.logs.enable()`.
+_logger.disable("taskflow")
+
+__all__ = [
+    "BrokerError",
+    "BrokerUnavailable",
+    "Bulkhead",
+    "BulkheadFull",
+    "Call",
+    "CircuitBreaker",
+    "CircuitOpen",
+    "ConfigError",
+    "CurrentJob",
+    "DeadlineExceeded",
+    "GiveUp",
+    "JobCancelled",
+    "JobExpired",
+    "JobFailed",
+    "JobHandle",
+    "JobNotFound",
+    "JobState",
+    "PayloadError",
+    "QueueFull",
+    "RateLimit",
+    "RateLimited",
+    "Rejected",
+    "ResultTimeout",
+    "Retry",
+    "RetryBudget",
+    "RetryLater",
+    "Settings",
+    "Snooze",
+    "StaleClaim",
+    "Task",
+    "TaskFlow",
+    "TaskflowError",
+    "Timeout",
+    "UnknownTask",
+    "current_job",
+]

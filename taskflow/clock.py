@@ -21,8 +21,8 @@ class Timer:
 
     __slots__ = ("_heap", "callback")
 
-    def __init__(self, callback: Callable[[], None], heap: TimerHeap) -> None:
-        self.callback: Callable[[], None] | None = callback
+    def __init__(self, callback: Callable[[], object], heap: TimerHeap) -> None:
+        self.callback: Callable[[], object] | None = callback
         self._heap = heap
 
     def cancel(self) -> None:
@@ -40,7 +40,7 @@ class Clock(Protocol):
         """Seconds since 1970: brokers that live in this process make their instants of it."""
         ...
 
-    def call_at(self, when: float, callback: Callable[[], None]) -> Timer: ...
+    def call_at(self, when: float, callback: Callable[[], object]) -> Timer: ...
 
     async def sleep(self, seconds: float) -> None: ...
 
@@ -55,7 +55,7 @@ class TimerHeap:
         self._order = itertools.count()
         self._dead = 0  # cancelled, and still in the heap
 
-    def push(self, when: float, callback: Callable[[], None]) -> Timer:
+    def push(self, when: float, callback: Callable[[], object]) -> Timer:
         """Call `callback` at `when`."""
         timer = Timer(callback, self)
         heapq.heappush(self._heap, (when, next(self._order), timer))
@@ -118,7 +118,7 @@ class LoopClock:
     def wall(self) -> float:
         return time.time()
 
-    def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
+    def call_at(self, when: float, callback: Callable[[], object]) -> Timer:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # a flow that is opened again in another loop starts with no timers
             self._loop, self._timers, self._alarm, self._alarm_at = loop, TimerHeap(), None, float("inf")

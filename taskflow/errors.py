@@ -45,9 +45,13 @@ class Rejected(TaskflowError):
 
 
 class QueueFull(Rejected):
-    """The queue is at its bound. `retry_after_s` comes from the rate at which it drains."""
+    """The queue is at its bound. `retry_after_s` comes from the rate at which it drains.
+
+    `accepted` holds the ids of those jobs of a batch that were accepted before the queue was full.
+    """
 
     code = "queue_full"
+    accepted: tuple[str, ...] = ()
 
 
 class CircuitOpen(Rejected):

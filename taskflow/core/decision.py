@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, assert_never
 
 from taskflow.core.backoff import delay_s
-from taskflow.core.outcome import ErrorRecord, Failed, Interrupted, Outcome, Overdue, Rejected, Succeeded
+from taskflow.core.outcome import ErrorRecord, Failed, Interrupted, Invalid, Outcome, Overdue, Rejected, Succeeded
 
 if TYPE_CHECKING:
     from taskflow.core.job import Claim
@@ -92,5 +92,7 @@ def decide(job: Claim, outcome: Outcome, *, retry: specs.Retry, jitter: float) -
             return Release()
         case Overdue(reason):
             return Expire(reason)
+        case Invalid(error):
+            return Bury(error, spent=False)
         case _:
             assert_never(outcome)

@@ -130,6 +130,14 @@ class BrokerAnswered:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchClaimed:
+    """`jobs` were claimed in one round trip, the first of them from `queue`."""
+
+    queue: str
+    jobs: int
+
+
+@dataclass(frozen=True, slots=True)
 class BrokerFailed:
     """The broker did not answer, or refused. `kind`: timeout, connection, full, locked, other."""
 
@@ -230,6 +238,7 @@ Event = (
     | JobExpired
     | TaskUnknown
     | BrokerAnswered
+    | BatchClaimed
     | BrokerFailed
     | BrokerRecovered
     | WorkerStarted

@@ -58,4 +58,11 @@ class Overdue:
     reason: str
 
 
-Outcome = Succeeded | Failed | Rejected | Interrupted | Overdue
+@dataclass(frozen=True, slots=True)
+class Invalid:
+    """Its payload does not fit the task: it could not even start, and never will."""
+
+    error: ErrorRecord
+
+
+Outcome = Succeeded | Failed | Rejected | Interrupted | Overdue | Invalid

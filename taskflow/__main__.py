@@ -1,0 +1,5 @@
+"""`python -m taskflow` is the command `taskflow`."""
+
+from taskflow.cli.main import main
+
+main()

@@ -1,0 +1,1121 @@
+"""The reference broker: everything in this process, lost with it. Read it before the others.
+
+One walk, top to bottom: the verbs of the runtime, the verbs of a person, then the parts. A job is a `_Row`; ready rows
+stand in the lines of a `_Lane`; lanes with something to claim stand in the rings of their `_Queue`; a lane that its
+gate does not admit stands in a ring of that `_Gate` instead. No verb awaits between reading and changing: all are
+atomic without a lock.
+
+Whoever leaves a line or a heap from its middle (cancelled, expired) has ended for good: it stays where it is, is
+skipped when its turn comes, and is swept once most of the container is such rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from bisect import insort
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, assert_never
+
+from taskflow.brokers.base import (
+    PROMOTE,
+    QUOTA,
+    WAKE,
+    Accepted,
+    BeatReply,
+    Cancelled,
+    ClaimRequest,
+    ErrorInfo,
+    Final,
+    JobInfo,
+    Note,
+    QueueCounts,
+    Receipt,
+    Reclaimed,
+    Retention,
+    Retried,
+    Settled,
+    Settlement,
+    SettleReply,
+    SyncBeat,
+)
+from taskflow.clock import Clock, LoopClock
+from taskflow.core import gate as gating
+from taskflow.core.decision import Bury, Cancel, Complete, Decision, Expire, Release, Retry, Snooze
+from taskflow.core.job import FINAL, SUSPECT_AFTER, TRANSITIONS, Claim, Job, JobState, is_buried
+from taskflow.core.outcome import ErrorRecord
+from taskflow.core.window import DrainRate, retry_after_s
+from taskflow.errors import JobNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+ERRORS_KEPT = 50  # of one job: a job that is retried for ever must not grow for ever
+_SWEEP_FROM = 64  # ended rows in a container, below which sweeping is not worth it
+
+_READY, _SCHEDULED, _RUNNING, _DEAD = JobState.READY, JobState.SCHEDULED, JobState.RUNNING, JobState.DEAD
+_NEW, _APPLIED = Accepted.NEW, Settled.APPLIED  # an enum's member costs as much as a call on Python 3.11
+_BOUNDED = frozenset({_READY, _SCHEDULED})  # what the bound of a queue counts
+_NEVER = float("inf")
+
+
+class MemoryBroker:
+    """Jobs in this process. Fast, complete, and gone when the process ends."""
+
+    name = "memory"
+    is_durable = False
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or LoopClock()
+        self._rows: dict[str, _Row] = {}  # in the order of submission
+        self._keys: dict[tuple[str, str], str] = {}  # (task, key) → the job that is not final yet
+        self._queues: dict[str, _Queue] = {}
+        self._gates: OrderedDict[str, _Gate] = OrderedDict()
+        self._workers: dict[str, _Worker] = {}
+        self._submitted = 0
+        self._token = 0
+        self._openings: list[tuple[float, int, _Gate]] = []  # heap: when gates with waiting lanes may open
+        self._openings_made = 0
+        self._expiries: list[tuple[float, int, _Row]] = []  # heap: when jobs expire
+        self._ended = 0  # rows that ended since the heap of expiries was swept
+        self._waiters: dict[str, set[asyncio.Future[Final | None]]] = {}  # job id → who waits for it to be final
+        # What `reclaim` prunes, in the order in which it ended: job id → row.
+        self._results: OrderedDict[str, _Row] = OrderedDict()
+        self._finished: OrderedDict[str, _Row] = OrderedDict()
+        self._dead: OrderedDict[str, _Row] = OrderedDict()
+        self._batches: set[str] = set()  # that are not finished
+        self._held_back: dict[str, list[tuple[OrderedDict[str, _Row], _Row]]] = {}  # old enough, but of these
+
+    async def open(self) -> None:
+        """Nothing to connect to. A broker that was closed keeps its jobs."""
+
+    async def close(self) -> None:
+        """Whoever waits for jobs returns."""
+        for queue in self._queues.values():
+            queue.wake_waiters()
+
+    # ---- what the runtime asks ----
+
+    async def submit(self, jobs: Sequence[Job], bounds: Mapping[str, int]) -> list[Receipt]:
+        """As `Broker.submit`. A queue that `bounds` does not name has no bound."""
+        now = self._clock.wall()
+        refused: dict[str, int] = {}
+        return [self._submit(job, bounds.get(job.queue), refused, now) for job in jobs]
+
+    async def claim(self, request: ClaimRequest) -> list[Claim]:
+        """As `Broker.claim`."""
+        now = self._clock.wall()
+        worker = self._workers.get(request.worker)
+        if worker is None:
+            worker = self._workers[request.worker] = _Worker(request.worker)
+        worker.lease_until = now + request.lease_s
+        self._stir_due_gates(now)
+        left = _Left(request.limit, request.gated, request.suspects, WAKE, PROMOTE)
+        claims: list[Claim] = []
+        for name in request.queues:
+            queue = self._queues.get(name)
+            if queue is None or queue.is_paused:
+                continue
+            self._promote(queue, left, now)
+            if left.gated > 0:
+                self._wake_lanes(queue, left, now)
+            rows = self._claim_in_turn(queue, request.limit, left, now)
+            claims += [self._hand_over(row, worker, now) for row in rows]
+        return claims
+
+    async def wait(self, request: ClaimRequest, timeout_s: float) -> None:
+        """As `Broker.wait`."""
+        now = self._clock.wall()
+        queues = [self._queue(name) for name in request.queues]
+        instants = [now + timeout_s]
+        if request.gated > 0 and self._openings:
+            instants.append(self._openings[0][0])
+        for queue in queues:
+            if queue.is_paused:
+                continue
+            if queue.first_in_turn(request.gated > 0, request.suspects > 0) or (request.gated > 0 and queue.stirred):
+                return
+            if queue.scheduled:
+                instants.append(queue.scheduled[0][0])
+        if (delay_s := min(instants) - now) <= 0:
+            return
+        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        timer = self._clock.call_at(self._clock.now() + delay_s, partial(_resolve, woken))
+        for queue in queues:
+            queue.waiters.add(woken)
+        try:
+            await woken
+        finally:
+            timer.cancel()
+            for queue in queues:
+                queue.waiters.discard(woken)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[SettleReply]:
+        """As `Broker.settle`."""
+        now = self._clock.wall()
+        replies: list[SettleReply] = []
+        left: dict[_Queue, int] = {}  # jobs that left their queue for good
+        freed: dict[str, list[int]] = {}  # gate → [claims that ended, of them unused]
+        for job_id, token, decision in settlements:
+            row = self._rows.get(job_id)
+            if row is None or row.token != token or row.state is not _RUNNING:
+                replies.append(_late(row, token))
+                continue
+            row.settled_token = token
+            self._end_claim(row, freed, is_unused=isinstance(decision, Release))
+            self._apply(row, decision, now)
+            if row.finished_at is not None:
+                left[row.queue] = left.get(row.queue, 0) + 1
+            replies.append(SettleReply(_APPLIED, row.state))
+        for queue, count in left.items():
+            queue.drain.add(count, now=now)
+        self._free(freed)
+        return replies
+
+    async def beat(self, worker: str, tokens: Mapping[str, int], lease_s: float) -> BeatReply:
+        """As `Broker.beat`."""
+        holder = self._workers.get(worker)
+        if holder is None:
+            holder = self._workers[worker] = _Worker(worker)
+        holder.lease_until = self._clock.wall() + lease_s
+        holder.beats += 1
+        lost: list[str] = []
+        cancel: list[str] = []
+        for job_id, token in tokens.items():
+            row = holder.claims.get(job_id)
+            if row is None or row.token != token:
+                lost.append(job_id)
+                continue
+            row.vouched = holder.beats
+            if row.cancel_requested:
+                cancel.append(job_id)
+        return BeatReply(tuple(lost), tuple(cancel))
+
+    def sync_beat(self) -> SyncBeat | None:
+        """None: this broker dies with the worker, so there is nobody to tell that it lives."""
+        return None
+
+    async def leave(self, worker: str) -> None:
+        """As `Broker.leave`: the lease ends now, the next `reclaim` takes what is left."""
+        holder = self._workers.get(worker)
+        if holder is None:
+            return
+        holder.lease_until = -_NEVER
+        if not holder.claims:
+            del self._workers[worker]
+
+    async def note(self, notes: Sequence[Note]) -> list[Settled]:
+        """As `Broker.note`."""
+        answers: list[Settled] = []
+        for job_id, token, progress, checkpoint in notes:
+            row = self._rows.get(job_id)
+            if row is None or row.token != token or row.state is not _RUNNING:
+                answers.append(_late(row, token).answer)
+                continue
+            if progress is not None:
+                row.progress = progress
+            if checkpoint is not None:
+                row.checkpoint = checkpoint
+            answers.append(_APPLIED)
+        return answers
+
+    async def finals(self, job_ids: Sequence[str], timeout_s: float) -> dict[str, Final]:
+        """As `Broker.finals`. Thousands may wait, each for its own job: a wake-up costs one look into a dict."""
+        kept = [row for job_id in job_ids if (row := self._rows.get(job_id)) is not None]
+        found = {row.job.id: row.final() for row in kept if row.finished_at is not None}
+        if found or not job_ids:
+            return found
+        if not kept:
+            raise JobNotFound(
+                f"no such job is kept: {', '.join(islice(job_ids, 3))}; the id is wrong, or its retention is over"
+            )
+        if timeout_s <= 0:
+            return {}
+        first: asyncio.Future[Final | None] = asyncio.get_running_loop().create_future()
+        timer = self._clock.call_at(self._clock.now() + timeout_s, partial(_resolve, first))
+        for row in kept:
+            self._waiters.setdefault(row.job.id, set()).add(first)
+        try:
+            final = await first
+        finally:
+            timer.cancel()
+            for row in kept:
+                self._forget_waiter(row.job.id, first)
+        found = {row.job.id: row.final() for row in kept if row.finished_at is not None}
+        if final is not None:  # it may be pruned or retried by now
+            found[final.job_id] = final
+        return found
+
+    async def gate(self, name: str, change: gating.GateChange, generation: int | None = None) -> gating.Gate:
+        """As `Broker.gate`."""
+        gate = self._gate(name)
+        if generation is None or generation == gate.record.generation:
+            gate.record = gating.change(gate.record, change, now=self._clock.wall())
+            self._stir(gate)
+            for child in gate.children:
+                self._stir(child)
+        return gate.record
+
+    async def reclaim(self, *, max_lost: int, retention: Retention) -> list[Reclaimed]:
+        """As `Broker.reclaim`."""
+        now = self._clock.wall()
+        moved: list[Reclaimed] = []
+        for worker in list(self._workers.values()):
+            if len(moved) >= retention.rows:
+                return moved
+            if worker.lease_until <= now:
+                self._lose(list(worker.claims.values()), "lease_ended", max_lost, now, moved)
+                del self._workers[worker.name]
+            elif unvouched := [row for row in worker.claims.values() if worker.beats - row.vouched >= 2]:
+                self._lose(unvouched, "missed_beats", max_lost, now, moved)
+        self._expire_overdue(retention.rows, now, moved)
+        self._prune(retention, now)
+        return moved
+
+    async def counts(self) -> list[QueueCounts]:
+        """As `Broker.counts`."""
+        now = self._clock.wall()
+        return [
+            queue.counts(now)
+            for _, queue in sorted(self._queues.items())
+            if queue.had_jobs  # a queue that was only asked for is not one yet
+        ]
+
+    # ---- what a person asks ----
+
+    async def show(self, job_id: str) -> JobInfo | None:
+        """As `Operator.show`."""
+        row = self._rows.get(job_id)
+        return None if row is None else row.info()
+
+    async def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
+        """As `Operator.states`."""
+        return {job_id: row.state for job_id in job_ids if (row := self._rows.get(job_id)) is not None}
+
+    async def jobs(
+        self, *, state: JobState | None = None, queue: str | None = None, task: str | None = None, limit: int = 100
+    ) -> list[JobInfo]:
+        """As `Operator.jobs`."""
+        return [row.info() for row in islice(_matching(reversed(self._rows.values()), state, queue, task), limit)]
+
+    async def cancel(self, job_ids: Sequence[str]) -> list[Cancelled]:
+        """As `Operator.cancel`."""
+        now = self._clock.wall()
+        return [self._cancel(self._rows.get(job_id), now) for job_id in job_ids]
+
+    async def retry(self, job_ids: Sequence[str]) -> list[Retried]:
+        """As `Operator.retry`."""
+        now = self._clock.wall()
+        return [self._resurrect(self._rows.get(job_id), now) for job_id in job_ids]
+
+    async def purge(self, *, state: JobState, queue: str | None = None, task: str | None = None) -> int:
+        """As `Operator.purge`. What runs or is in no such state is not touched."""
+        now = self._clock.wall()
+        rows = list(_matching(self._rows.values(), state, queue, task))
+        if state is _RUNNING:
+            return 0
+        if state not in FINAL:
+            for row in rows:
+                self._cancel(row, now)
+            return len(rows)
+        for row in rows:
+            self._forget(row)
+        return len(rows)
+
+    async def pause(self, queue: str) -> None:
+        """As `Operator.pause`."""
+        self._queue(queue).is_paused = True
+
+    async def resume(self, queue: str) -> None:
+        """As `Operator.resume`."""
+        resumed = self._queue(queue)
+        resumed.is_paused = False
+        resumed.wake_waiters()
+
+    async def gates(self) -> list[gating.Gate]:
+        """As `Operator.gates`, by name."""
+        return [gate.record for _, gate in sorted(self._gates.items())]
+
+    async def finish_batch(self, batch: str) -> None:
+        """As `Operator.finish_batch`."""
+        self._batches.discard(batch)
+        for line, row in reversed(self._held_back.pop(batch, [])):
+            if row.finished_at is not None and self._rows.get(row.job.id) is row:
+                line[row.job.id] = row
+                line.move_to_end(row.job.id, last=False)
+
+    # ---- into the queue ----
+
+    def _submit(self, job: Job, bound: int | None, refused: dict[str, int], now: float) -> Receipt:
+        if job.id in self._rows:
+            return Receipt(job.id, Accepted.SAME_ID)
+        if job.key is not None and (holder := self._keys.get((job.task, job.key))) is not None:
+            return Receipt(holder, Accepted.SAME_KEY)
+        queue = self._queues.get(job.queue) or self._queue(job.queue)
+        if bound is not None and (job.gates or queue.bounded() >= bound):
+            refusal = self._refusal(job, queue, bound, refused, now)
+            if refusal is not None:
+                return refusal
+        self._submitted += 1
+        due_at = now + job.delay_s if job.delay_s > 0 else now
+        state = _READY if due_at <= now else _SCHEDULED
+        row = _Row(job, queue, self._submitted, state, now, due_at, due_at, due_at + job.expires_s, due_at)
+        self._rows[job.id] = row
+        queue.had_jobs = True
+        if job.key is not None:
+            self._keys[job.task, job.key] = job.id
+        if job.batch:
+            self._batches.add(job.batch)
+        heapq.heappush(self._expiries, (row.expires_at, row.seq, row))
+        queue.count[state] += 1
+        for name in job.gates:
+            self._gate(name).add_queued(queue, 1)
+        self._place(row)
+        return Receipt(job.id, _NEW)
+
+    def _refusal(self, job: Job, queue: _Queue, bound: int, refused: dict[str, int], now: float) -> Receipt | None:
+        """Why the queue, or half of it for a gate, has no place for `job`, and when it should have."""
+        accepted, line, over = Accepted.QUEUE_FULL, job.queue, queue.bounded() - bound
+        if over < 0:
+            half = max(1, bound // 2)
+            for name in job.gates:
+                queued = self._gates[name].queued.get(queue, 0) if name in self._gates else 0
+                accepted, line, over = Accepted.GATE_FULL, name, queued - half
+                if over >= 0:
+                    break
+            else:
+                return None
+        ahead = refused[line] = refused.get(line, 0) + 1  # in this batch: they will come back too
+        return Receipt(job.id, accepted, retry_after_s(over + ahead, drain_per_s=queue.drain.read(now=now)))
+
+    def _place(self, row: _Row) -> None:
+        """Put a row that is ready or scheduled where a claim will find it."""
+        queue = row.queue
+        if row.state is _SCHEDULED:
+            heapq.heappush(queue.scheduled, (row.due_at, row.seq, row))
+        else:
+            job = row.job
+            key = (job.lane, job.gates, row.lost >= SUSPECT_AFTER)
+            lane = queue.lanes.get(key)
+            if lane is None:
+                lane = queue.lanes[key] = _Lane(key, tuple(self._gate(name) for name in job.gates))
+            line = lane.lines.get(job.priority)
+            if line is None:
+                line = lane.lines[job.priority] = deque()
+                if job.priority > lane.top:
+                    self._raise_lane(queue, lane, job.priority)
+            lane.size += 1
+            if not line or (line[-1].due_at, line[-1].seq) < (row.due_at, row.seq):
+                line.append(row)
+            else:
+                insort(line, row, key=_order)
+            if lane.ring is not queue.open[lane.kind]:
+                return  # nothing to claim before its gate opens
+        if queue.waiters:
+            queue.wake_waiters()
+
+    @staticmethod
+    def _raise_lane(queue: _Queue, lane: _Lane, priority: int) -> None:
+        """The lane's top priority is higher now: it stands elsewhere in its ring, or is new and open."""
+        ring = queue.open[lane.kind]
+        if lane.ring is not None:
+            ring = lane.ring
+            ring.remove(lane)
+        lane.top = priority
+        ring.add(lane, queue.next_turn())
+
+    def _move(self, row: _Row, event: str) -> None:
+        """Change a row's state along the one table of transitions, and keep the counters."""
+        before = row.state
+        after = row.state = TRANSITIONS[before][event]
+        queue = row.queue
+        queue.count[before] -= 1
+        queue.count[after] += 1
+        if row.job.gates and (step := (after in _BOUNDED) - (before in _BOUNDED)):
+            for name in row.job.gates:
+                self._gate(name).add_queued(queue, step)
+
+    # ---- out of the queue ----
+
+    def _promote(self, queue: _Queue, left: _Left, now: float) -> None:
+        """Scheduled jobs that are due become ready."""
+        scheduled = queue.scheduled
+        while scheduled and scheduled[0][0] <= now and left.promote > 0:
+            row = heapq.heappop(scheduled)[2]
+            if row.state is not _SCHEDULED:
+                queue.scheduled_ended -= 1
+                continue
+            left.promote -= 1
+            self._move(row, "due")
+            row.ready_at = row.due_at
+            self._place(row)
+
+    def _claim_in_turn(self, queue: _Queue, limit: int, left: _Left, now: float) -> list[_Row]:
+        """Strict priority, then lanes in turn; each turn a quota, within what the lane's gates admit."""
+        taken: list[_Row] = []
+        top, quota = -1, 0
+        while left.limit > 0:
+            lane = queue.first_in_turn(left.gated > 0, left.suspects > 0)
+            if lane is None:
+                break
+            if lane.top != top:
+                top = lane.top
+                quota = max(QUOTA, -(-limit // queue.lanes_at(top, left.gated > 0, left.suspects > 0)))
+            wanted = min(quota, left.limit)
+            if lane.gates:
+                room = self._room(lane, now)
+                if room == 0:
+                    self._park(queue, lane, now)
+                    continue
+                wanted = min(wanted, room, left.gated)
+            if lane.is_suspect:
+                wanted = min(wanted, left.suspects)
+            assert lane.ring is not None
+            lane.ring.remove(lane)
+            rows = lane.take(wanted)
+            if lane.size > 0:
+                lane.top = max(lane.lines)
+                queue.open[lane.kind].add(lane, queue.next_turn())
+            else:
+                queue.drop(lane)
+            if lane.gates:
+                left.gated -= len(rows)
+                for gate in lane.gates:
+                    gate.record = gating.take(gate.record, len(rows), gate.parent_record, now=now)
+            if lane.is_suspect:
+                left.suspects -= len(rows)
+            left.limit -= len(rows)
+            taken += rows
+        return taken
+
+    def _hand_over(self, row: _Row, worker: _Worker, now: float) -> Claim:
+        self._move(row, "claim")
+        self._token += 1
+        row.token = self._token
+        row.worker = worker
+        row.vouched = worker.beats
+        row.started_at = now
+        job = row.job
+        worker.claims[job.id] = row
+        return Claim(
+            job.id,
+            row.token,
+            job.task,
+            job.queue,
+            job.payload,
+            job.lane,
+            job.gates,
+            job.priority,
+            row.attempts,
+            row.snoozes,
+            row.lost,
+            max(0.0, now - row.ready_at),
+            max(0.0, now - row.first_due_at),
+            row.expires_at - now,
+            job.expire_reason,
+            row.checkpoint,
+        )
+
+    # ---- gates ----
+
+    def _room(self, lane: _Lane, now: float) -> int:
+        """How many of the lane's jobs all of its gates admit now."""
+        rooms = [gating.admit(gate.record, gate.parent_record, now=now).room for gate in lane.gates]
+        return min((room for room in rooms if room is not None), default=lane.size)
+
+    def _park(self, queue: _Queue, lane: _Lane, now: float) -> None:
+        """The lane leaves the open ones, and waits at the first gate that does not admit it."""
+        for gate in lane.gates:
+            admission = gating.admit(gate.record, gate.parent_record, now=now)
+            if admission.room == 0:
+                break
+        assert lane.ring is not None
+        lane.ring.remove(lane)
+        ring = gate.waiting.get(queue)
+        if ring is None:
+            ring = gate.waiting[queue] = _Ring()
+        ring.add(lane, queue.next_turn())
+        self._look_again(gate, admission.look_again_at)
+
+    def _look_again(self, gate: _Gate, at: float | None) -> None:
+        """Stir the gate at `at`, unless it is stirred earlier anyway."""
+        if at is not None and at < gate.opens_at:
+            gate.opens_at = at
+            self._openings_made += 1
+            heapq.heappush(self._openings, (at, self._openings_made, gate))
+
+    def _stir_due_gates(self, now: float) -> None:
+        openings = self._openings
+        while openings and openings[0][0] <= now:
+            gate = heapq.heappop(openings)[2]
+            gate.opens_at = _NEVER
+            self._stir(gate)
+
+    @staticmethod
+    def _stir(gate: _Gate) -> None:
+        """The gate may have opened: the next claim from each queue with lanes waiting at it looks."""
+        for queue, ring in gate.waiting.items():
+            if ring:
+                queue.stirred[gate] = None
+                queue.wake_waiters()
+
+    def _wake_lanes(self, queue: _Queue, left: _Left, now: float) -> None:
+        """Lanes whose gate has opened are open again: no more than it has room for, the highest priority first."""
+        for gate in list(queue.stirred):
+            if left.wake <= 0:
+                return
+            ring = gate.waiting.get(queue)
+            admission = gating.admit(gate.record, gate.parent_record, now=now)
+            room = left.wake if admission.room is None else min(left.wake, admission.room)
+            while ring and room > 0:
+                lane = ring.head()
+                ring.remove(lane)
+                queue.open[lane.kind].add(lane, queue.next_turn())
+                room -= 1
+                left.wake -= 1
+            if not ring:
+                gate.waiting.pop(queue, None)
+                del queue.stirred[gate]
+            elif admission.room == 0:
+                del queue.stirred[gate]
+                self._look_again(gate, admission.look_again_at)
+
+    def _end_claim(self, row: _Row, freed: dict[str, list[int]], *, is_unused: bool = False) -> None:
+        assert row.worker is not None
+        del row.worker.claims[row.job.id]
+        row.worker = None
+        for name in row.job.gates:
+            ended = freed.setdefault(name, [0, 0])
+            ended[0] += 1
+            ended[1] += is_unused
+
+    def _free(self, freed: dict[str, list[int]]) -> None:
+        for name, (ended, unused) in freed.items():
+            gate = self._gate(name)
+            gate.record = gating.give_back(gate.record, ended, unused, gate.parent_record)
+            self._stir(gate)
+
+    # ---- what becomes of a claim ----
+
+    def _apply(self, row: _Row, decision: Decision, now: float) -> None:
+        match decision:
+            case Complete():
+                row.attempts += 1
+                row.result = decision.result
+                self._finish(row, "complete", now)
+            case Retry():
+                row.add_error(decision.error, now)
+                row.attempts += 1
+                self._requeue(row, "retry", now, decision.delay_s)
+            case Snooze():
+                if decision.error is not None:
+                    row.add_error(decision.error, now)
+                row.snoozes += 1
+                row.reason = decision.reason
+                self._requeue(row, "snooze", now, decision.delay_s)
+            case Release():
+                self._requeue(row, "release", now)
+            case Bury():
+                row.add_error(decision.error, now)
+                row.attempts += decision.spent
+                self._finish(row, "bury", now)
+            case Expire():
+                row.reason = decision.reason
+                self._finish(row, "expire", now)
+            case Cancel():
+                self._finish(row, "cancel", now)
+            case _:
+                assert_never(decision)
+
+    def _requeue(self, row: _Row, event: str, now: float, delay_s: float | None = None) -> None:
+        """Run it again: at its old place without a delay, else as due in `delay_s`. Unless a person said cancel."""
+        if row.cancel_requested:
+            self._finish(row, "cancel", now)
+            return
+        self._move(row, event)
+        row.ready_at = now
+        if delay_s is not None:
+            row.due_at = now + max(0.0, delay_s)
+            if delay_s <= 0:
+                self._move(row, "due")
+        if row.expires_at <= now:  # it passed while the job ran, and left the heap then
+            heapq.heappush(self._expiries, (row.expires_at, row.seq, row))
+        self._place(row)
+
+    def _finish(self, row: _Row, event: str, now: float) -> None:
+        """Into a final state: its key is free, whoever waits for it hears."""
+        self._move(row, event)
+        row.finished_at = now
+        self._ended += 1
+        job = row.job
+        if job.key is not None:
+            self._keys.pop((job.task, job.key), None)
+        (self._dead if row.state is _DEAD else self._finished)[job.id] = row
+        if row.result is not None:
+            self._results[job.id] = row
+        if self._waiters and (waiting := self._waiters.pop(job.id, None)) is not None:
+            final = row.final()
+            for waiter in waiting:
+                if not waiter.done():
+                    waiter.set_result(final)
+
+    def _cancel(self, row: _Row | None, now: float) -> Cancelled:
+        if row is None:
+            return Cancelled.MISSING
+        if row.finished_at is not None:
+            return Cancelled.FINAL
+        if row.state is _RUNNING:
+            row.cancel_requested = True
+            return Cancelled.REQUESTED
+        self._leave_line(row, "cancel", now)
+        return Cancelled.CANCELLED
+
+    def _leave_line(self, row: _Row, event: str, now: float) -> None:
+        """A row that waits ends where it stands."""
+        queue, was = row.queue, row.state
+        self._finish(row, event, now)
+        queue.drain.add(1, now=now)
+        if was is _SCHEDULED:
+            queue.forget_scheduled()
+        elif was is _READY:
+            queue.forget_ready(row)
+
+    def _resurrect(self, row: _Row | None, now: float) -> Retried:
+        if row is None:
+            return Retried.MISSING
+        if row.state is not _DEAD:
+            return Retried.NOT_DEAD
+        job = row.job
+        if job.key is not None:
+            if (job.task, job.key) in self._keys:
+                return Retried.KEY_TAKEN
+            self._keys[job.task, job.key] = job.id
+        self._move(row, "resurrect")
+        self._dead.pop(job.id, None)
+        row.attempts = row.snoozes = row.lost = 0
+        row.due_at = row.first_due_at = row.ready_at = now
+        row.expires_at = now + job.expires_s
+        row.finished_at = None
+        row.cancel_requested = False
+        row.reason = ""
+        self._ended -= 1
+        heapq.heappush(self._expiries, (row.expires_at, row.seq, row))
+        self._place(row)
+        return Retried.READY
+
+    # ---- upkeep ----
+
+    def _lose(self, rows: list[_Row], reason: str, max_lost: int, now: float, moved: list[Reclaimed]) -> None:
+        """Claims of one worker that are lost. If a suspect is among them, the loss is its own."""
+        suspected = any(row.lost >= SUSPECT_AFTER for row in rows)
+        freed: dict[str, list[int]] = {}
+        for row in rows:
+            self._end_claim(row, freed)
+            if row.lost >= SUSPECT_AFTER or not suspected:
+                row.lost += 1
+            if is_buried(row.lost, max_lost=max_lost):
+                row.add_error(ErrorRecord("WorkerLost", f"its worker was lost {row.lost} times", "lost"), now)
+                row.reason = "lost"
+                self._finish(row, "bury", now)
+            else:
+                self._requeue(row, "reclaim", now)
+            moved.append(row.reclaimed(reason))
+        self._free(freed)
+
+    def _expire_overdue(self, most: int, now: float, moved: list[Reclaimed]) -> None:
+        if self._ended > _SWEEP_FROM and self._ended * 2 > len(self._expiries):
+            self._expiries = [entry for entry in self._expiries if entry[2].finished_at is None]
+            heapq.heapify(self._expiries)
+            self._ended = 0
+        while self._expiries and self._expiries[0][0] <= now and len(moved) < most:
+            expires_at, _, row = heapq.heappop(self._expiries)
+            if row.finished_at is not None:
+                self._ended -= 1
+            elif row.state is not _RUNNING and row.expires_at == expires_at:
+                row.reason = row.job.expire_reason
+                self._leave_line(row, "expire", now)
+                moved.append(row.reclaimed(row.reason))
+
+    def _prune(self, retention: Retention, now: float) -> None:
+        """Forget results, jobs and gates that were kept long enough."""
+        rows = retention.rows
+        for row in self._older(self._results, now - retention.result_s, rows):
+            row.result, row.result_kept = None, False
+        for line, keep_s in ((self._finished, retention.finished_s), (self._dead, retention.dead_s)):
+            for row in self._older(line, now - keep_s, rows):
+                rows -= 1
+                self._forget(row)
+        for name in list(islice(self._gates, retention.rows)):
+            gate = self._gates[name]
+            if gate.is_idle(now):
+                del self._gates[name]
+                if gate.parent is not None:
+                    gate.parent.children.discard(gate)
+            else:
+                self._gates.move_to_end(name)
+
+    def _older(self, line: OrderedDict[str, _Row], before: float, most: int) -> list[_Row]:
+        """At most `most` rows that ended by `before`, taken out of `line`. Those of unfinished batches wait aside."""
+        rows: list[_Row] = []
+        while line and len(rows) < most:
+            row = next(iter(line.values()))
+            if row.finished_at is None or row.finished_at > before:
+                break
+            del line[row.job.id]
+            if row.job.batch in self._batches:
+                self._held_back.setdefault(row.job.batch, []).append((line, row))
+            else:
+                rows.append(row)
+        return rows
+
+    def _forget(self, row: _Row) -> None:
+        job_id = row.job.id
+        del self._rows[job_id]
+        row.queue.count[row.state] -= 1
+        for line in (self._results, self._finished, self._dead):
+            line.pop(job_id, None)
+
+    def _forget_waiter(self, job_id: str, waiter: asyncio.Future[Final | None]) -> None:
+        waiting = self._waiters.get(job_id)
+        if waiting is not None:
+            waiting.discard(waiter)
+            if not waiting:
+                del self._waiters[job_id]
+
+    # ---- by name ----
+
+    def _queue(self, name: str) -> _Queue:
+        queue = self._queues.get(name)
+        if queue is None:
+            queue = self._queues[name] = _Queue(name)
+        return queue
+
+    def _gate(self, name: str) -> _Gate:
+        gate = self._gates.get(name)
+        if gate is None:
+            family = gating.family(name)
+            gate = self._gates[name] = _Gate(name, None if family == name else self._gate(family))
+        return gate
+
+
+@dataclass(slots=True, eq=False)
+class _Row:
+    """One job as it is kept."""
+
+    job: Job
+    queue: _Queue
+    seq: int  # the order of submission
+    state: JobState
+    submitted_at: float
+    due_at: float  # its place in the line
+    first_due_at: float
+    expires_at: float
+    ready_at: float
+    attempts: int = 0
+    snoozes: int = 0
+    lost: int = 0
+    token: int = 0  # of the last claim
+    settled_token: int = 0  # the last token that settled
+    worker: _Worker | None = None
+    vouched: int = 0  # the worker's last beat that named this claim
+    started_at: float | None = None
+    finished_at: float | None = None
+    reason: str = ""
+    cancel_requested: bool = False
+    progress: bytes | None = None
+    checkpoint: bytes | None = None
+    result: bytes | None = None
+    result_kept: bool = True
+    errors: list[ErrorInfo] | None = None
+
+    def add_error(self, error: ErrorRecord, now: float) -> None:
+        if self.errors is None:
+            self.errors = []
+        self.errors.append(ErrorInfo(self.attempts + 1, now, error.type, error.message, error.kind, error.stack))
+        del self.errors[:-ERRORS_KEPT]
+
+    def final(self) -> Final:
+        return Final(
+            self.job.id, self.state, self.result, self.errors[-1] if self.errors else None, kept=self.result_kept
+        )
+
+    def reclaimed(self, reason: str) -> Reclaimed:
+        return Reclaimed(self.job.id, self.job.task, self.job.queue, self.state, self.lost, reason)
+
+    def info(self) -> JobInfo:
+        job = self.job
+        return JobInfo(
+            id=job.id,
+            task=job.task,
+            queue=job.queue,
+            state=self.state,
+            priority=job.priority,
+            lane=job.lane,
+            gates=job.gates,
+            key=job.key,
+            attempts=self.attempts,
+            snoozes=self.snoozes,
+            lost=self.lost,
+            submitted_at=self.submitted_at,
+            due_at=self.due_at,
+            expires_at=self.expires_at,
+            started_at=self.started_at,
+            finished_at=self.finished_at,
+            worker=None if self.worker is None else self.worker.name,
+            reason=self.reason,
+            cancel_requested=self.cancel_requested,
+            progress=self.progress,
+            payload=job.payload,
+            errors=tuple(self.errors or ()),
+        )
+
+
+class _Lane:
+    """The ready jobs of one queue that share lane key and gates: a line for each priority. Suspects have their own."""
+
+    __slots__ = ("ended", "gates", "is_suspect", "key", "kind", "lines", "ring", "size", "top", "turn")
+
+    def __init__(self, key: tuple[str, tuple[str, ...], bool], lane_gates: tuple[_Gate, ...]) -> None:
+        self.key = key
+        self.gates = lane_gates
+        self.is_suspect = key[2]
+        self.kind = (1 if lane_gates else 0) + (2 if self.is_suspect else 0)
+        self.lines: dict[int, deque[_Row]] = {}  # priority → rows, by due instant, then submission
+        self.size = 0  # rows that are ready
+        self.ended = 0  # rows that ended where they stood
+        self.top = -1
+        self.ring: _Ring | None = None
+        self.turn = 0
+
+    def take(self, wanted: int) -> list[_Row]:
+        """The first `wanted` rows of the top priority, or as many as there are."""
+        line = self.lines[self.top]
+        rows: list[_Row] = []
+        while line and len(rows) < wanted:
+            row = line.popleft()
+            if row.state is _READY:
+                rows.append(row)
+            else:
+                self.ended -= 1
+        if not line:
+            del self.lines[self.top]
+        self.size -= len(rows)
+        return rows
+
+    def sweep(self) -> None:
+        """Let go of rows that ended, once they are most of what stands here."""
+        if self.ended <= _SWEEP_FROM or self.ended <= self.size:
+            return
+        for line in self.lines.values():  # an empty line at the top costs one turn, and is gone
+            alive = [row for row in line if row.state is _READY]
+            line.clear()
+            line.extend(alive)
+        self.ended = 0
+
+
+class _Ring:
+    """Lanes by their top priority, in turn."""
+
+    __slots__ = ("by_top",)
+
+    def __init__(self) -> None:
+        self.by_top: dict[int, OrderedDict[_Lane, None]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.by_top)
+
+    def add(self, lane: _Lane, turn: int) -> None:
+        lane.ring, lane.turn = self, turn
+        lanes = self.by_top.get(lane.top)
+        if lanes is None:
+            lanes = self.by_top[lane.top] = OrderedDict()
+        lanes[lane] = None
+
+    def remove(self, lane: _Lane) -> None:
+        lane.ring = None
+        lanes = self.by_top[lane.top]
+        del lanes[lane]
+        if not lanes:
+            del self.by_top[lane.top]
+
+    def head(self) -> _Lane:
+        return next(iter(self.by_top[max(self.by_top)]))
+
+
+class _Queue:
+    """One queue: its lanes, its scheduled jobs, its counters."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.is_paused = False
+        self.had_jobs = False
+        self.count = dict.fromkeys(JobState, 0)
+        self.drain = DrainRate()
+        self.lanes: dict[tuple[str, tuple[str, ...], bool], _Lane] = {}  # none is empty
+        self.open = (_Ring(), _Ring(), _Ring(), _Ring())  # by `_Lane.kind`: plain, gated, suspects, gated suspects
+        self.turns = 0
+        self.scheduled: list[tuple[float, int, _Row]] = []  # heap
+        self.scheduled_ended = 0
+        self.stirred: dict[_Gate, None] = {}  # gates that may have opened, with lanes of this queue waiting
+        self.waiters: set[asyncio.Future[None]] = set()
+
+    def bounded(self) -> int:
+        """How many jobs its bound counts."""
+        return self.count[_READY] + self.count[_SCHEDULED]
+
+    def next_turn(self) -> int:
+        self.turns += 1
+        return self.turns
+
+    def first_in_turn(self, gated: bool, suspects: bool) -> _Lane | None:
+        """Of the open lanes that may be claimed from, at the highest priority, the one whose turn is longest ago."""
+        first: _Lane | None = None
+        for ring in self.open[: 4 if suspects else 2 : 1 if gated else 2]:
+            if ring.by_top:
+                lane = ring.head()
+                if first is None or (lane.top, first.turn) > (first.top, lane.turn):
+                    first = lane
+        return first
+
+    def lanes_at(self, top: int, gated: bool, suspects: bool) -> int:
+        """How many open lanes share the top priority."""
+        rings = self.open[: 4 if suspects else 2 : 1 if gated else 2]
+        return sum(len(ring.by_top.get(top, ())) for ring in rings)
+
+    def drop(self, lane: _Lane) -> None:
+        """An empty lane is no lane."""
+        if lane.ring is not None:
+            lane.ring.remove(lane)
+        del self.lanes[lane.key]
+
+    def forget_ready(self, row: _Row) -> None:
+        """A row that was ready ended where it stands."""
+        lane = self.lanes[row.job.lane, row.job.gates, row.lost >= SUSPECT_AFTER]
+        lane.size -= 1
+        lane.ended += 1
+        if lane.size == 0:
+            self.drop(lane)
+        else:
+            lane.sweep()
+
+    def forget_scheduled(self) -> None:
+        """A row that was scheduled ended where it stands."""
+        self.scheduled_ended += 1
+        if self.scheduled_ended > _SWEEP_FROM and self.scheduled_ended * 2 > len(self.scheduled):
+            self.scheduled = [entry for entry in self.scheduled if entry[2].state is _SCHEDULED]
+            heapq.heapify(self.scheduled)
+            self.scheduled_ended = 0
+
+    def wake_waiters(self) -> None:
+        for waiter in self.waiters:
+            _resolve(waiter)
+        self.waiters.clear()
+
+    def counts(self, now: float) -> QueueCounts:
+        oldest = min(
+            (row.due_at for lane in self.lanes.values() for line in lane.lines.values() if (row := _first(line))),
+            default=now,
+        )
+        return QueueCounts(
+            queue=self.name,
+            ready=self.count[_READY],
+            scheduled=self.count[_SCHEDULED],
+            waiting=self.count[JobState.WAITING],
+            running=self.count[_RUNNING],
+            dead=self.count[_DEAD],
+            oldest_ready_age_s=max(0.0, now - oldest),
+            drain_per_s=self.drain.read(now=now),
+            paused=self.is_paused,
+        )
+
+
+class _Gate:
+    """A gate's record, and the lanes that wait at it."""
+
+    def __init__(self, name: str, parent: _Gate | None) -> None:
+        self.record = gating.Gate(name)
+        self.parent = parent
+        self.children: set[_Gate] = set()
+        self.queued: dict[_Queue, int] = {}  # its ready and scheduled jobs
+        self.waiting: dict[_Queue, _Ring] = {}
+        self.opens_at = _NEVER  # its next instant among the broker's openings
+        if parent is not None:
+            parent.children.add(self)
+
+    @property
+    def parent_record(self) -> gating.Gate | None:
+        return None if self.parent is None else self.parent.record
+
+    def add_queued(self, queue: _Queue, step: int) -> None:
+        count = self.queued.get(queue, 0) + step
+        if count:
+            self.queued[queue] = count
+        else:
+            del self.queued[queue]
+
+    def is_idle(self, now: float) -> bool:
+        """Whether nothing would change if it were forgotten."""
+        record = self.record
+        says = (record.limit, record.limit_override, record.rate, record.rate_override, record.ramp)
+        return (
+            not self.queued
+            and not self.children
+            and record.live == 0
+            and record.held_until <= now
+            and record.tat <= now
+            and all(word is None for word in says)
+        )
+
+
+class _Worker:
+    """A worker's lease, and its claims."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.lease_until = 0.0
+        self.beats = 0
+        self.claims: dict[str, _Row] = {}
+
+
+@dataclass(slots=True)
+class _Left:
+    """What one claim may still take and do."""
+
+    limit: int
+    gated: int
+    suspects: int
+    wake: int
+    promote: int
+
+
+def _order(row: _Row) -> tuple[float, int]:
+    return row.due_at, row.seq
+
+
+def _first(line: Iterable[_Row]) -> _Row | None:
+    return next((row for row in line if row.state is _READY), None)
+
+
+def _resolve(future: asyncio.Future[Final | None] | asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _late(row: _Row | None, token: int) -> SettleReply:
+    """The fence's answer to a word about a claim that has ended."""
+    if row is not None and row.settled_token == token:
+        return SettleReply(Settled.ALREADY, row.state)
+    return SettleReply(Settled.STALE, None)
+
+
+def _matching(rows: Iterable[_Row], state: JobState | None, queue: str | None, task: str | None) -> Iterable[_Row]:
+    return (
+        row
+        for row in rows
+        if (state is None or row.state is state)
+        and (queue is None or row.job.queue == queue)
+        and (task is None or row.job.task == task)
+    )

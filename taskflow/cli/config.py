@@ -1,0 +1,187 @@
+"""`taskflow config`: what is set and where it comes from, whether it is right, and what there is to set."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from taskflow.errors import ConfigError
+
+# taskflow.settings brings pydantic: only the commands that need it pay for it.
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from taskflow.settings import Leaf, Settings, TaskPolicy
+
+_COLUMNS = ("variable", "default", "unit", "meaning")
+
+
+@click.group()
+def config() -> None:
+    """Show, check and look up settings."""
+
+
+@config.command()
+@click.argument("app", required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+def show(app: str | None, *, as_json: bool) -> None:
+    """Every setting with its value and source, secrets masked; with APP also each task's policies.
+
+    APP is module:attribute; without it TASKFLOW_APP, if set.
+    """
+    from taskflow.settings import Settings  # noqa: PLC0415
+
+    settings = Settings.from_env()
+    leaves = settings.leaves()
+    if not as_json:
+        _table([(leaf.name, leaf.value, leaf.source) for leaf in leaves])
+    _tell(settings.warnings)
+    tasks = _task_policies(app, settings) if app or settings.app else {}
+    if as_json:
+        rows = [leaf._asdict() for leaf in leaves]
+        click.echo(json.dumps({"settings": rows, "warnings": settings.warnings, "tasks": tasks}, indent=2))
+        return
+    for name, policy in tasks.items():
+        click.echo(f"\ntask {name}")
+        _table([(f"  {leaf}", decided["value"], decided["source"]) for leaf, decided in policy.items()])
+
+
+@config.command()
+@click.argument("app", required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of messages.")
+def check(app: str | None, *, as_json: bool) -> None:
+    """Exit 0 if the settings are right, 2 if not; problems and misspelt names go to stderr.
+
+    With APP (module:attribute; without it TASKFLOW_APP, if set) the policies of its tasks are checked too.
+    """
+    problems, warnings = _check(app)
+    if as_json:
+        click.echo(json.dumps({"ok": not problems, "problems": problems, "warnings": warnings}, indent=2))
+    else:
+        _tell(problems)
+        _tell(warnings)
+        if not problems:
+            click.echo("the settings are right")
+    sys.exit(2 if problems else 0)
+
+
+@config.command()
+@click.option("--format", "form", type=click.Choice(["text", "markdown"]), default="text", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="A JSON array of objects.")
+def reference(form: str, *, as_json: bool) -> None:
+    """Every variable there is, with default, unit and meaning. The README carries the markdown form."""
+    from taskflow.settings import reference as every_variable  # noqa: PLC0415
+
+    leaves = every_variable()
+    if as_json:
+        rows = [dict(zip(_COLUMNS, _described(leaf), strict=True)) for leaf in leaves]
+        click.echo(json.dumps(rows, indent=2))
+    elif form == "markdown":
+        click.echo(markdown_table(leaves))
+    else:
+        for leaf in leaves:
+            default = f"{leaf.default} {leaf.unit}".rstrip() if leaf.default != "not set" else leaf.default
+            click.echo(f"{leaf.name} ({default})\n    {leaf.description}")
+
+
+def markdown_table(leaves: Iterable[Leaf]) -> str:
+    """The README's table of settings."""
+    lines = [_markdown_row(_COLUMNS), _markdown_row(["---"] * len(_COLUMNS))]
+    for leaf in leaves:
+        name, default, unit, meaning = _described(leaf)
+        lines.append(_markdown_row([f"`{name}`", default, unit, meaning]))
+    return "\n".join(lines)
+
+
+def _described(leaf: Leaf) -> tuple[str, str, str, str]:
+    return leaf.name, leaf.default, leaf.unit, leaf.description
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _table(rows: Sequence[tuple[str, str, str]]) -> None:
+    """Aligned columns; the last one is not padded."""
+    first = max(len(row[0]) for row in rows)
+    second = max(len(row[1]) for row in rows)
+    for name, value, source in rows:
+        click.echo(f"{name:<{first}}  {value:<{second}}  {source}")
+
+
+def _tell(messages: Iterable[str]) -> None:
+    for message in messages:
+        click.echo(message, err=True)
+
+
+def _task_policies(app: str | None, settings: Settings) -> dict[str, dict[str, dict[str, str]]]:
+    """Of each task each leaf, with its value, its source and the variable that overrides it."""
+    from taskflow.cli.loading import load_app  # noqa: PLC0415
+    from taskflow.settings import explain, unknown_tasks  # noqa: PLC0415
+
+    tasks = load_app(app, settings).tasks
+    _tell(str(misspelt) for misspelt in unknown_tasks(settings, tasks))
+    return {
+        name: {
+            leaf.name: {"value": leaf.value, "source": leaf.source, "variable": leaf.variable}
+            for leaf in explain(settings, name, task.declared)
+        }
+        for name, task in sorted(tasks.items())
+    }
+
+
+def _check(app: str | None) -> tuple[list[str], list[str]]:
+    """All problems, and all that is merely suspicious."""
+    from taskflow.settings import Settings, unknown_variables  # noqa: PLC0415
+
+    try:
+        settings = Settings.from_env()
+    except ConfigError as error:
+        problems = str(error).splitlines()
+        misspelt = [str(word) for word in unknown_variables()]
+        return problems, [word for word in misspelt if word not in problems]
+    if not (app or settings.app):
+        return [], list(settings.warnings)
+    return _check_tasks(app, settings)
+
+
+def _check_tasks(app: str | None, settings: Settings) -> tuple[list[str], list[str]]:
+    from taskflow.cli.loading import load_app  # noqa: PLC0415
+    from taskflow.settings import resolve, unknown_tasks  # noqa: PLC0415
+
+    problems: list[str] = []
+    suspicious: list[str] = list(settings.warnings)
+    try:
+        tasks = load_app(app, settings).tasks
+    except ConfigError as error:
+        return str(error).splitlines(), suspicious
+    misspelt = [str(word) for word in unknown_tasks(settings, tasks)]
+    (problems if settings.strict_env else suspicious).extend(misspelt)
+    policies: dict[str, TaskPolicy] = {}
+    for name, task in sorted(tasks.items()):
+        try:
+            policies[name] = resolve(settings, name, task.declared)
+        except ConfigError as error:
+            problems += str(error).splitlines()
+    return problems, [*suspicious, *_disagreements(policies)]
+
+
+def _disagreements(policies: Mapping[str, TaskPolicy]) -> list[str]:
+    """Tasks that share a gate but, because of an override for one of them, no longer mean the same by it."""
+    found: list[str] = []
+    first: dict[tuple[str, str], tuple[str, Any]] = {}
+    for task, policy in policies.items():
+        for spec in (policy.breaker, policy.bulkhead, policy.rate):
+            if spec is None:
+                continue
+            kind = type(spec).__name__
+            other, known = first.setdefault((kind, spec.name), (task, spec))
+            if known != spec:
+                found.append(
+                    f"{kind} {spec.name!r}: tasks {other!r} and {task!r} give it different values, and only one can "
+                    f"hold for both: {known} and {spec}; override it for all of them"
+                )
+    return found

@@ -1,0 +1,48 @@
+"""The exit codes of every command, and the error that each stands for."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from taskflow.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    ConfigError,
+    JobNotFound,
+    PayloadError,
+    TaskflowError,
+    UnknownTask,
+)
+
+
+class Exit(IntEnum):
+    """What a command's exit code says."""
+
+    DONE = 0
+    FAILED = 1  # unexpected, or the awaited job failed
+    USAGE = 2  # usage, configuration, import
+    BROKER = 3  # broker unreachable at start
+    HANDED_BACK = 4  # the drain deadline passed, jobs were handed back
+    NOT_FOUND = 5  # not found, or a conflict
+    UNHEALTHY = 6
+    INTERRUPTED = 130  # second Ctrl-C
+
+
+HELP = (
+    "Exit codes: 0 done · 1 unexpected, or the awaited job failed · 2 usage, configuration, import · 3 broker "
+    "unreachable at start · 4 drain deadline passed, jobs handed back · 5 not found or conflict · 6 unhealthy · "
+    "130 second Ctrl-C."
+)
+
+
+def code_of(error: TaskflowError) -> Exit:
+    """The exit code that an error ends a command with."""
+    match error:
+        case ConfigError() | UnknownTask() | PayloadError():
+            return Exit.USAGE
+        case BrokerUnavailable() | BrokerError():
+            return Exit.BROKER
+        case JobNotFound():
+            return Exit.NOT_FOUND
+        case _:
+            return Exit.FAILED

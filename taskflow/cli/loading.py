@@ -1,0 +1,103 @@
+"""Finds the app that a command is about."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from taskflow.app import TaskFlow
+from taskflow.errors import ConfigError
+from taskflow.settings import Settings, unknown_tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def load_app(spec: str | None, settings: Settings | None = None) -> TaskFlow:
+    """The flow that `spec` names: `module:attribute`, `attribute` being "flow" unless said; None means TASKFLOW_APP.
+
+    Raises `ConfigError` that says what is missing.
+    """
+    spec = spec or (settings or Settings.from_env()).app
+    if not spec:
+        raise ConfigError("no app: say which, as in `taskflow worker module:flow`, or set TASKFLOW_APP")
+    module_name, _, attribute = spec.partition(":")
+    attribute = attribute or "flow"
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ConfigError:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name != module_name.partition(".")[0] and error.name != module_name:
+            raise _broken(spec, error) from error
+        raise ConfigError(
+            f"app {spec!r}: there is no module {error.name!r} in {here} or on the path; "
+            f"say module:attribute, from the folder that holds the module"
+        ) from None
+    except Exception as error:
+        raise _broken(spec, error) from error
+    flow = getattr(module, attribute, None)
+    if not isinstance(flow, TaskFlow):
+        flows = [name for name, value in vars(module).items() if isinstance(value, TaskFlow)]
+        hint = f"; it has {', '.join(f'{module_name}:{name}' for name in flows)}" if flows else ""
+        raise ConfigError(f"app {spec!r}: {attribute!r} in module {module_name!r} is no TaskFlow{hint}")
+    return flow
+
+
+def _broken(spec: str, error: BaseException) -> ConfigError:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return ConfigError(
+        f"app {spec!r} cannot be imported: {type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
+    )
+
+
+def warn_about(flow: TaskFlow) -> None:
+    """Tell, on stderr, of variables that look misspelt, or are of no task."""
+    settings = flow.settings
+    for warning in (*settings.warnings, *unknown_tasks(settings, flow.tasks)):
+        click.echo(f"taskflow: warning: {warning}", err=True)
+
+
+def refuse_memory(flow: TaskFlow, command: str) -> None:
+    """A broker that dies with its process is of no use between processes."""
+    if flow.settings.broker.scheme == "memory":
+        raise ConfigError(
+            f"TASKFLOW_BROKER__URL: `taskflow {command}` refuses memory://, whose jobs die with this very process; "
+            f"use sqlite:///taskflow.db (the default)"
+        )
+
+
+def split_app(words: Sequence[str], *, wants: int, app: str | None) -> tuple[str | None, list[str]]:
+    """Which of `words` is APP: the first, unless TASKFLOW_APP (`app`) stands in for it.
+
+    `wants` is how many words the command needs besides APP; what follows them is optional.
+    """
+    rest = list(words)
+    if app is None or len(rest) > wants + 1 or (rest and ":" in rest[0]):
+        return (rest[0] if rest else None), rest[1:]
+    if len(rest) == wants + 1 and not _is_json(rest[-1]):
+        return rest[0], rest[1:]
+    return None, rest
+
+
+def _is_json(word: str) -> bool:
+    try:
+        return isinstance(json.loads(word), dict | list)
+    except ValueError:
+        return False
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A did-you-mean for messages, or nothing."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,178 @@
+"""`taskflow run`: submit a file of jobs and work until all are final, in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import itertools
+import sys
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import click
+
+from taskflow.brokers.base import Final
+from taskflow.cli.exits import Exit
+from taskflow.cli.lines import JobFile, open_job_file
+from taskflow.cli.loading import load_app, split_app, warn_about
+from taskflow.cli.running import print_json, run_async
+from taskflow.cli.signals import Stop, exit_code, handle_signals
+from taskflow.core.job import JobState
+from taskflow.errors import JobNotFound
+from taskflow.runtime.client import BATCH
+from taskflow.settings import Settings
+from taskflow.tasks import Options
+
+if TYPE_CHECKING:
+    from taskflow.app import RunningWorker, TaskFlow
+    from taskflow.tasks import AnyTask
+
+_LOOK_S = 0.5  # how long one look for final jobs waits; also how often the bar moves
+_SHOWN_DEAD = 10
+
+
+@click.command()
+@click.argument("words", nargs=-1, metavar="APP TASK")
+@click.option(
+    "--jsonl", required=True, metavar="FILE|-", help="One job a line: an object of named arguments, or an array."
+)
+@click.option("-c", "--concurrency", type=click.IntRange(1), help="Jobs at once. [TASKFLOW_WORKER__CONCURRENCY]")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@click.pass_context
+def run(ctx: click.Context, words: tuple[str, ...], jsonl: str, concurrency: int | None, as_json: bool) -> None:
+    """Submit one job of TASK a line, and work until all of them are final.
+
+    Stopped or killed and started again with the same file, it goes on where it was and submits nothing twice. Exit 1
+    if any job is dead, cancelled or expired.
+    """
+    app, rest = split_app(words, wants=1, app=Settings.from_env().app)
+    if len(rest) != 1:
+        raise click.UsageError("takes APP and TASK")
+    flow = load_app(app)
+    warn_about(flow)
+    task = flow.find(rest[0])
+    flow.configure_logs()
+    with open_job_file(jsonl) as file:
+        for _ in file.jobs(task, Options()):
+            """All lines are checked before the first one is sent."""
+        ctx.exit(run_async(_Run(flow, task, file).go(concurrency, as_json=as_json)))
+
+
+class _Run:
+    """One file on its way through one worker."""
+
+    def __init__(self, flow: TaskFlow, task: AnyTask, file: JobFile) -> None:
+        self._flow = flow
+        self._task = task
+        self._file = file
+        self._left: dict[str, int] = {}  # id → line, of those that are not known to be final
+        self._all_submitted = False
+        self._states: Counter[JobState] = Counter()
+        self._dead: list[tuple[int, str, str]] = []
+
+    async def go(self, concurrency: int | None, *, as_json: bool) -> Exit:
+        """Submit, work, watch; then tell."""
+        began = time.monotonic()
+        stop = Stop()
+        running = self._flow.worker(concurrency=concurrency, queues=self._queues())
+        async with running:
+            with handle_signals(stop, running.worker):
+                submitting = asyncio.create_task(self._submit())
+                stopping = asyncio.create_task(stop.asked.wait())
+                watching = asyncio.create_task(self._watch())
+                try:
+                    await asyncio.wait([watching, stopping], return_when=asyncio.FIRST_COMPLETED)
+                    for finished in (submitting, watching):
+                        if finished.done():
+                            finished.result()
+                finally:
+                    for task in (submitting, stopping, watching):
+                        task.cancel()
+                    await asyncio.gather(submitting, stopping, watching, return_exceptions=True)
+                is_done = self._all_submitted and not self._left
+                if is_done:
+                    await self._flow.broker.finish_batch(self._batch)
+                await running.stop()
+        self._tell(time.monotonic() - began, is_done=is_done, as_json=as_json)
+        if not is_done:
+            return self._unfinished(stop, running)
+        return Exit.DONE if set(self._states) <= {JobState.SUCCEEDED} else Exit.FAILED
+
+    @property
+    def _batch(self) -> str:
+        return f"run-{self._file.digest[:32]}-{self._task.name}"
+
+    def _queues(self) -> list[str]:
+        return [self._task.definition.policy(self._flow.settings).queue]
+
+    async def _submit(self) -> None:
+        jobs = self._file.jobs(self._task, Options(batch=self._batch))
+        lines = itertools.count(1)
+        while chunk := list(itertools.islice(jobs, BATCH)):
+            await self._flow.client.submit(chunk)
+            self._left.update((job.id, next(lines)) for job in chunk)
+        self._all_submitted = True
+
+    async def _watch(self) -> None:
+        """Until all are final."""
+        with click.progressbar(
+            length=self._file.lines,
+            label=self._task.name,
+            file=sys.stderr if sys.stderr.isatty() else io.StringIO(),  # a bar is for people
+            show_pos=True,
+            item_show_func=self._shown,
+        ) as bar:
+            while self._left or not self._all_submitted:
+                if not self._left:
+                    await asyncio.sleep(_LOOK_S / 10)
+                    continue
+                asked = list(itertools.islice(self._left, 1_000))
+                try:
+                    finals = await self._flow.broker.finals(asked, _LOOK_S)
+                except JobNotFound:
+                    finals = {job_id: Final(job_id, JobState.EXPIRED, None, None) for job_id in asked}
+                for job_id, final in finals.items():
+                    self._count(self._left.pop(job_id), final)
+                for job_id in asked:  # the rest goes to the back: a slow job must not hide those behind it
+                    if job_id in self._left:
+                        self._left[job_id] = self._left.pop(job_id)
+                bar.update(len(finals), current_item=finals)
+
+    def _shown(self, _item: object) -> str:
+        return ", ".join(f"{count} {state}" for state, count in sorted(self._states.items()))
+
+    def _count(self, line: int, final: Final) -> None:
+        self._states[final.state] += 1
+        if final.state is not JobState.SUCCEEDED:
+            why = f"{final.error.type}: {final.error.message}" if final.error else str(final.state)
+            self._dead.append((line, final.job_id, why))
+
+    def _tell(self, took_s: float, *, is_done: bool, as_json: bool) -> None:
+        left = self._file.lines - sum(self._states.values())
+        if as_json:
+            print_json(
+                {
+                    "lines": self._file.lines,
+                    "outcomes": {str(state): count for state, count in sorted(self._states.items())},
+                    "left": left,
+                    "took_s": round(took_s, 3),
+                    "failed": [{"line": line, "id": job_id, "error": why} for line, job_id, why in self._dead],
+                }
+            )
+            return
+        outcomes = ", ".join(f"{count} {state}" for state, count in sorted(self._states.items())) or "nothing done"
+        click.echo(f"{self._file.lines} lines in {took_s:.1f} s: {outcomes}" + (f", {left} left" if left else ""))
+        for line, job_id, why in self._dead[:_SHOWN_DEAD]:
+            click.echo(f"  line {line}, job {job_id}: {why}")
+        if len(self._dead) > _SHOWN_DEAD:
+            click.echo(f"  … and {len(self._dead) - _SHOWN_DEAD} more: taskflow dead list")
+        if not is_done:
+            click.echo("taskflow: not all are done; the same command goes on where this one stopped", err=True)
+
+    def _unfinished(self, stop: Stop, running: RunningWorker) -> Exit:
+        code = exit_code(stop, left_over=True)
+        if self._flow.settings.broker.scheme == "memory":
+            click.echo("taskflow: what was left is gone: memory:// dies with its process", err=True)
+        assert running.stopped is not None
+        return code

@@ -1,0 +1,72 @@
+"""SIGTERM and SIGINT drain, a second one hands back; SIGTSTP stops claiming; SIGUSR1 shows threads and tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import signal
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from taskflow.cli.exits import Exit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from taskflow.runtime.worker import Worker
+
+
+class Stop:
+    """How often, and by what, this process was told to stop."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.times = 0
+        self.was_interrupted = False
+
+    def ask(self, worker: Worker | None, signum: int) -> None:
+        """One signal to stop."""
+        self.times += 1
+        if self.times == 1:
+            self.asked.set()
+            click.echo("taskflow: draining; a second signal cancels what runs and hands it back", err=True)
+            return
+        self.was_interrupted = signum == signal.SIGINT
+        if worker is not None:
+            worker.cut_off()
+
+
+def exit_code(stop: Stop, *, left_over: bool) -> Exit:
+    """The exit code of a worker that has stopped."""
+    if stop.was_interrupted:
+        return Exit.INTERRUPTED
+    return Exit.HANDED_BACK if left_over else Exit.DONE
+
+
+@contextmanager
+def handle_signals(stop: Stop, worker: Worker) -> Iterator[None]:
+    """Signals speak to `worker` while the block runs."""
+    loop = asyncio.get_running_loop()
+    handlers = {
+        signal.SIGTERM: lambda: stop.ask(worker, signal.SIGTERM),
+        signal.SIGINT: lambda: stop.ask(worker, signal.SIGINT),
+        signal.SIGTSTP: worker.pause,
+        signal.SIGUSR1: dump,
+    }
+    for signum, handler in handlers.items():
+        loop.add_signal_handler(signum, handler)
+    try:
+        yield
+    finally:
+        for signum in handlers:
+            loop.remove_signal_handler(signum)
+
+
+def dump() -> None:
+    """Every thread's stack, and every asyncio task's, on stderr."""
+    faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+    for task in sorted(asyncio.all_tasks(), key=lambda task: task.get_name()):
+        task.print_stack(limit=8, file=sys.stderr)

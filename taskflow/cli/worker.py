@@ -1,0 +1,88 @@
+"""`taskflow worker`: run jobs until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import click
+
+from taskflow.cli.loading import load_app, refuse_memory, warn_about
+from taskflow.cli.running import run_async
+from taskflow.cli.signals import Stop, exit_code, handle_signals
+
+if TYPE_CHECKING:
+    from taskflow.app import RunningWorker, TaskFlow
+    from taskflow.cli.exits import Exit
+
+_LOOK_S = 0.1
+
+
+@click.command()
+@click.argument("app", required=False)
+@click.option("-q", "--queue", "queues", multiple=True, metavar="QUEUE[:WEIGHT]", help="A queue to work; may repeat.")
+@click.option("-c", "--concurrency", type=click.IntRange(1), help="Jobs at once. [TASKFLOW_WORKER__CONCURRENCY]")
+@click.option("--processes", type=click.IntRange(1), help="Worker processes. [TASKFLOW_WORKER__PROCESSES]")
+@click.option("--until-empty", is_flag=True, help="Stop when the queues are empty.")
+@click.pass_context
+def worker(
+    ctx: click.Context,
+    app: str | None,
+    queues: tuple[str, ...],
+    concurrency: int | None,
+    processes: int | None,
+    until_empty: bool,
+) -> None:
+    """Run the jobs of APP until told to stop.
+
+    SIGTERM and SIGINT drain (TASKFLOW_WORKER__DRAIN_S), a second one cancels what runs and hands it back. SIGTSTP
+    stops claiming. SIGUSR1 prints threads and tasks.
+    """
+    flow = load_app(app)
+    refuse_memory(flow, "worker")
+    count = processes or flow.settings.worker.processes
+    if count > 1:
+        from taskflow.cli.supervise import supervise  # noqa: PLC0415
+
+        ctx.exit(supervise(flow, count, app=app, queues=queues, concurrency=concurrency, until_empty=until_empty))
+    warn_about(flow)
+    flow.configure_logs()
+    weights = parse_queues(queues)
+    ctx.exit(run_async(_work(flow, weights, concurrency, until_empty=until_empty)))
+
+
+def parse_queues(words: tuple[str, ...]) -> dict[str, int] | None:
+    """Weights by queue, from `-q mail:5 -q default` or `-q mail:5,default`; None where nothing is asked for."""
+    weights: dict[str, int] = {}
+    for word in ",".join(words).split(","):
+        name, _, weight = word.strip().partition(":")
+        if not name:
+            continue
+        if weight and not (weight.isdecimal() and 1 <= int(weight) <= 100):
+            raise click.UsageError(f"--queue {word!r}: a weight is a whole number from 1 to 100, as in mail:5")
+        weights[name] = int(weight or 1)
+    return weights or None
+
+
+async def _work(flow: TaskFlow, queues: dict[str, int] | None, concurrency: int | None, *, until_empty: bool) -> Exit:
+    stop = Stop()
+    running = flow.worker(concurrency=concurrency, queues=queues, http=True)
+    async with running:
+        with handle_signals(stop, running.worker):
+            if until_empty:
+                await _until_empty(flow, running, stop)
+            else:
+                await stop.asked.wait()
+            await running.stop()
+    left_over = running.stopped is not None and bool(running.stopped.handed_back or running.stopped.unsettled)
+    return exit_code(stop, left_over=left_over)
+
+
+async def _until_empty(flow: TaskFlow, running: RunningWorker, stop: Stop) -> None:
+    """Wait until nothing is ready, scheduled or running in this worker's queues, or somebody says stop."""
+    while not stop.asked.is_set():
+        counts = await flow.broker.counts()
+        mine = [queue for queue in counts if queue.queue in running.queues]
+        if running.worker.is_idle and not any(queue.ready + queue.scheduled + queue.running for queue in mine):
+            return
+        await asyncio.wait([asyncio.ensure_future(stop.asked.wait())], timeout=_LOOK_S)

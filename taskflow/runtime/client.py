@@ -1,0 +1,116 @@
+"""The submitting half: hands jobs to the broker, waits while a queue is full, waits for results."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from taskflow.brokers.base import Accepted
+from taskflow.core import events
+from taskflow.errors import QueueFull, ResultTimeout
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Sequence
+
+    from taskflow.brokers.base import Final, FullBroker
+    from taskflow.clock import Clock
+    from taskflow.core.job import Job
+    from taskflow.settings import Settings
+
+BATCH = 500  # jobs in one round trip: past that, larger batches gain little and hold the broker up longer
+_LONGEST_WAIT_S = 3_600.0
+
+
+class Client:
+    """Submits, and waits for what was submitted."""
+
+    def __init__(
+        self,
+        broker: FullBroker,
+        settings: Settings,
+        clock: Clock,
+        rng: random.Random,
+        emit: Callable[[events.Event], None],
+    ) -> None:
+        self.broker = broker
+        self.clock = clock
+        self._settings = settings
+        self._rng = rng
+        self._emit = emit
+
+    async def submit(self, jobs: Sequence[Job]) -> list[str]:
+        """Ids of the accepted jobs, in order; for a key that is taken, the id of the job that has it.
+
+        Waits while a queue is full (TASKFLOW_QUEUE__ON_FULL), then raises `QueueFull`, whose `accepted` holds the
+        ids of the jobs that are in; the rest is not.
+        """
+        bound = self._settings.queue.max_size
+        bounds = dict.fromkeys((job.queue for job in jobs), bound) if len(jobs) > 1 else {jobs[0].queue: bound}
+        if len(jobs) == 1:
+            (receipt,) = await self.broker.submit(jobs, bounds)
+            if receipt.accepted is Accepted.NEW:
+                self._emit(events.JobsSubmitted(jobs[0].queue, jobs[0].task, 1))
+                return [receipt.job_id]
+        ids: dict[str, str] = {}  # submitted id → id of the job
+        left = list(jobs)
+        give_up_at = self.clock.now() + (self._settings.queue.wait_s if self._settings.queue.on_full == "wait" else 0.0)
+        while left:
+            refused: list[Job] = []
+            wait_s, what = 0.0, Accepted.QUEUE_FULL
+            for start in range(0, len(left), BATCH):
+                chunk = left[start : start + BATCH]
+                receipts = await self.broker.submit(chunk, bounds)
+                for job, receipt in zip(chunk, receipts, strict=True):
+                    if receipt.accepted in (Accepted.QUEUE_FULL, Accepted.GATE_FULL):
+                        refused.append(job)
+                        wait_s, what = max(wait_s, receipt.retry_after_s), receipt.accepted
+                    else:
+                        ids[job.id] = receipt.job_id
+                self._count(chunk, [receipt.accepted for receipt in receipts])
+            left = refused
+            if left:
+                await self._wait_for_room(left, wait_s, what, give_up_at, list(ids.values()))
+        return [ids[job.id] for job in jobs]
+
+    async def _wait_for_room(
+        self, left: list[Job], wait_s: float, what: Accepted, give_up_at: float, accepted: list[str]
+    ) -> None:
+        patience_s = give_up_at - self.clock.now()
+        if patience_s <= 0:
+            queue = left[0].queue
+            for name in {job.queue for job in left}:
+                self._emit(events.JobsRejected(name, what, sum(job.queue == name for job in left)))
+            share = "" if what is Accepted.QUEUE_FULL else f"the share of gate {left[0].gates} in "
+            error = QueueFull(
+                f"{share}queue {queue!r} is full ({self._settings.queue.max_size:,} jobs, TASKFLOW_QUEUE__MAX_SIZE); "
+                f"try again in {wait_s:.2f} s, or start more workers",
+                retry_after_s=wait_s,
+            )
+            error.accepted = tuple(accepted)
+            raise error
+        # Jittered, so that those who wait do not all come back in the same moment.
+        await self.clock.sleep(min(patience_s, max(0.01, wait_s) * (0.5 + self._rng.random())))
+
+    def _count(self, jobs: list[Job], answers: list[Accepted]) -> None:
+        new: dict[tuple[str, str], int] = {}
+        known: dict[tuple[str, str], int] = {}
+        for job, answer in zip(jobs, answers, strict=True):
+            if answer is Accepted.NEW:
+                new[job.queue, job.task] = new.get((job.queue, job.task), 0) + 1
+            elif answer in (Accepted.SAME_ID, Accepted.SAME_KEY):
+                known[job.queue, job.task] = known.get((job.queue, job.task), 0) + 1
+        for (queue, task), count in new.items():
+            self._emit(events.JobsSubmitted(queue, task, count))
+        for (queue, task), count in known.items():
+            self._emit(events.JobsDeduplicated(queue, task, count))
+
+    async def final(self, job_id: str, timeout: float | None) -> Final:
+        """How the job ended. Raises `ResultTimeout` if it has not in `timeout` seconds (None: wait for ever)."""
+        give_up_at = float("inf") if timeout is None else self.clock.now() + timeout
+        while True:
+            left_s = min(_LONGEST_WAIT_S, give_up_at - self.clock.now())
+            found = await self.broker.finals([job_id], max(0.0, left_s))
+            if found:
+                return found[job_id]
+            if self.clock.now() >= give_up_at:
+                raise ResultTimeout(f"job {job_id} is not final after {timeout:g} s; it goes on, ask again later")

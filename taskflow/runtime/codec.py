@@ -1,0 +1,215 @@
+"""Arguments in, JSON bytes in the queue, arguments out: validated by the function's own annotations, both ways.
+
+Arguments travel by name, so that a parameter that is added with a default stays compatible with jobs that wait.
+The envelope is `{"v": 1, "args": {...}}`, with `cid` (correlation id), `tp` (traceparent) and `opt` where they are set.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import typing
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    NamedTuple,
+    NotRequired,  # pydantic's own dependency: before 3.12 it takes no other
+)
+
+from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError, from_json, to_json
+from typing_extensions import TypedDict
+
+from taskflow.errors import ConfigError, PayloadError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+VERSION = 1
+_KINDS = inspect.Parameter
+
+
+class Envelope(NamedTuple):
+    """What a worker reads from a job's payload."""
+
+    args: dict[str, Any]
+    correlation_id: str | None
+    traceparent: str | None
+    options: dict[str, Any] | None
+
+
+class NewerEnvelope(Exception):
+    """The payload was written by a newer version: a deploy is under way."""
+
+
+class Codec:
+    """Reads and writes the arguments and the result of one function."""
+
+    __slots__ = ("_accepts_more", "_dump", "_names", "_positional_only", "_read", "_result", "name")
+
+    def __init__(self, name: str, fn: Callable[..., Any]) -> None:
+        self.name = name
+        try:
+            signature = inspect.signature(fn)
+            hints = typing.get_type_hints(fn, include_extras=True)
+        except (NameError, TypeError, ValueError) as error:
+            raise ConfigError(f"task {name!r}: cannot read the signature of {fn!r}: {error}") from error
+        fields: dict[str, Any] = {}
+        self._names: tuple[str, ...] = ()
+        self._positional_only: tuple[str, ...] = ()
+        self._accepts_more = False
+        for parameter in signature.parameters.values():
+            if parameter.kind is _KINDS.VAR_POSITIONAL:
+                raise ConfigError(
+                    f"task {name!r}: *{parameter.name} cannot be stored, since arguments travel by name; "
+                    f"take a list parameter instead"
+                )
+            if parameter.kind is _KINDS.VAR_KEYWORD:
+                self._accepts_more = True
+                continue
+            kind = hints.get(parameter.name, Any)
+            fields[parameter.name] = kind if parameter.default is _KINDS.empty else NotRequired[kind]
+            if parameter.kind is not _KINDS.KEYWORD_ONLY:
+                self._names += (parameter.name,)
+            if parameter.kind is _KINDS.POSITIONAL_ONLY:
+                self._positional_only += (parameter.name,)
+        extra: typing.Literal["allow", "forbid"] = "allow" if self._accepts_more else "forbid"
+        args = _typed_dict("Arguments", fields, extra)
+        envelope = _typed_dict(
+            "Envelope",
+            {
+                "v": int,
+                "cid": NotRequired[str],
+                "tp": NotRequired[str],
+                "opt": NotRequired[dict[str, Any]],
+                "args": args,
+            },
+            "forbid",
+        )
+        try:
+            self._dump = TypeAdapter(args)
+            self._read = TypeAdapter(envelope)
+            returns = hints.get("return", Any)
+            self._result: TypeAdapter[Any] = TypeAdapter(Any if returns is None else returns)
+        except (PydanticSchemaGenerationError, PydanticUserError) as error:
+            raise ConfigError(
+                f"task {name!r}: an annotation of {fn!r} is not one that JSON can carry: {str(error).splitlines()[0]}"
+            ) from error
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """All arguments by name. Raises `PayloadError` for too many, or one that is given twice."""
+        if not args:
+            return dict(kwargs)
+        if len(args) > len(self._names):
+            raise PayloadError(
+                f"{self.name}() takes at most {len(self._names)} positional arguments, {len(args)} were given"
+            )
+        bound = dict(zip(self._names, args, strict=False))
+        for name in kwargs:
+            if name in bound:
+                raise PayloadError(f"{self.name}() got argument {name!r} twice")
+        bound.update(kwargs)
+        return bound
+
+    def dump(self, bound: dict[str, Any]) -> bytes:
+        """JSON of arguments that were validated. Raises `PayloadError` that names each argument that does not fit."""
+        adapter = self._dump
+        try:
+            return adapter.serializer.to_json(adapter.validator.validate_python(bound))
+        except ValidationError as error:
+            raise PayloadError(f"{self.name}(): {_problems(error)}") from None
+        except PydanticSerializationError as error:
+            raise PayloadError(f"{self.name}(): an argument is no JSON: {_plain(error)}") from None
+
+    def load(self, payload: bytes) -> Envelope:
+        """The envelope, its arguments validated. Raises `PayloadError`, or `NewerEnvelope`."""
+        try:
+            read = self._read.validator.validate_json(payload)
+        except ValidationError as error:
+            if (version := version_of(payload)) is not None and version > VERSION:
+                raise NewerEnvelope from None
+            raise PayloadError(f"{self.name}(): {_problems(error)}") from None
+        if read["v"] > VERSION:
+            raise NewerEnvelope
+        get = read.get
+        return Envelope(read["args"], get("cid"), get("tp"), get("opt"))
+
+    def call_args(self, args: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Split into what the function takes by position only, and by name."""
+        if not self._positional_only:
+            return (), args
+        rest = dict(args)
+        return tuple(rest.pop(name) for name in self._positional_only if name in rest), rest
+
+    def dump_result(self, result: Any, *, max_bytes: int) -> bytes | None:
+        """JSON of what the handler returned; None for None. Raises `PayloadError` if it is no JSON, or too large."""
+        if result is None:
+            return None
+        try:
+            data = self._result.serializer.to_json(result, warnings="none")
+        except (PydanticSerializationError, ValueError, RecursionError) as error:
+            raise PayloadError(
+                f"{self.name}() returned a {type(result).__name__} that is no JSON: {_plain(error)}"
+            ) from None
+        if len(data) > max_bytes:
+            raise PayloadError(
+                f"{self.name}() returned {len(data):,} bytes of JSON; at most {max_bytes:,} are kept "
+                f"(TASKFLOW_RETENTION__RESULT_MAX_BYTES). Store it elsewhere and return where it is"
+            )
+        return data
+
+    def load_result(self, data: bytes | None) -> Any:
+        """What `dump_result` wrote, as the function's return annotation says."""
+        if data is None:
+            return None
+        try:
+            return self._result.validator.validate_json(data)
+        except ValidationError:  # the annotation changed since the job ran: the plain JSON says more than an error
+            return from_json(data)
+
+
+def envelope(
+    args: bytes, *, correlation_id: str | None = None, traceparent: str | None = None, options: bytes | None = None
+) -> bytes:
+    """The payload of a job, from the JSON of its arguments."""
+    if correlation_id is None and traceparent is None and options is None:
+        return b'{"v":1,"args":' + args + b"}"
+    head = [b'{"v":1']
+    if correlation_id is not None:
+        head.append(b',"cid":' + to_json(correlation_id))
+    if traceparent is not None:
+        head.append(b',"tp":' + to_json(traceparent))
+    if options is not None:
+        head.append(b',"opt":' + options)
+    return b"".join((*head, b',"args":', args, b"}"))
+
+
+def version_of(payload: bytes) -> int | None:
+    """The envelope's version, where it can be read at all."""
+    try:
+        version = json.loads(payload).get("v")
+    except (ValueError, AttributeError):
+        return None
+    return version if isinstance(version, int) else None
+
+
+def _typed_dict(name: str, fields: dict[str, Any], extra: typing.Literal["allow", "forbid"]) -> Any:
+    make: Any = TypedDict  # the functional form, with names that are known only now
+    made = make(name, fields)
+    made.__pydantic_config__ = ConfigDict(
+        extra=extra, arbitrary_types_allowed=False, ser_json_bytes="base64", val_json_bytes="base64"
+    )
+    return made
+
+
+def _problems(error: ValidationError) -> str:
+    """Each argument that does not fit, and why; never its value."""
+    found = []
+    for item in error.errors(include_url=False, include_context=False, include_input=False):
+        where = ".".join(str(part) for part in item["loc"] if part != "args") or "arguments"
+        found.append(f"{where}: {item['msg']}")
+    return "; ".join(found)
+
+
+def _plain(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,118 @@
+"""What a handler can know of its own job: `current_job()`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic_core import PydanticSerializationError, from_json, to_json
+
+from taskflow.brokers.base import Note, Settled
+from taskflow.errors import PayloadError, StaleClaim
+from taskflow.telemetry.context import job_context
+
+if TYPE_CHECKING:
+    from taskflow.brokers.base import Broker
+    from taskflow.clock import Clock
+    from taskflow.core.job import Claim
+
+# Progress and checkpoints are for small states: larger ones belong where the data is.
+MAX_NOTE_BYTES = 262_144
+
+
+class CurrentJob:
+    """The job that runs here. `attempt` counts from 1; `token` grows with every claim: send it on as a fence.
+
+    The pair (`id`, `token`) never comes twice; `id` alone is stable over retries: the idempotency key of the job.
+    """
+
+    __slots__ = ("_broker", "_claim", "_clock", "_deadline_at", "attempt", "correlation_id", "traceparent")
+
+    def __init__(
+        self,
+        claim: Claim,
+        broker: Broker,
+        clock: Clock,
+        correlation_id: str,
+        traceparent: str | None,
+        deadline_at: float,
+        /,
+    ) -> None:
+        self._claim = claim
+        self._broker = broker
+        self._clock = clock
+        self._deadline_at = deadline_at
+        self.attempt = claim.attempts + 1
+        self.correlation_id = correlation_id
+        self.traceparent = traceparent
+
+    @property
+    def id(self) -> str:
+        return self._claim.job_id
+
+    @property
+    def job_id(self) -> str:
+        return self._claim.job_id
+
+    @property
+    def task(self) -> str:
+        return self._claim.task
+
+    @property
+    def queue(self) -> str:
+        return self._claim.queue
+
+    @property
+    def lane(self) -> str:
+        return self._claim.lane
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        return self._claim.gates
+
+    @property
+    def token(self) -> int:
+        return self._claim.token
+
+    def remaining_s(self) -> float:
+        """Seconds until this attempt runs out of its timeout, or the job out of its deadline. Never negative."""
+        return max(0.0, self._deadline_at - self._clock.now())
+
+    @property
+    def last_checkpoint(self) -> Any:
+        """What an earlier attempt gave to `checkpoint`, or None."""
+        data = self._claim.checkpoint
+        return None if data is None else from_json(data)
+
+    async def checkpoint(self, state: Any) -> None:
+        """Keep `state` (JSON) for the next attempt. Raises `StaleClaim` if this worker has lost the job."""
+        await self._note(Note(self.id, self.token, checkpoint=_json("a checkpoint", state)))
+
+    async def progress(self, state: Any) -> None:
+        """Show `state` (JSON, a number or whatever helps) to whoever looks at the job. Raises `StaleClaim`."""
+        await self._note(Note(self.id, self.token, progress=_json("progress", state)))
+
+    async def _note(self, note: Note) -> None:
+        (answer,) = await self._broker.note([note])
+        if answer is not Settled.APPLIED:
+            raise StaleClaim(f"job {self.id} is no longer this worker's (token {self.token}): nothing was kept")
+
+    def __repr__(self) -> str:
+        return f"<job {self.id} of {self.task!r}, attempt {self.attempt}>"
+
+
+def _json(what: str, state: Any) -> bytes:
+    try:
+        data = to_json(state)
+    except PydanticSerializationError as error:
+        raise PayloadError(f"{what} must be JSON: {error}") from None
+    if len(data) > MAX_NOTE_BYTES:
+        raise PayloadError(f"{what} has {len(data):,} bytes of JSON; at most {MAX_NOTE_BYTES:,} are kept")
+    return data
+
+
+def current_job() -> CurrentJob:
+    """The job that runs here, also in the thread of a sync handler. Raises `LookupError` outside a job."""
+    job = job_context.get()
+    if not isinstance(job, CurrentJob):
+        raise LookupError("no job runs here: current_job() works inside a handler that a worker runs")  # noqa: TRY004
+    return job

@@ -1,0 +1,134 @@
+"""Tells the broker what became of jobs: in batches, fenced, and until it has been heard.
+
+Settlements are values: when the broker does not answer they are kept and told again, with capped jittered backoff,
+while the beats keep the claims alive. Whatever piles up during one round trip is the next batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from taskflow.brokers.base import Settled, Settlement
+from taskflow.core import events
+from taskflow.core.gate import Hold
+from taskflow.errors import BrokerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from taskflow.brokers.base import Broker
+    from taskflow.clock import Clock
+    from taskflow.core.decision import Decision
+    from taskflow.core.job import Claim
+    from taskflow.runtime.calls import BrokerCalls
+
+
+class GateHold(NamedTuple):
+    """Close a gate before the settlement that goes with it: its siblings must not slip through in between."""
+
+    gate: str
+    for_s: float
+    reason: str
+
+
+class Ended(NamedTuple):
+    """One job that ended here, and what its listeners will be told."""
+
+    claim: Claim
+    decision: Decision
+    correlation_id: str
+    total_s: float
+    hold: GateHold | None = None
+
+
+class Settler:
+    """Collects what ended; `run` tells the broker."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        calls: BrokerCalls,
+        clock: Clock,
+        emit: Callable[[events.Event], None],
+        forget: Callable[[str, int], None],
+    ) -> None:
+        self._broker = broker
+        self._calls = calls
+        self._clock = clock
+        self._emit = emit
+        self._forget = forget
+        self._pending: list[Ended] = []
+        self._telling = 0
+        self._wake: asyncio.Future[None] | None = None
+        self._quiet: list[asyncio.Future[None]] = []
+
+    @property
+    def unsettled(self) -> int:
+        """Jobs that ended here and that the broker does not know of yet."""
+        return len(self._pending) + self._telling
+
+    def push(self, ended: Ended) -> None:
+        """Settle this soon. Never waits."""
+        self._pending.append(ended)
+        if self._wake is not None:
+            if not self._wake.done():
+                self._wake.set_result(None)
+            self._wake = None
+
+    async def run(self) -> None:
+        """Settle for ever. Cancel it only when `idle` says so, or to give up."""
+        loop = asyncio.get_running_loop()
+        while True:
+            if not self._pending:
+                self._wake = loop.create_future()
+                await self._wake
+            batch, self._pending = self._pending, []
+            self._telling = len(batch)
+            try:
+                await self._tell(batch)
+            except asyncio.CancelledError:
+                raise
+            except BrokerError:
+                # Not an outage (those are waited out): one of them is refused. Find it; the rest must get through.
+                await self._tell_each(batch)
+            finally:
+                self._telling = 0
+            if not self._pending:
+                waiting, self._quiet = self._quiet, []
+                for future in waiting:
+                    if not future.done():
+                        future.set_result(None)
+
+    async def idle(self) -> None:
+        """Wait until everything that ended has been told."""
+        while self._pending or self._telling:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._quiet.append(future)
+            await future
+
+    async def _tell(self, batch: list[Ended]) -> None:
+        for ended in batch:
+            if ended.hold is not None:
+                gate, for_s, reason = ended.hold
+                await self._calls.until_heard("gate", partial(self._broker.gate, gate, Hold(for_s, reason)))
+                self._emit(events.GateHeld(gate, for_s, reason))
+        settlements = [Settlement(e.claim.job_id, e.claim.token, e.decision) for e in batch]
+        replies = await self._calls.until_heard("settle", lambda: self._broker.settle(settlements))
+        emit, forget = self._emit, self._forget
+        for ended, (answer, state) in zip(batch, replies, strict=True):
+            claim = ended.claim
+            forget(claim.job_id, claim.token)
+            if answer is Settled.STALE or state is None:
+                emit(events.SettlementStale(claim.job_id, claim.task, claim.queue, claim.token))
+            else:  # APPLIED, or ALREADY: an earlier try of this very batch got through and its reply was lost
+                emit(events.JobSettled(claim, ended.correlation_id, ended.decision, state, ended.total_s))
+
+    async def _tell_each(self, batch: list[Ended]) -> None:
+        for ended in batch:
+            try:
+                await self._tell([ended])
+            except BrokerError as error:
+                self._forget(ended.claim.job_id, ended.claim.token)  # its lease will end, and another worker has a try
+                self._emit(events.BrokerFailed("settle", "refused", str(error), 0.0))

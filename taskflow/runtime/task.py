@@ -1,0 +1,88 @@
+"""A registered function: its name, its codec, and the policies that are in force for one attempt."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from taskflow.core import specs
+from taskflow.core.job import MAX_GATES, MAX_LANE_BYTES
+from taskflow.errors import ConfigError, PayloadError
+from taskflow.runtime.codec import Codec
+from taskflow.settings import Settings, TaskPolicy, resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Named = specs.CircuitBreaker | specs.Bulkhead | specs.RateLimit
+
+
+@dataclass(slots=True)
+class TaskDef:
+    """One task, as code declares it. `declared` holds only what the decorator says explicitly."""
+
+    name: str
+    fn: Callable[..., Any]
+    declared: Mapping[str, Any]
+    lane: Callable[..., str] | None = None
+    codec: Codec = field(init=False)
+    is_async: bool = field(init=False)
+    _policies: dict[Any, TaskPolicy] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.name or "__" in self.name or not self.name.isprintable():
+            raise ConfigError(f"a task's name must be printable and without '__', got {self.name!r}")
+        self.codec = Codec(self.name, self.fn)
+        self.is_async = is_async(self.fn)
+
+    def policy(self, settings: Settings, options: Mapping[str, Any] | None = None) -> TaskPolicy:
+        """What is in force, leaf by leaf; remembered for each set of options."""
+        if options and isinstance(numbers := options.get("retry"), list):  # as it travels in a payload
+            options = {**options, "retry": specs.Retry(*_retry_numbers(numbers))}
+        key = tuple(sorted(options.items())) if options else None
+        try:
+            found = self._policies.get(key)
+        except TypeError:  # an option that is not hashable is not worth remembering
+            return resolve(settings, self.name, self.declared, options or {})
+        if found is None:
+            found = resolve(settings, self.name, self.declared, options or {})
+            if len(self._policies) < 1_000:  # bounded: options come from submitters
+                self._policies[key] = found
+        return found
+
+    def lane_of(self, args: Mapping[str, Any]) -> str:
+        """The lane key of a job with these arguments."""
+        if self.lane is None:
+            return ""
+        try:
+            lane = self.lane(**args)
+        except Exception as error:
+            raise PayloadError(f"{self.name}(): lane= raised {type(error).__name__}: {error}") from error
+        if not isinstance(lane, str) or len(lane.encode()) > MAX_LANE_BYTES:
+            raise PayloadError(
+                f"{self.name}(): lane= must return a string of at most {MAX_LANE_BYTES} bytes, got {str(lane)[:50]!r}"
+            )
+        return lane
+
+
+def _retry_numbers(numbers: list[Any]) -> tuple[Any, ...]:
+    attempts, base, factor, max_delay, jitter = numbers
+    return (attempts, (Exception,), (), base, factor, max_delay, jitter)
+
+
+def is_async(fn: Callable[..., Any]) -> bool:
+    """Whether calling `fn` gives an awaitable: a coroutine function, a partial of one, or an object with one."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
+
+
+def gate_names(policies: Iterable[Named | None], lane: str) -> tuple[str, ...]:
+    """The gates of a job: one for each policy name, keyed by the lane where the policy says so; sorted."""
+    names = {f"{policy.name}/{lane}" if policy.per_lane and lane else policy.name for policy in policies if policy}
+    if len(names) > MAX_GATES:
+        raise ConfigError(f"a job has at most {MAX_GATES} gates, got {sorted(names)}")
+    return tuple(sorted(names))

@@ -1,0 +1,74 @@
+"""Housekeeping that any worker does for all: take back what dead workers held, expire, prune, sample the queues."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from taskflow.brokers.base import Reclaimed, Retention
+from taskflow.core import events
+from taskflow.core.job import JobState
+from taskflow.errors import BrokerError
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+
+    from taskflow.brokers.base import Broker, QueueCounts
+    from taskflow.clock import Clock
+    from taskflow.runtime.calls import BrokerCalls
+    from taskflow.settings import Settings
+
+_EVERY_S = 1.0  # and at least four times a lease: a dead worker is noticed within its lease and a little
+_SAMPLE_S = 5.0
+
+
+class Upkeep:
+    """One worker's share of the housekeeping. Jittered, so that a fleet does not do it all at once."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        calls: BrokerCalls,
+        clock: Clock,
+        *,
+        settings: Settings,
+        rng: random.Random,
+        emit: Callable[[events.Event], None],
+        on_counts: Callable[[list[QueueCounts]], None],
+    ) -> None:
+        self._broker = broker
+        self._calls = calls
+        self._clock = clock
+        self._rng = rng
+        self._emit = emit
+        self._on_counts = on_counts
+        self._max_lost = settings.worker.max_lost
+        keep = settings.retention
+        self._retention = Retention(keep.result_s, keep.finished_s, keep.dead_s)
+        self._pause_s = min(_EVERY_S, settings.worker.lease_s / 4)
+
+    async def run(self) -> None:
+        """Keep house for ever."""
+        sampled_at = float("-inf")
+        while True:
+            try:
+                for job in await self._calls.until_heard("reclaim", self._reclaim):
+                    self._announce(job)
+                if self._clock.now() - sampled_at >= _SAMPLE_S:
+                    self._on_counts(await self._calls.until_heard("counts", self._broker.counts))
+                    sampled_at = self._clock.now()
+            except BrokerError as error:
+                self._emit(events.BrokerFailed("reclaim", "refused", str(error), self._pause_s))
+            await self._clock.sleep(self._pause_s * (0.75 + self._rng.random() / 2))
+
+    async def _reclaim(self) -> list[Reclaimed]:
+        return await self._broker.reclaim(max_lost=self._max_lost, retention=self._retention)
+
+    def _announce(self, job: Reclaimed) -> None:
+        match job.state:
+            case JobState.READY:
+                self._emit(events.JobRedelivered(job.job_id, job.task, job.queue, job.lost))
+            case JobState.DEAD:
+                self._emit(events.JobBuried(job.job_id, job.task, job.queue, job.lost))
+            case _:
+                self._emit(events.JobExpired(job.job_id, job.task, job.queue, job.reason))

@@ -1,0 +1,422 @@
+"""A worker: claims jobs in batches, runs them in long-lived slots, settles them in batches, drains, hands back.
+
+    claimer → buffer → slots → settler
+                 ↑ beats vouch for all of it; upkeep takes back what dead workers held
+
+Jobs without gates are claimed ahead of need (no more than will start within a second; given back when they have not);
+jobs with gates are claimed only into free slots. Slots wake each other one at a time: a job that never waits costs
+no wake-up, and jobs that wait fill all slots within a few turns of the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from taskflow.brokers.base import ClaimRequest
+from taskflow.core import events
+from taskflow.core.decision import Release
+from taskflow.errors import BrokerError, BrokerUnavailable
+from taskflow.runtime.attempt import Attempts
+from taskflow.runtime.breakers import Breakers
+from taskflow.runtime.calls import BrokerCalls
+from taskflow.runtime.leases import Leases
+from taskflow.runtime.settle import Ended, Settler
+from taskflow.runtime.slot import CANCELLED, LEASE_LOST, SHUTDOWN, Slot
+from taskflow.runtime.threads import ThreadSlots
+from taskflow.runtime.turns import QueueTurns
+from taskflow.runtime.upkeep import Upkeep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from taskflow.brokers.base import Broker, QueueCounts
+    from taskflow.clock import Clock
+    from taskflow.core.job import Claim
+    from taskflow.runtime.task import TaskDef
+    from taskflow.settings import Settings
+    from taskflow.telemetry.bus import Bus
+
+_UNSTARTED_S = 1.0  # a prefetched job that has not started by then goes back, for whoever has a free slot
+_TICK_S = 0.25
+_IDLE_WAIT_S = 30.0  # a wait at the broker; it wakes up by itself when there is work
+_FLUSH_S = 5.0  # after the drain: how long cut-off handlers, and then the last settlements, may take
+
+
+def _ignore_counts(_counts: list[QueueCounts]) -> None:
+    """Nobody asked for them."""
+
+
+class Held(NamedTuple):
+    """A claim in this worker, and when it got here (this worker's clock)."""
+
+    claim: Claim
+    at: float
+
+
+@dataclass(slots=True)
+class Stopped:
+    """How a worker ended: jobs that were cut off and handed back, and settlements that the broker never heard."""
+
+    handed_back: int = 0
+    unsettled: int = 0
+
+
+@dataclass(slots=True)
+class WorkerParts:
+    """What a worker is made of; `TaskFlow.worker` puts it together."""
+
+    name: str
+    broker: Broker
+    tasks: Mapping[str, TaskDef]
+    settings: Settings
+    bus: Bus
+    clock: Clock
+    queues: Mapping[str, int]
+    concurrency: int
+    prefetch: int
+    threads: int
+    rng: random.Random = field(default_factory=random.Random)
+    on_counts: Callable[[list[QueueCounts]], None] = _ignore_counts
+
+
+class Worker:
+    """Runs jobs between `start` and `stop`."""
+
+    def __init__(self, parts: WorkerParts) -> None:
+        self.name = parts.name
+        self.concurrency = parts.concurrency
+        self._broker = parts.broker
+        self._task_names = tuple(sorted(parts.tasks))
+        self._emit = emit = parts.bus.emit
+        self._clock = clock = parts.clock
+        self._rng = parts.rng
+        self._queues = tuple(parts.queues)
+        self._turns = QueueTurns(dict(parts.queues))
+        self._prefetch = parts.prefetch
+        self._lease_s = parts.settings.worker.lease_s
+        self._calls = calls = BrokerCalls(clock, parts.rng, emit)
+        self._leases = Leases(
+            parts.broker,
+            calls,
+            clock,
+            worker=self.name,
+            lease_s=self._lease_s,
+            on_lost=self._on_lost,
+            on_cancel=self._on_cancel,
+            on_distrust=self._on_distrust,
+        )
+        self._settler = Settler(parts.broker, calls, clock, emit, self._leases.drop)
+        self._threads = ThreadSlots(parts.threads)
+        self._attempts = Attempts(
+            broker=parts.broker,
+            tasks=parts.tasks,
+            settings=parts.settings,
+            clock=clock,
+            rng=parts.rng,
+            emit=emit,
+            leases=self._leases,
+            settler=self._settler,
+            breakers=Breakers(clock, emit, parts.rng.random),
+            threads=self._threads,
+        )
+        self._upkeep = Upkeep(
+            parts.broker,
+            calls,
+            clock,
+            settings=parts.settings,
+            rng=parts.rng,
+            emit=emit,
+            on_counts=parts.on_counts,
+        )
+        self._buffer: deque[Held] = deque()
+        self._idle: deque[asyncio.Future[None]] = deque()
+        self._waking = False  # one idle slot has been woken and has not taken a job yet
+        self._slots: set[asyncio.Task[None]] = set()
+        self._loops: list[asyncio.Task[None]] = []
+        self._busy = 0  # slots that run a job, or keep their place for an abandoned thread
+        self._suspects = 0
+        self._ended_per_s = 0
+        self._room: asyncio.Future[None] | None = None
+        self._is_claiming = True
+        self._is_draining = False
+        self._less = asyncio.Event()  # something ended, while draining
+
+    # --- what others ask ---------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        """Handlers that run now."""
+        return len(self._attempts.running)
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether it is on its way out."""
+        return self._is_draining
+
+    @property
+    def is_paused(self) -> bool:
+        """Told to stop claiming, without draining."""
+        return not self._is_claiming and not self._is_draining
+
+    @property
+    def abandoned_threads(self) -> int:
+        """Threads of sync handlers that ran out of time and have not ended."""
+        return self._threads.abandoned
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing runs, waits here, or is to be settled."""
+        return not self._busy and not self._buffer and not self._settler.unsettled
+
+    def longest_running_s(self) -> float:
+        """Age of the oldest handler that runs now."""
+        running = self._attempts.running.values()
+        return self._clock.now() - min((one.started_at for one in running), default=self._clock.now())
+
+    def pause(self) -> None:
+        """Stop claiming; what is here goes on."""
+        self._is_claiming = False
+
+    # --- life --------------------------------------------------------
+
+    async def start(self) -> None:
+        """Take up work. Raises `BrokerUnavailable` if the broker cannot be reached now."""
+        await self._leases.start()
+        self._emit(events.WorkerStarted(self.name, self._queues, self.concurrency, self._task_names))
+        for name, loop in (
+            ("claimer", self._claim_jobs),
+            ("settler", self._settler.run),
+            ("tick", self._tick),
+            ("upkeep", self._upkeep.run),
+        ):
+            self._loops.append(asyncio.create_task(loop(), name=f"taskflow {name}"))
+
+    async def stop(self, drain_s: float) -> Stopped:
+        """Stop claiming, let what runs end within `drain_s`, cut off the rest and hand it back: no attempt is spent."""
+        self._is_claiming, self._is_draining = False, True
+        self._emit(events.WorkerDraining(self.name, self.in_flight, drain_s))
+        claimer = self._loops[0]
+        claimer.cancel()
+        await asyncio.gather(claimer, return_exceptions=True)
+        self._give_back_unstarted()
+        handed_back = 0
+        if not await self._within(drain_s, self._nothing_runs):
+            handed_back = self.cut_off()
+            await self._within(_FLUSH_S, self._nothing_runs)
+        is_told = await self._within(_FLUSH_S, self._settler.idle)
+        stopped = Stopped(handed_back, 0 if is_told else self._settler.unsettled)
+        await self._close()
+        self._emit(events.WorkerStopped(self.name, stopped.handed_back))
+        return stopped
+
+    def cut_off(self) -> int:
+        """Cancel what runs, to be handed back. Returns how many."""
+        running = list(self._attempts.running.values())
+        for one in running:
+            one.slot.stop(SHUTDOWN)
+        return len(running)
+
+    async def _close(self) -> None:
+        tasks = [*self._loops, *self._slots]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._leases.close()
+        self._threads.close()
+        with suppress(BrokerError):  # announced; its lease will end by itself
+            await self._calls.once("leave", lambda: self._broker.leave(self.name))
+
+    async def _nothing_runs(self) -> None:
+        while self._attempts.running or self._buffer:
+            self._less.clear()
+            await self._less.wait()
+
+    async def _within(self, seconds: float, work: Callable[[], Any]) -> bool:
+        """Whether `await work()` ended within `seconds` of the injected clock."""
+        task = asyncio.ensure_future(work())
+        timer = self._clock.call_at(self._clock.now() + seconds, task.cancel)
+        try:
+            await asyncio.wait([task])
+        finally:
+            timer.cancel()
+            task.cancel()
+        return not task.cancelled()
+
+    # --- claiming ----------------------------------------------------
+
+    async def _claim_jobs(self) -> None:
+        while True:
+            request = self._request()
+            if request is None:
+                self._room = asyncio.get_running_loop().create_future()
+                await self._room
+                continue
+            try:
+                claims = await self._calls.until_heard("claim", partial(self._broker.claim, request))
+            except BrokerError as error:
+                self._emit(events.BrokerFailed("claim", "refused", str(error), 1.0))
+                await self._clock.sleep(1.0)
+                continue
+            if claims:
+                self._take_in(claims)
+                await asyncio.sleep(0)  # the slots' turn: on a broker that never waits, this loop must not either
+            else:
+                await self._wait_for_work(request)
+
+    def _request(self) -> ClaimRequest | None:
+        """What could be claimed now; None when there is no room, or no trust."""
+        free = self.concurrency - self._busy
+        buffered = len(self._buffer)
+        prefetch = min(self._prefetch, self._ended_per_s)  # no more than will start in the next second
+        limit = free + prefetch - buffered
+        if (
+            limit <= 0
+            or buffered > prefetch // 2  # refill by halves: few, large batches
+            or not self._is_claiming
+            or not self._leases.is_trusted
+            or self._settler.unsettled > 2 * (self.concurrency + self._prefetch)
+        ):
+            return None
+        gated = max(0, free - buffered)
+        suspects = 1 if gated and not self._suspects else 0
+        return ClaimRequest(self.name, self._turns.next(), limit, gated, suspects, self._lease_s)
+
+    def _take_in(self, claims: list[Claim]) -> None:
+        now = self._clock.now()
+        hold, append = self._leases.hold, self._buffer.append
+        for claim in claims:
+            hold(claim.job_id, claim.token)
+            append(Held(claim, now))
+            if claim.is_suspect:
+                self._suspects += 1
+        self._emit(events.BatchClaimed(claims[0].queue, len(claims)))
+        self._wake_slot()
+
+    async def _wait_for_work(self, request: ClaimRequest) -> None:
+        """Until the broker may have work for `request`, or there is more room than it asked for."""
+        self._room = asyncio.get_running_loop().create_future()
+        waiting = asyncio.ensure_future(self._broker.wait(request, _IDLE_WAIT_S))
+        try:
+            await asyncio.wait([waiting, self._room], return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                waiting.result()
+        except BrokerUnavailable:
+            await self._clock.sleep(0.05 + self._rng.random() / 10)  # the next claim announces it and backs off
+        finally:
+            if not waiting.done():
+                waiting.cancel()
+                await asyncio.gather(waiting, return_exceptions=True)
+            self._room = None
+
+    def _make_room(self) -> None:
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+    # --- slots -------------------------------------------------------
+
+    def _wake_slot(self) -> None:
+        """Get one slot going for what is in the buffer; it wakes the next one itself."""
+        if self._waking or not self._buffer:
+            return
+        while self._idle:
+            waiter = self._idle.popleft()
+            if not waiter.done():
+                self._waking = True
+                waiter.set_result(None)
+                return
+        if len(self._slots) < self.concurrency:
+            self._waking = True
+            task = asyncio.create_task(self._serve(), name=f"taskflow slot {len(self._slots)}")
+            self._slots.add(task)
+            task.add_done_callback(self._slots.discard)
+
+    async def _serve(self) -> None:
+        slot = Slot(self._clock)
+        slot.bind()
+        loop = asyncio.get_running_loop()
+        buffer, make = self._buffer, self._attempts.make
+        while True:
+            self._waking = False
+            while buffer:
+                claim, at = buffer.popleft()
+                self._busy += 1
+                if buffer:
+                    self._wake_slot()
+                try:
+                    await make(slot, claim, at)
+                finally:
+                    self._busy -= 1
+                    if claim.is_suspect:
+                        self._suspects -= 1
+                    if self._room is not None:
+                        self._make_room()
+                    self._less.set()
+            waiter = loop.create_future()
+            self._idle.append(waiter)
+            await waiter
+
+    # --- what the beats say ------------------------------------------
+
+    def _on_lost(self, job_ids: tuple[str, ...]) -> None:
+        """Another worker may have them: stop what runs of them, forget what has not started."""
+        lost = set(job_ids)
+        self._stop_holding(lost)
+        self._emit(events.LeaseLost(self.name, job_ids, "the broker gave them to others"))
+
+    def _on_distrust(self) -> None:
+        """No beat got through in time: others may have all our jobs by now. Stop touching the world."""
+        held = {*self._attempts.running, *(held.claim.job_id for held in self._buffer)}
+        if held:
+            self._stop_holding(held)
+            self._emit(events.LeaseLost(self.name, tuple(sorted(held)), "no beat got through in time"))
+
+    def _stop_holding(self, job_ids: set[str]) -> None:
+        for job_id in job_ids:
+            running = self._attempts.running.get(job_id)
+            if running is not None:
+                self._leases.drop(job_id, running.claim.token)
+                running.slot.stop(LEASE_LOST)
+        for held in self._buffer:
+            if held.claim.job_id in job_ids:
+                self._leases.drop(held.claim.job_id, held.claim.token)
+
+    def _on_cancel(self, job_ids: tuple[str, ...]) -> None:
+        waiting = {held.claim.job_id for held in self._buffer}
+        for job_id in job_ids:
+            running = self._attempts.running.get(job_id)
+            if running is not None:
+                running.slot.stop(CANCELLED)
+            elif job_id in waiting:
+                self._attempts.cancelled.add(job_id)
+
+    # --- small loops -------------------------------------------------
+
+    def _give_back_unstarted(self, before: float = float("inf")) -> None:
+        """Hand back what came here before `before` and has not started: it keeps its place in the line."""
+        buffer = list(self._buffer)
+        self._buffer.clear()
+        for held in buffer:
+            claim, at = held
+            if at >= before:
+                self._buffer.append(held)
+                continue
+            if claim.is_suspect:
+                self._suspects -= 1
+            if self._leases.holds(claim.job_id, claim.token):
+                self._settler.push(Ended(claim, Release(), claim.job_id, claim.age_s))
+
+    async def _tick(self) -> None:
+        """Measure, hand back what lies here unstarted, and look whether there is room (or trust) again."""
+        while True:
+            await self._clock.sleep(_TICK_S)
+            self._ended_per_s = (self._ended_per_s + int(self._attempts.ended / _TICK_S)) // 2
+            self._attempts.ended = 0
+            if self._buffer and self._busy >= self.concurrency:
+                self._give_back_unstarted(self._clock.now() - _UNSTARTED_S)
+            self._make_room()

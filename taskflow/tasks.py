@@ -1,0 +1,316 @@
+"""The typed face of a task: call it, submit it, wait for what it returned."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast
+
+from pydantic_core import to_json
+
+from taskflow.brokers.base import Cancelled, Final
+from taskflow.core.job import Job, JobState
+from taskflow.errors import ConfigError, JobCancelled, JobExpired, JobFailed, JobNotFound, PayloadError
+from taskflow.runtime.codec import envelope
+from taskflow.runtime.ids import new_job_id
+from taskflow.runtime.task import TaskDef, gate_names
+from taskflow.telemetry.context import current_correlation_id, current_traceparent
+
+if TYPE_CHECKING:
+    from taskflow.core import specs
+    from taskflow.runtime.client import Client
+    from taskflow.settings import Settings, TaskPolicy
+
+P = ParamSpec("P")
+R = TypeVar("R")
+C = TypeVar("C")  # what a plain call gives: R for a sync function, an awaitable of R for an async one
+
+
+class Flow(Protocol):
+    """What a task needs of the flow that it belongs to."""
+
+    @property
+    def settings(self) -> Settings: ...
+
+    @property
+    def client(self) -> Client:
+        """Raises `ConfigError` while the flow is not open."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What one submission says beyond the function's arguments. None leaves it to the task. Durations are seconds."""
+
+    delay: float = 0.0
+    key: str | None = None
+    priority: int | None = None
+    queue: str | None = None
+    timeout: float | None = None
+    deadline: float | None = None
+    max_wait: float | None = None
+    retry: specs.Retry | None = None
+    lane: str | None = None
+    correlation_id: str | None = None
+    job_id: str | None = None
+    batch: str = ""
+
+    def __post_init__(self) -> None:
+        def check(ok: bool, name: str, wants: str) -> None:
+            if not ok:
+                raise PayloadError(f"options({name}=): must be {wants}, got {getattr(self, name)!r}")
+
+        check(0 <= self.delay < float("inf"), "delay", "seconds from 0 on")
+        check(self.key is None or 0 < len(self.key) <= 255, "key", "a string of 1 to 255 characters")
+        check(self.priority is None or self.priority in range(10), "priority", "0 to 9")
+        check(self.queue is None or bool(self.queue), "queue", "a name")
+        for name in ("timeout", "deadline", "max_wait"):
+            value = getattr(self, name)
+            check(value is None or value > 0, name, "more than 0 seconds")
+        if self.retry is not None and (self.retry.on != (Exception,) or self.retry.never or self.retry.budget):
+            raise PayloadError(
+                "options(retry=): only its numbers travel with a job; on=, never= and budget= belong in @flow.task"
+            )
+
+    def carried(self) -> dict[str, Any]:
+        """What the worker has to know at each attempt, as JSON can carry it."""
+        found: dict[str, Any] = {}
+        if self.timeout is not None:
+            found["timeout"] = self.timeout
+        if self.retry is not None:
+            retry = self.retry
+            found["retry"] = [retry.attempts, retry.base, retry.factor, retry.max_delay, retry.jitter]
+        return found
+
+    def policy_options(self) -> dict[str, Any]:
+        """What counts where the task's policies are resolved."""
+        named = ("timeout", "deadline", "max_wait", "priority", "queue", "retry")
+        return {name: value for name in named if (value := getattr(self, name)) is not None}
+
+
+_NO_OPTIONS = Options()
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[R]):
+    """One set of arguments, for `submit_many`. Made by `task.call(...)`."""
+
+    task: str
+    arguments: Mapping[str, Any]
+    options: Options
+
+
+class JobHandle(Generic[R]):
+    """A submitted job. Handles are cheap: keep the id, and `flow.job(id)` gives one again."""
+
+    __slots__ = ("_definition", "_flow", "id")
+
+    def __init__(self, flow: Flow, job_id: str, definition: TaskDef | None = None) -> None:
+        self._flow = flow
+        self._definition = definition
+        self.id = job_id
+
+    async def result(self, timeout: float | None = None) -> R:
+        """What the handler returned. Waits until the job is final, `timeout` seconds at most (None: for ever).
+
+        Raises `JobFailed`, `JobCancelled`, `JobExpired` for how it ended, `ResultTimeout` if it has not, `JobNotFound`
+        when it is kept no longer.
+        """
+        final = await self._flow.client.final(self.id, timeout)
+        if final.state is JobState.SUCCEEDED:
+            if not final.kept:
+                raise JobNotFound(f"job {self.id} succeeded, but its result is kept no longer")
+            data = final.result
+            if data is None:
+                return cast("R", None)
+            if self._definition is None:
+                raise ConfigError(f"job {self.id} is of a task that is not registered here: its result cannot be read")
+            return cast("R", self._definition.codec.load_result(data))
+        raise _ended_badly(self.id, final)
+
+    async def status(self) -> JobState:
+        """The state of the job now. Raises `JobNotFound`."""
+        states = await self._flow.client.broker.states([self.id])
+        if self.id not in states:
+            raise JobNotFound(f"no job {self.id} is kept: the id is wrong, or its retention is over")
+        return states[self.id]
+
+    async def cancel(self) -> bool:
+        """Cancel it: one that waits never runs; one that runs is cancelled at its next await, within a beat.
+
+        False if it is final already. Raises `JobNotFound`.
+        """
+        (done,) = await self._flow.client.broker.cancel([self.id])
+        if done is Cancelled.MISSING:
+            raise JobNotFound(f"no job {self.id} is kept: the id is wrong, or its retention is over")
+        return done is not Cancelled.FINAL
+
+    def __repr__(self) -> str:
+        return f"<job {self.id}>"
+
+
+def _ended_badly(job_id: str, final: Final) -> Exception:
+    error = final.error
+    why = f": {error.type}: {error.message}" if error is not None else ""
+    match final.state:
+        case JobState.CANCELLED:
+            return JobCancelled(f"job {job_id} was cancelled")
+        case JobState.EXPIRED:
+            return JobExpired(f"job {job_id} expired before it was done{why}")
+        case _:
+            failed = JobFailed(f"job {job_id} is dead after {error.attempt if error else 0} attempts{why}")
+            if error is not None and error.stack:
+                failed.add_note(error.stack)
+            return failed
+
+
+class Task(Generic[P, R, C]):
+    """A function that can be called as ever, and submitted as a job."""
+
+    def __init__(self, flow: Flow, definition: TaskDef, fn: Callable[P, C]) -> None:
+        self._flow = flow
+        self.definition = definition
+        self.fn = fn
+        functools.update_wrapper(self, fn)
+
+    @property
+    def name(self) -> str:
+        return self.definition.name
+
+    @property
+    def declared(self) -> Mapping[str, Any]:
+        """What the decorator says explicitly."""
+        return self.definition.declared
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C:
+        """Call the function: no queue, no policies."""
+        return self.fn(*args, **kwargs)
+
+    async def submit(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R]:
+        """Put one job in the queue. Raises `PayloadError`, `QueueFull`, `BrokerUnavailable`."""
+        return await self._submit(args, kwargs, _NO_OPTIONS)
+
+    def options(
+        self,
+        *,
+        delay: float = 0.0,
+        key: str | None = None,
+        priority: int | None = None,
+        queue: str | None = None,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        max_wait: float | None = None,
+        retry: specs.Retry | None = None,
+        lane: str | None = None,
+        correlation_id: str | None = None,
+        job_id: str | None = None,
+    ) -> TaskWithOptions[P, R, C]:
+        """This task, submitted otherwise. Durations are seconds; `key` is unique until its job is final."""
+        return TaskWithOptions(
+            self,
+            Options(
+                delay=delay,
+                key=key,
+                priority=priority,
+                queue=queue,
+                timeout=timeout,
+                deadline=deadline,
+                max_wait=max_wait,
+                retry=retry,
+                lane=lane,
+                correlation_id=correlation_id,
+                job_id=job_id,
+            ),
+        )
+
+    def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
+        """A job to be, for `submit_many`."""
+        return Call(self.name, self.definition.codec.bind(args, kwargs), _NO_OPTIONS)
+
+    async def submit_many(self, calls: Iterable[Call[R]]) -> list[JobHandle[R]]:
+        """Put many jobs in the queue, in batches. All arguments are validated before the first one is sent."""
+        return await self._submit_calls(calls, None)
+
+    async def _submit(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Options) -> JobHandle[R]:
+        definition = self.definition
+        job = self.prepare(definition.codec.bind(args, kwargs), options)
+        (job_id,) = await self._flow.client.submit([job])
+        return JobHandle(self._flow, job_id, definition)
+
+    async def _submit_calls(self, calls: Iterable[Call[R]], options: Options | None) -> list[JobHandle[R]]:
+        jobs = [self._from_call(call, options) for call in calls]
+        ids = await self._flow.client.submit(jobs) if jobs else []
+        return [JobHandle(self._flow, job_id, self.definition) for job_id in ids]
+
+    def _from_call(self, call: Call[R], options: Options | None) -> Job:
+        if call.task != self.name:
+            raise PayloadError(f"{self.name}.submit_many() takes calls of {self.name!r}, got one of {call.task!r}")
+        return self.prepare(call.arguments, call.options if options is None else options)
+
+    def prepare(self, arguments: Mapping[str, Any], options: Options) -> Job:
+        """The job record of one submission: validated, encoded, its gates and lane fixed."""
+        definition = self.definition
+        if options is _NO_OPTIONS:
+            policy, carried = definition.policy(self._flow.settings), None
+        else:
+            policy = definition.policy(self._flow.settings, options.policy_options())
+            carried = options.carried()
+        args = definition.codec.dump(dict(arguments))
+        lane = definition.lane_of(arguments) if options.lane is None else options.lane
+        reason, expires_s = _expiry(policy)
+        return Job(
+            options.job_id or new_job_id(),
+            definition.name,
+            policy.queue,
+            envelope(
+                args,
+                correlation_id=options.correlation_id or current_correlation_id(),
+                traceparent=current_traceparent(),
+                options=to_json(carried) if carried else None,
+            ),
+            policy.priority,
+            lane,
+            gate_names((policy.breaker, policy.bulkhead, policy.rate), lane),
+            options.key,
+            options.delay,
+            expires_s,
+            reason,
+            options.batch,
+        )
+
+    def __repr__(self) -> str:
+        return f"<task {self.name!r}>"
+
+
+def _expiry(policy: TaskPolicy) -> tuple[str, float]:
+    """Which limit ends a job that waits, and when, in seconds from when it was first due."""
+    if policy.deadline_s is not None and policy.deadline_s <= policy.max_wait_s:
+        return "deadline", policy.deadline_s
+    return "max_wait", policy.max_wait_s
+
+
+class TaskWithOptions(Generic[P, R, C]):
+    """A task and how to submit it."""
+
+    __slots__ = ("_options", "_task")
+
+    def __init__(self, task: Task[P, R, C], options: Options) -> None:
+        self._task = task
+        self._options = options
+
+    async def submit(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R]:
+        """As `Task.submit`."""
+        return await self._task._submit(args, kwargs, self._options)  # noqa: SLF001 - its own other half
+
+    def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
+        """As `Task.call`, with these options."""
+        return replace(self._task.call(*args, **kwargs), options=self._options)
+
+    async def submit_many(self, calls: Iterable[Call[R]]) -> list[JobHandle[R]]:
+        """As `Task.submit_many`, with these options for all."""
+        return await self._task._submit_calls(calls, self._options)  # noqa: SLF001
+
+
+AnyTask = Task[..., Any, Any]
+AsyncFn = Callable[P, Awaitable[R]]

@@ -1,0 +1,187 @@
+"""For the tests of whoever uses taskflow: a memory broker, a virtual clock, faults on purpose.
+
+    async with flow.test() as t:
+        job = await send_mail.options(delay=3600).submit("ada@example.org")
+        await t.advance(3600)
+        await t.run_until_idle()
+        assert await job.status() == "succeeded"
+
+Policies and the runtime wait on the virtual clock only: hours pass in milliseconds. A handler's own sleeps stay real.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, Self
+
+from taskflow.clock import Timer, TimerHeap, sleep_on
+from taskflow.errors import BrokerUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from taskflow.brokers.base import FullBroker
+
+# Real seconds that `run_until_idle` gives to handlers which wait for the real world.
+_REAL_LIMIT_S = 30.0
+
+
+class VirtualClock:
+    """Time that stands still until `advance` is called. Satisfies `taskflow.clock.Clock`."""
+
+    def __init__(self, wall: float = 1_700_000_000.0) -> None:
+        self._now = 0.0
+        self._wall = wall
+        self._timers = TimerHeap()
+
+    def now(self) -> float:
+        return self._now
+
+    def wall(self) -> float:
+        return self._wall + self._now
+
+    def call_at(self, when: float, callback: Callable[[], object]) -> Timer:
+        return self._timers.push(when, callback)
+
+    async def sleep(self, seconds: float) -> None:
+        await sleep_on(self, seconds)
+
+    async def advance(self, seconds: float) -> None:
+        """Let `seconds` pass: every timer fires at its instant, and what it sets off has run before the next one."""
+        end = self._now + seconds
+        while True:
+            await all_blocked()
+            due = self._timers.earliest()
+            if due is None or due > end:
+                break
+            self._now = max(self._now, due)
+            self._timers.fire(self._now)
+        self._now = end
+        await all_blocked()
+
+
+async def all_blocked() -> None:
+    """Wait until every other task waits for something that has not happened yet."""
+    me = asyncio.current_task()
+    while True:
+        await asyncio.sleep(0)
+        for task in asyncio.all_tasks():
+            waiter = getattr(task, "_fut_waiter", None)
+            if task is not me and (waiter is None or waiter.done()):
+                break
+        else:
+            return
+
+
+class Faults:
+    """A broker that fails on purpose, in front of a real one.
+
+    `cut("claim")` makes an operation raise `BrokerUnavailable` until `mend()`; `lose_reply("settle")` lets the
+    operation take effect and then raises, as a connection does that breaks on the way back.
+    """
+
+    def __init__(self, broker: FullBroker) -> None:
+        self._broker = broker
+        self._cut: set[str] = set()
+        self._lost: Counter[str] = Counter()
+
+    def cut(self, *operations: str) -> None:
+        """These operations fail from now on."""
+        self._cut.update(operations)
+
+    def mend(self) -> None:
+        """All work again."""
+        self._cut.clear()
+        self._lost.clear()
+
+    def lose_reply(self, operation: str, times: int = 1) -> None:
+        """The next `times` calls take effect, and raise."""
+        self._lost[operation] += times
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(self._broker, name)
+        if name.startswith("_") or not asyncio.iscoroutinefunction(real) or name in ("open", "close"):
+            return real
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            if name in self._cut:
+                raise BrokerUnavailable(f"{name}: cut on purpose", retry_after_s=0.1, kind="connection")
+            answer = await real(*args, **kwargs)
+            if self._lost[name] > 0:
+                self._lost[name] -= 1
+                raise BrokerUnavailable(f"{name}: reply lost on purpose", retry_after_s=0.1, kind="connection")
+            return answer
+
+        return call
+
+
+class TestFlow:
+    """One flow under test: its worker runs in this loop, on a memory broker and a virtual clock."""
+
+    __test__ = False  # not a test class, whatever pytest thinks of its name
+
+    def __init__(self, flow: Any, *, concurrency: int = 10) -> None:
+        from taskflow.brokers.memory import MemoryBroker  # noqa: PLC0415
+
+        self._flow = flow
+        self.clock = VirtualClock()
+        self._memory = MemoryBroker(self.clock)
+        self.faults = Faults(self._memory)
+        self._concurrency = concurrency
+        self._stack = AsyncExitStack()
+
+    @property
+    def broker(self) -> FullBroker:
+        """The memory broker, without the faults."""
+        return self._memory
+
+    async def __aenter__(self) -> Self:
+        flow = self._flow
+        kept = flow.clock, flow._given_broker  # noqa: SLF001 - the flow is lent to the test
+        flow.clock, flow._given_broker = self.clock, self.faults  # noqa: SLF001
+
+        def give_back() -> None:
+            flow.clock, flow._given_broker = kept  # noqa: SLF001
+
+        async with AsyncExitStack() as stack:
+            stack.callback(give_back)
+            self.running = await stack.enter_async_context(flow.worker(concurrency=self._concurrency, drain=0))
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.faults.mend()
+        await self._drive(self._stack.aclose())
+
+    async def advance(self, seconds: float) -> None:
+        """Let virtual `seconds` pass, and everything that is due in them happen."""
+        await self.clock.advance(seconds)
+
+    async def run_until_idle(self) -> None:
+        """Run every job that is due now until it has ended. Jobs that are due later stay where they are.
+
+        Raises `TimeoutError` after 30 real seconds.
+        """
+        give_up_at = time.monotonic() + _REAL_LIMIT_S
+        while True:
+            await all_blocked()
+            counts = await self._memory.counts()
+            if self.running.worker.is_idle and not any(
+                queue.ready + queue.running for queue in counts if not queue.paused
+            ):
+                return
+            if time.monotonic() > give_up_at:
+                raise TimeoutError(f"still busy after {_REAL_LIMIT_S:g} s: {counts}")
+            await self.clock.advance(0.01)  # a retry after a cut, a wake-up: small waits of the runtime itself
+            await asyncio.sleep(0.001)  # and the real world, for handlers that wait for it
+
+    async def _drive(self, ending: Any) -> None:
+        """Await `ending` while the clock goes on: a shutdown waits on it too."""
+        task = asyncio.ensure_future(ending)
+        while not task.done():
+            await self.clock.advance(0.1)
+            await asyncio.sleep(0)
+        task.result()

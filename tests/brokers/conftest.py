@@ -1,0 +1,42 @@
+"""The brokers that the contract runs over: a new one joins by a name and a line in `made`."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from taskflow.brokers.base import FullBroker
+
+BROKERS = [name for name in ("memory", "sqlite") if find_spec(f"taskflow.brokers.{name}") is not None]
+
+
+def made(name: str, folder: Path) -> FullBroker:
+    """A broker of this name with nothing in it, not open yet."""
+    if name == "memory":
+        from taskflow.brokers.memory import MemoryBroker
+
+        return MemoryBroker()
+    if name == "sqlite":
+        from taskflow.brokers.sqlite import SqliteBroker
+
+        return SqliteBroker(folder / "taskflow.db")
+    raise AssertionError(name)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(params=BROKERS)
+async def broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[FullBroker]:
+    broker = made(request.param, tmp_path)
+    await broker.open()
+    yield broker
+    await broker.close()

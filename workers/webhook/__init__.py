@@ -1,0 +1,1 @@
+"""The parts of `workers.http`: signature, settings, public addresses, `Retry-After`, and the sender that joins them."""
