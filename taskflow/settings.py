@@ -522,7 +522,7 @@ class Settings(_Section):
         part: Any = self
         for name in path[:-1]:
             part = part.get(name) if isinstance(part, Mapping) else getattr(part, name)
-            if part is None:
+            if part is None:  # a task without overrides
                 return "default"
         return "code" if path[-1] in part.model_fields_set else "default"
 
@@ -619,7 +619,7 @@ def _text(value: object) -> str:
         case tuple():
             return ",".join(name if weight == 1 else f"{name}:{weight}" for name, weight in value) or "not set"
         case _:
-            return str(value)
+            return str(value) if str(value).isprintable() else repr(value)
 
 
 def _extra(field: FieldInfo, key: str) -> str:
@@ -727,7 +727,7 @@ def _is_secret(field: FieldInfo) -> bool:
 
 def _looks_secret(value: object) -> bool:
     """A DSN that was put into the wrong variable, or too much to print."""
-    return isinstance(value, SecretStr) or (isinstance(value, str) and ("@" in value or len(value) > 200))
+    return "@" in repr(value) or len(repr(value)) > 200
 
 
 # ------------------------------------------------------------------------------------------------- loading

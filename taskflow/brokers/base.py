@@ -9,8 +9,8 @@ Rules for every broker:
 4.  A worker has one lease, renewed by each beat and by each claim. When it ends, `reclaim` makes the worker's jobs
     ready again, `lost` + 1, and their old tokens stale. If one of them is a suspect, only the suspect's count grows:
     what it breaks is its own.
-5.  Claims that are missing from two beats in a row are reclaimed too (the reply to the claim was lost on its way, or the
-    worker no longer vouches for the job).
+5.  Claims that are missing from two beats in a row are reclaimed too (the reply to the claim was lost on its way, or
+    the worker no longer vouches for the job).
 6.  Order within a queue: strict priority (9 first); lanes in turn; within a lane, the instant at which a job became
     due, then the order of submission. A lane at the same top priority gets at most max(QUOTA, limit / open lanes) jobs
     before the next lane has its turn. Queues are asked in the order in which the request names them.
@@ -22,8 +22,8 @@ Rules for every broker:
 10. A job that was asked to cancel while it ran becomes `cancelled` by any decision that would have run it again.
 11. The bound of a queue counts ready + scheduled jobs; those of one gate fill at most half of it. Retries, snoozes,
     releases and reclaims are never refused.
-12. `BrokerUnavailable` is raised when the broker cannot be reached, is locked, or has no space; nothing has changed then
-    (or the verb is safe to repeat: `submit` by id, `settle` by token).
+12. `BrokerUnavailable` is raised when the broker cannot be reached, is locked, or has no space; nothing has changed
+    then (or the verb is safe to repeat: `submit` by id, `settle` by token).
 
 Verbs may be called from many tasks of one event loop at once. `close` is idempotent.
 """
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 QUOTA = 4  # jobs a lane gets in one turn: measured at 0.6 to 0.96 of plain FIFO over 1,000 lanes
 WAKE = 50  # lanes that one claim may wake
 PROMOTE = 1_000  # scheduled jobs that one claim may make ready
+ERRORS_KEPT = 50  # of one job, the last ones: a job that is retried for ever must not grow for ever
 
 
 class Accepted(StrEnum):
@@ -275,7 +276,7 @@ class Broker(Protocol):
         ...
 
     async def gate(self, name: str, change: GateChange, generation: int | None = None) -> Gate:
-        """Apply `change` if the gate's generation is still `generation` (None: always), and return the gate as it is."""
+        """Apply `change` if the gate's generation is still `generation` (None: always). Returns the gate as it is."""
         ...
 
     async def reclaim(self, *, max_lost: int, retention: Retention) -> list[Reclaimed]:

@@ -21,6 +21,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, assert_never
 
 from taskflow.brokers.base import (
+    ERRORS_KEPT,
     PROMOTE,
     QUOTA,
     WAKE,
@@ -53,7 +54,6 @@ from taskflow.errors import JobNotFound
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-ERRORS_KEPT = 50  # of one job: a job that is retried for ever must not grow for ever
 _SWEEP_FROM = 64  # ended rows in a container, below which sweeping is not worth it
 
 _READY, _SCHEDULED, _RUNNING, _DEAD = JobState.READY, JobState.SCHEDULED, JobState.RUNNING, JobState.DEAD
@@ -818,7 +818,7 @@ class _Row:
     snoozes: int = 0
     lost: int = 0
     token: int = 0  # of the last claim
-    settled_token: int = 0  # the last token that settled
+    settled_token: int | None = None  # the last token that settled
     worker: _Worker | None = None
     vouched: int = 0  # the worker's last beat that named this claim
     started_at: float | None = None

@@ -13,11 +13,14 @@ if TYPE_CHECKING:
 
 
 def exponential(attempt: int, *, base_s: float, factor: float, cap_s: float) -> float:
-    """Seconds: `min(cap_s, base_s * factor ** (attempt - 1))` after failed attempt number `attempt` (the first is 1)."""
+    """Seconds to wait after failed attempt number `attempt` (the first is 1).
+
+    `min(cap_s, base_s * factor ** (attempt - 1))`; the cap where that is too large for a float.
+    """
     try:
         return min(cap_s, base_s * float(factor) ** max(0, attempt - 1))
     except OverflowError:  # a float ends near 1e308: at factor 2 that is attempt 1,025
-        return cap_s
+        return cap_s if base_s else 0.0
 
 
 def delay_s(retry: specs.Retry, attempt: int, *, jitter: float) -> float:
@@ -31,6 +34,6 @@ def delay_s(retry: specs.Retry, attempt: int, *, jitter: float) -> float:
         case "full":
             return ceiling * jitter
         case "equal":
-            return ceiling * (1.0 + jitter) / 2.0
+            return ceiling * (0.5 + jitter / 2)
         case _:
             return ceiling

@@ -80,12 +80,12 @@ def decide(job: Claim, outcome: Outcome, *, retry: specs.Retry, jitter: float) -
             return Bury(error)
         case Failed(error) if job.attempts + 1 >= retry.attempts:
             return Bury(error)
-        case Failed(error, retry_after_s=float(asked_s)):
-            return Retry(max(0.0, asked_s), error)
-        case Failed(error):
-            return Retry(delay_s(retry, job.attempts + 1, jitter=jitter), error)
+        case Failed(error, retry_after_s=None):
+            return Retry(_bounded(delay_s(retry, job.attempts + 1, jitter=jitter)), error)
+        case Failed(error, retry_after_s=asked_s):
+            return Retry(_bounded(asked_s), error)
         case Rejected(reason, retry_after_s, error):
-            return Snooze(max(0.0, retry_after_s), reason, error)
+            return Snooze(_bounded(retry_after_s), reason, error)
         case Interrupted(cancelled=True):
             return Cancel()
         case Interrupted():
@@ -96,3 +96,11 @@ def decide(job: Claim, outcome: Outcome, *, retry: specs.Retry, jitter: float) -
             return Bury(error, spent=False)
         case _:
             assert_never(outcome)
+
+
+# What another machine asks for can be negative, NaN or for ever. A year is an instant that every broker can store.
+_LONGEST_S = 31_536_000.0
+
+
+def _bounded(asked_s: float) -> float:
+    return min(max(0.0, asked_s), _LONGEST_S)

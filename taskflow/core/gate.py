@@ -12,14 +12,22 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, assert_never
 
 from taskflow.core import bucket
+from taskflow.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """One start every `interval_s` seconds, `burst` at once."""
+    """One start every `interval_s` seconds, `burst` at once. Raises `ConfigError` for what cannot be counted."""
 
     interval_s: float
     burst: int = 1
+
+    def __post_init__(self) -> None:
+        if not bucket.is_countable(self.interval_s, self.burst):
+            raise ConfigError(
+                f"Rate: interval_s must be at least {bucket.LEAST_INTERVAL_S:g} seconds, burst at least 1, and both "
+                f"multiplied at most {bucket.MOST_DEBT_S:g} seconds; got {self.interval_s!r} and {self.burst!r}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +52,11 @@ class Gate:
 
 
 class Admission(NamedTuple):
-    """At most `room` now (None: no bound). `look_again_at` is None when only a settle can open the gate."""
+    """At most `room` now (None: no bound).
+
+    At no room, `look_again_at` is the instant at which there may be some, or None when only a settle or a change of
+    the gate can make it.
+    """
 
     room: int | None
     look_again_at: float | None = None
@@ -121,10 +133,9 @@ def rate_of(gate: Gate, parent: Gate | None = None) -> Rate | None:
 
 def admit(gate: Gate, parent: Gate | None = None, *, now: float) -> Admission:
     """How many jobs may be claimed through `gate` at `now`, and when to look again if that is none."""
-    if gate.held_until > now:
-        return Admission(0, gate.held_until)
-    if parent is not None and parent.held_until > now:
-        return Admission(0, parent.held_until)
+    held_until = gate.held_until if parent is None else max(gate.held_until, parent.held_until)
+    if held_until > now:
+        return Admission(0, held_until)
     limit = limit_of(gate, parent)
     room = None if limit is None else max(0, limit - gate.live)
     if room == 0:
@@ -141,7 +152,9 @@ def admit(gate: Gate, parent: Gate | None = None, *, now: float) -> Admission:
 def take(gate: Gate, count: int, parent: Gate | None = None, *, now: float) -> Gate:
     """The record after `count` jobs were claimed through it."""
     rate = rate_of(gate, parent)
-    tat = gate.tat if rate is None else bucket.take(gate.tat, count, now=now, interval_s=rate.interval_s)
+    tat = gate.tat
+    if rate is not None:
+        tat = bucket.take(tat, count, now=now, interval_s=rate.interval_s, burst=rate.burst)
     return replace(gate, live=gate.live + count, tat=tat)
 
 
@@ -149,7 +162,7 @@ def give_back(gate: Gate, ended: int, unused: int, parent: Gate | None = None) -
     """The record after `ended` claims ended, of which `unused` never started and give their rate tokens back."""
     rate = rate_of(gate, parent)
     tat = gate.tat
-    if rate is not None and unused:
+    if rate is not None:
         tat = bucket.give_back(tat, unused, interval_s=rate.interval_s)
     return replace(gate, live=max(0, gate.live - ended), tat=tat)
 

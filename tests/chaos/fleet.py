@@ -1,0 +1,111 @@
+"""Real worker processes on one real file, and the ledger that they write."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import NamedTuple
+
+REPO = Path(__file__).parents[2]
+
+
+class Line(NamedTuple):
+    """One line of the ledger."""
+
+    event: str
+    number: int
+    pid: int
+    token: int
+    at: float
+
+
+class Fleet(AbstractContextManager["Fleet"]):
+    """Worker processes that end with the block, whatever happens."""
+
+    def __init__(self, folder: Path, **settings: object) -> None:
+        self.folder = folder
+        self.ledger = folder / "ledger"
+        self.ledger.touch()
+        self.env = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("TASKFLOW_")},
+            "TASKFLOW_BROKER__URL": f"sqlite:///{folder / 'jobs.db'}",
+            "TASKFLOW_HTTP__PORT": "0",
+            "TASKFLOW_LOG__FORMAT": "json",
+            "TASKFLOW_WORKER__LEASE_S": "1",
+            "CHAOS_LEDGER": str(self.ledger),
+            **{f"TASKFLOW_{name}": str(value) for name, value in settings.items()},
+        }
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self.killed: dict[int, float] = {}  # pid → when
+        self._started = 0
+
+    def start(self, *options: str) -> subprocess.Popen[bytes]:
+        """One more worker."""
+        self._started += 1
+        log = (self.folder / f"worker-{self._started}.log").open("wb")
+        command = [sys.executable, "-m", "taskflow", "worker", "tests.chaos.app", *options]
+        worker = subprocess.Popen(command, env=self.env, cwd=REPO, stdout=log, stderr=log)
+        log.close()
+        self.workers.append(worker)
+        return worker
+
+    def kill(self, worker: subprocess.Popen[bytes]) -> None:
+        """kill -9, and remember when."""
+        self.killed[worker.pid] = time.time()
+        worker.kill()
+        worker.wait()
+        self.workers.remove(worker)
+
+    def restart_dead(self) -> int:
+        """Start a new worker for each that died by itself. Returns how many."""
+        dead = [worker for worker in self.workers if worker.poll() is not None]
+        for worker in dead:
+            self.killed[worker.pid] = time.time()
+            self.workers.remove(worker)
+            self.start()
+        return len(dead)
+
+    def lines(self) -> list[Line]:
+        """The ledger so far."""
+        return [
+            Line(event, int(number), int(pid), int(token), float(at))
+            for event, number, pid, token, at in (line.split() for line in self.ledger.read_text().splitlines())
+        ]
+
+    def starts(self) -> dict[int, list[Line]]:
+        """Who started each job, in order."""
+        found: dict[int, list[Line]] = defaultdict(list)
+        for line in self.lines():
+            if line.event == "start":
+                found[line.number].append(line)
+        return found
+
+    def logs(self) -> str:
+        """What all workers said."""
+        return "\n".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("worker-*.log")))
+
+    def __exit__(self, *exc: object) -> None:
+        for worker in self.workers:
+            worker.send_signal(signal.SIGCONT)  # one that is stopped cannot die
+            worker.kill()
+            worker.wait()
+
+
+async def until(condition: object, *, seconds: float, what: str) -> None:
+    """Poll an (async) condition until it holds; fail after `seconds`."""
+    give_up_at = time.monotonic() + seconds
+    while True:
+        answer = condition()  # type: ignore[operator]
+        if asyncio.iscoroutine(answer):
+            answer = await answer
+        if answer:
+            return
+        assert time.monotonic() < give_up_at, f"not within {seconds:g} s: {what}"
+        await asyncio.sleep(0.02)

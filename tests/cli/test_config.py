@@ -1,0 +1,238 @@
+"""`taskflow config`: data on stdout, messages on stderr, exit 0 or 2, and never a secret."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from taskflow.cli.main import cli
+from taskflow.settings import Settings, reference
+
+APP = """
+from taskflow import Bulkhead, CircuitBreaker, Retry, TaskFlow
+
+flow = TaskFlow()
+
+@flow.task(timeout=30, retry=Retry(attempts=5, on=(OSError,)), breaker=CircuitBreaker("smtp"), bulkhead=Bulkhead("smtp", 9))
+async def send_mail(to: str) -> None: ...
+
+@flow.task(bulkhead=Bulkhead("smtp", 9))
+async def send_bill(to: str) -> None: ...
+"""
+
+
+@pytest.fixture(autouse=True)
+def shop(tmp_path, monkeypatch):
+    """A folder with an app, as the current one."""
+    (tmp_path / "shop_of_test_config.py").write_text(APP)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield "shop_of_test_config"
+    sys.modules.pop("shop_of_test_config", None)
+
+
+def run(*words, **env):
+    """What `taskflow config …` prints and how it exits, with these TASKFLOW_ variables."""
+    result = CliRunner().invoke(cli, ["config", *words], env={f"TASKFLOW_{name}": text for name, text in env.items()})
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert "Traceback" not in result.output
+    return result
+
+
+# --- show --------------------------------------------------------------------------------------------------------------
+
+
+def test_show_prints_every_setting_with_its_value_and_source():
+    result = run("show", WORKER__CONCURRENCY="7", TASKS__SEND_MAIL__TIMEOUT_S="5m")
+
+    assert result.exit_code == 0
+    rows = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines()}
+    assert rows["TASKFLOW_WORKER__CONCURRENCY"] == ["7", "environment"]
+    assert rows["TASKFLOW_WORKER__LEASE_S"] == ["10", "default"]
+    assert rows["TASKFLOW_TASKS__SEND_MAIL__TIMEOUT_S"] == ["300", "environment"]
+    assert {leaf.name for leaf in Settings().leaves()} < set(rows)
+    assert result.stderr == ""
+
+
+def test_show_tells_misspelt_names_on_stderr():
+    result = run("show", WORKER__CONCURENCY="7")
+
+    assert result.exit_code == 0
+    assert "TASKFLOW_WORKER__CONCURENCY: there is no such setting" in result.stderr
+    assert "CONCURENCY" not in result.stdout
+
+
+def test_show_json_is_one_object(shop):
+    result = run("show", shop, "--json", TASKS__SEND_MAIL__RETRY__ATTEMPTS="7", OOPS="1")
+
+    found = json.loads(result.stdout)
+    leaf = found["settings"][0]
+    assert set(leaf) == {"name", "value", "source", "default", "unit", "description"}
+    assert found["tasks"]["send_mail"]["retry.attempts"] == {
+        "value": "7",
+        "source": "environment: TASKFLOW_TASKS__SEND_MAIL__RETRY__ATTEMPTS",
+        "variable": "TASKFLOW_TASKS__SEND_MAIL__RETRY__ATTEMPTS",
+    }
+    assert len(found["warnings"]) == 1
+
+
+def test_show_with_an_app_prints_the_policies_of_its_tasks(shop):
+    result = run("show", shop, TASKS__SEND_MAIL__TIMEOUT_S="5", RETRY__BASE_S="2")
+
+    _, _, text = result.stdout.partition("\ntask send_mail\n")
+    rows = [re.split(r"  +", line.strip()) for line in text.splitlines()]
+    assert ["timeout_s", "5", "environment: TASKFLOW_TASKS__SEND_MAIL__TIMEOUT_S"] in rows
+    assert ["retry.attempts", "5", "decorator"] in rows
+    assert ["retry.base_s", "2", "environment: TASKFLOW_RETRY__BASE_S"] in rows
+    assert ["retry.max_delay_s", "60", "default"] in rows
+    assert ["retry.on", "OSError", "decorator"] in rows
+    assert ["bulkhead.name", "smtp", "decorator"] in rows
+    assert result.stdout.index("task send_bill") < result.stdout.index("task send_mail")
+
+
+def test_show_takes_the_app_from_the_environment_and_names_overrides_of_unknown_tasks(shop):
+    result = run("show", APP=shop, TASKS__SEND_MIAL__TIMEOUT_S="5")
+
+    assert "task send_mail" in result.stdout
+    assert "did you mean TASKFLOW_TASKS__SEND_MAIL__TIMEOUT_S?" in result.stderr
+
+
+def test_show_prints_the_settings_even_if_the_app_is_missing():
+    result = run("show", "nowhere")
+
+    assert result.exit_code == 2
+    assert "TASKFLOW_WORKER__CONCURRENCY" in result.stdout
+    assert "nowhere" in result.stderr
+
+
+def test_invalid_settings_are_one_line_each_on_stderr_and_exit_2():
+    result = run("show", WORKER__CONCURRENCY="many", WORKER__LEASE_S="x")
+
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 2
+    assert "TASKFLOW_WORKER__CONCURRENCY: must be a whole number from 1 to 100000, got 'many'" in result.stderr
+
+
+@settings(max_examples=25)
+@given(st.text("@/?#:%&= ", max_size=5), st.booleans())
+def test_no_secret_is_ever_printed(junk, broken):
+    secret = f"Zq7xk{junk}Wv9jb"
+    env = {"BROKER__URL": f"redis://app:{secret}@cache:6379", "HTTP__TOKEN": secret}
+
+    for words in (["show"], ["show", "--json"], ["check"], ["check", "--json"]):
+        result = run(*words, **env, **({"LOG__LEVEL": env["BROKER__URL"]} if broken else {}))
+
+        assert result.exit_code == (2 if broken else 0)
+        assert "Zq7xk" not in result.output
+        assert "Wv9jb" not in result.output
+
+
+# --- check -------------------------------------------------------------------------------------------------------------
+
+
+def test_check_says_that_all_is_right(shop):
+    for words in ([], [shop]):
+        result = run("check", *words)
+
+        assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_check_prints_problems_and_misspelt_names_and_exits_2():
+    result = run("check", WORKER__LEASE_S="x", WORKER__CONCURENCY="7")
+
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert [line.split(":")[0] for line in result.stderr.splitlines()] == [
+        "TASKFLOW_WORKER__LEASE_S",
+        "TASKFLOW_WORKER__CONCURENCY",
+    ]
+
+
+def test_a_misspelt_name_alone_is_no_problem_unless_strict(shop):
+    relaxed = run("check", shop, OOPS="1", TASKS__SEND_MIAL__TIMEOUT_S="5")
+    strict_name = run("check", OOPS="1", STRICT_ENV="1")
+    strict_task = run("check", shop, TASKS__SEND_MIAL__TIMEOUT_S="5", STRICT_ENV="1")
+
+    assert relaxed.exit_code == 0
+    assert len(relaxed.stderr.splitlines()) == 2
+    assert strict_name.exit_code == strict_task.exit_code == 2
+    assert len(strict_name.stderr.splitlines()) == 1
+
+
+def test_check_resolves_the_policies_of_every_task(shop):
+    result = run("check", shop, TASKS__SEND_MAIL__BREAKER__OPEN_FOR_S="1h", TASKS__SEND_BILL__RATE__BURST="3")
+
+    assert result.exit_code == 2
+    assert "max_open_for must be at least open_for" in result.stderr
+    assert "TASKFLOW_TASKS__SEND_BILL__RATE__BURST: the task has no rate limit" in result.stderr
+
+
+def test_check_tells_when_an_override_splits_a_shared_gate(shop):
+    result = run("check", shop, TASKS__SEND_MAIL__BULKHEAD__LIMIT="3")
+
+    assert result.exit_code == 0
+    assert "Bulkhead 'smtp': tasks 'send_bill' and 'send_mail' give it different values" in result.stderr
+
+
+def test_check_of_an_app_that_is_missing_or_broken_exits_2(tmp_path):
+    (tmp_path / "broken_shop.py").write_text("raise RuntimeError('no such thing')")
+
+    for name in ("nowhere", "broken_shop"):
+        result = run("check", name)
+
+        assert result.exit_code == 2
+        assert name in result.stderr
+
+
+def test_check_json_is_one_object():
+    good, bad = run("check", "--json"), run("check", "--json", WORKER__LEASE_S="x")
+
+    assert json.loads(good.stdout) == {"ok": True, "problems": [], "warnings": []}
+    assert bad.exit_code == 2
+    assert json.loads(bad.stdout)["ok"] is False
+    assert len(json.loads(bad.stdout)["problems"]) == 1
+
+
+# --- reference ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_readme_table_has_a_row_for_every_variable():
+    lines = run("reference", "--format", "markdown").stdout.splitlines()
+
+    assert lines[:2] == ["| variable | default | unit | meaning |", "| --- | --- | --- | --- |"]
+    rows = {line.split("`")[1]: re.split(r"(?<!\\)\|", line)[1:-1] for line in lines[2:]}
+    assert set(rows) == {leaf.name for leaf in reference()}
+    assert all(len(cells) == 4 for cells in rows.values())
+    assert [cell.strip() for cell in rows["TASKFLOW_WORKER__LEASE_S"][1:3]] == ["10", "seconds"]
+
+
+def test_the_reference_does_not_depend_on_the_environment():
+    assert run("reference", WORKER__LEASE_S="x").stdout == run("reference").stdout
+    assert run("reference", WORKER__LEASE_S="x").exit_code == 0
+
+
+def test_the_reference_as_text_and_json_has_every_variable():
+    text = run("reference").stdout
+    found = json.loads(run("reference", "--json").stdout)
+
+    names = [leaf.name for leaf in reference()]
+    assert [line.split()[0] for line in text.splitlines() if line.startswith("TASKFLOW_")] == names
+    assert [row["variable"] for row in found] == names
+
+
+def test_an_unknown_word_is_a_usage_error():
+    assert run("reference", "--format", "pdf").exit_code == 2
+    assert run("sing").exit_code == 2
+
+
+def test_nothing_is_written_to_the_current_folder():
+    run("show")
+    run("check")
+
+    assert [path.name for path in Path.cwd().iterdir()] == ["shop_of_test_config.py"]
