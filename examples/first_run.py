@@ -84,7 +84,7 @@ def report(receiver: Receiver, files: int, elapsed_s: float) -> bool:
         "deliveries": f"{len(ledger.accepted)}, and {ledger.duplicates} came again and were known by their webhook-id",
         "requests": summary["requests"],
         "bad answers": f"{summary['bad']}: "
-        + ", ".join(f"{n} × {name}" for name, n in replies.items() if name != "200"),
+        + ", ".join(f"{n}x {name}" for name, n in replies.items() if name != "200"),
         "retries": decisions["Retry"],
         "snoozes": f"{decisions['Snooze']} (an answer said when to come back; no attempt is spent)",
         "violations": f"{ledger.violations} requests came before that time",

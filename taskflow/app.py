@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, overload
 
 from taskflow.clock import Clock, LoopClock
 from taskflow.core import specs
-from taskflow.core.gate import Declare, Rate
 from taskflow.errors import ConfigError, UnknownTask
+from taskflow.running import RunningWorker
 from taskflow.runtime.client import Client
 from taskflow.runtime.task import TaskDef
-from taskflow.runtime.worker import Stopped, Worker, WorkerParts
 from taskflow.settings import Settings
 from taskflow.tasks import AnyTask, JobHandle, Task
 from taskflow.telemetry.bus import Bus
+from taskflow.telemetry.listener import LogListener
 
 if TYPE_CHECKING:
     from taskflow.brokers.base import FullBroker
@@ -50,14 +48,15 @@ class TaskFlow:
             self.settings = settings
         self.clock: Clock = clock or LoopClock()
         self.bus = Bus()
-        self._rng = rng or random.Random()  # noqa: S311 - for jitter, not for secrets
+        self.rng = rng or random.Random()  # noqa: S311 - for jitter, not for secrets
         self._given_broker = broker
         self._tasks: dict[str, AnyTask] = {}
         self._policies: dict[tuple[type, str], Any] = {}
-        self._lifespans: list[Callable[[], AbstractAsyncContextManager[None]]] = []
+        self.lifespans: list[Callable[[], AbstractAsyncContextManager[None]]] = []
         self._client: Client | None = None
         self._opened = 0
         self._opening = asyncio.Lock()
+        self._is_logging = False
 
     @cached_property
     def settings(self) -> Settings:
@@ -148,7 +147,7 @@ class TaskFlow:
 
     def lifespan(self, fn: Lifespan) -> Lifespan:
         """Register an async generator: it runs to its `yield` when a worker starts, and on after the drain."""
-        self._lifespans.append(asynccontextmanager(fn))
+        self.lifespans.append(asynccontextmanager(fn))
         return fn
 
     def listen(self, listener: Callable[[Any], None], *events: type) -> None:
@@ -175,10 +174,13 @@ class TaskFlow:
 
     async def __aenter__(self) -> Self:
         async with self._opening:
+            if not self._is_logging:
+                self._is_logging = True
+                LogListener(self.settings.log.level, now=self.clock.now).subscribe(self.bus)
             if self._opened == 0:
                 broker = self._given_broker or make_broker(self.settings, self.clock)
                 await broker.open()
-                self._client = Client(broker, self.settings, self.clock, self._rng, self.bus.emit)
+                self._client = Client(broker, self.settings, self.clock, self.rng, self.bus.emit)
             self._opened += 1
         return self
 
@@ -207,7 +209,14 @@ class TaskFlow:
         return RunningWorker(self, concurrency=concurrency, queues=queues, drain=drain, http=http)
 
     def configure_logs(self) -> None:
-        """Write logs as TASKFLOW_LOG__* say. For a program of its own, as `taskflow worker` is; not for embedding."""
+        """Write logs to stderr as TASKFLOW_LOG__* say: for a program of its own, as `taskflow worker` is.
+
+        An application that embeds taskflow has its own sinks: there, `taskflow.telemetry.logs.enable()` is enough.
+        """
+        from taskflow.telemetry import logs  # noqa: PLC0415 - only programs pay for it
+
+        log = self.settings.log
+        logs.configure(log.level, log.format)
 
     def test(self) -> TestFlow:
         """This flow on a memory broker and a virtual clock: see `taskflow.testing`."""
@@ -232,110 +241,6 @@ _POLICIES: dict[str, type[Any]] = {
     "rate": specs.RateLimit,
 }
 _DECLARABLE = {"queue", "timeout", "deadline", "max_wait", "priority", *_POLICIES}
-
-
-class RunningWorker:
-    """A worker embedded in this process; `async with` starts and drains it."""
-
-    def __init__(
-        self,
-        flow: TaskFlow,
-        *,
-        concurrency: int | None,
-        queues: Iterable[str] | Mapping[str, int] | None,
-        drain: float | None,
-        http: bool,
-    ) -> None:
-        self._flow = flow
-        self._http = http
-        self.queues: Mapping[str, int] = {}
-        self._concurrency = concurrency
-        self._queues = queues
-        self._drain = drain
-        self._stack = AsyncExitStack()
-        self._worker: Worker | None = None
-        self.stopped: Stopped | None = None
-
-    @property
-    def worker(self) -> Worker:
-        """What runs. Raises `ConfigError` before it has started."""
-        if self._worker is None:
-            raise ConfigError("the worker has not started: use `async with flow.worker():`")
-        return self._worker
-
-    async def __aenter__(self) -> Self:
-        async with AsyncExitStack() as stack:
-            flow = await stack.enter_async_context(self._flow)
-            for lifespan in flow._lifespans:  # noqa: SLF001 - one front door, two halves
-                await stack.enter_async_context(lifespan())
-            self.queues = queue_weights(flow, self._queues)
-            worker = Worker(self._parts())
-            await declare_gates(flow)
-            await worker.start()
-            self._worker = worker
-            self._stack = stack.pop_all()
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        async with self._stack:
-            await self.stop()
-
-    async def stop(self) -> Stopped:
-        """Drain now, rather than at the end of the block."""
-        if self.stopped is None:
-            drain_s = self._flow.settings.worker.drain_s if self._drain is None else self._drain
-            self.stopped = await self.worker.stop(drain_s)
-        return self.stopped
-
-    def _parts(self) -> WorkerParts:
-        flow, settings = self._flow, self._flow.settings
-        concurrency = self._concurrency or settings.worker.concurrency
-        prefetch = settings.worker.prefetch
-        return WorkerParts(
-            name=f"{socket.gethostname()}-{os.getpid()}-{self._flow._rng.getrandbits(32):08x}",  # noqa: SLF001
-            broker=flow.broker,
-            tasks={name: task.definition for name, task in flow.tasks.items()},
-            settings=settings,
-            bus=flow.bus,
-            clock=flow.clock,
-            queues=self.queues,
-            concurrency=concurrency,
-            prefetch=concurrency if prefetch is None else prefetch,
-            threads=settings.worker.threads or concurrency,
-            rng=flow._rng,  # noqa: SLF001
-        )
-
-
-def queue_weights(flow: TaskFlow, asked: Iterable[str] | Mapping[str, int] | None) -> dict[str, int]:
-    """The queues of a worker: asked for, or in the settings, or of the registered tasks."""
-    if isinstance(asked, Mapping):
-        weights = dict(asked)
-    elif asked is not None:
-        weights = dict.fromkeys(asked, 1)
-    else:
-        weights = dict(flow.settings.worker.queues)
-    if not weights:
-        settings = flow.settings
-        weights = dict.fromkeys((task.definition.policy(settings).queue for task in flow.tasks.values()), 1)
-    return weights or {flow.settings.task.queue: 1}
-
-
-async def declare_gates(flow: TaskFlow) -> None:
-    """Tell the broker what code and environment say of each gate."""
-    said: dict[str, Declare] = {}
-    for task in flow.tasks.values():
-        policy = task.definition.policy(flow.settings)
-        for spec in (policy.breaker, policy.bulkhead, policy.rate):
-            if spec is None:
-                continue
-            known = said.get(spec.name, Declare())
-            if isinstance(spec, specs.Bulkhead):
-                known = Declare(spec.limit, known.rate)
-            elif isinstance(spec, specs.RateLimit):
-                known = Declare(known.limit, Rate(spec.interval_s, spec.burst or 1))
-            said[spec.name] = known
-    for name, change in sorted(said.items()):
-        await flow.broker.gate(name, change)
 
 
 def make_broker(settings: Settings, clock: Clock) -> FullBroker:

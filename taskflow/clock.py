@@ -26,6 +26,7 @@ class Timer:
         self._heap = heap
 
     def cancel(self) -> None:
+        """Do not call. Once it was called, or cancelled, nothing happens."""
         if self.callback is not None:
             self.callback = None
             self._heap.forget()
@@ -45,6 +46,9 @@ class Clock(Protocol):
     async def sleep(self, seconds: float) -> None: ...
 
 
+_SWEEP = 64  # cancelled timers that are not worth a sweep
+
+
 class TimerHeap:
     """All timers in one heap; whoever owns it arms a single alarm for the earliest."""
 
@@ -62,9 +66,9 @@ class TimerHeap:
         return timer
 
     def forget(self) -> None:
-        """A timer was cancelled. Once most of the heap is cancelled it is swept, so that it stays as small as its use."""
+        """A timer was cancelled. Once most are, they are swept out, so that the heap stays as small as its use."""
         self._dead += 1
-        if self._dead > 64 and self._dead * 2 > len(self._heap):  # noqa: PLR2004
+        if self._dead > _SWEEP and self._dead * 2 > len(self._heap):
             self._heap = [entry for entry in self._heap if entry[2].callback is not None]
             heapq.heapify(self._heap)
             self._dead = 0
@@ -78,7 +82,10 @@ class TimerHeap:
         return heap[0][0] if heap else None
 
     def fire(self, now: float) -> None:
-        """Call all that are due at `now`, in order of their instants."""
+        """Call all that are due at `now`, in order of their instants.
+
+        A callback that raises stops it: the rest stay, and are called by the next `fire`.
+        """
         while self._heap and self._heap[0][0] <= now:  # a callback may sweep the heap
             timer = heapq.heappop(self._heap)[2]
             callback, timer.callback = timer.callback, None
@@ -135,13 +142,15 @@ class LoopClock:
             self._alarm.cancel()
         assert self._loop is not None
         self._alarm_at = when
-        self._alarm = self._loop.call_later(max(0.0, when - time.monotonic()), self._ring)
+        self._alarm = self._loop.call_later(max(0.0, when - time.monotonic()), self._ring, self._timers)
 
-    def _ring(self) -> None:
+    def _ring(self, timers: TimerHeap) -> None:
+        if timers is not self._timers:
+            return  # an alarm of the loop before
         self._alarm, self._alarm_at = None, float("inf")
         try:
-            self._timers.fire(time.monotonic())
-        finally:
-            earliest = self._timers.earliest()
+            timers.fire(time.monotonic())
+        finally:  # also when a callback raised: the loop reports it, the others are called next
+            earliest = timers.earliest()
             if earliest is not None and earliest < self._alarm_at:
                 self._arm(earliest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 from pydantic_core import to_json
 
@@ -14,13 +14,14 @@ from taskflow.core.job import Job, JobState
 from taskflow.errors import ConfigError, JobCancelled, JobExpired, JobFailed, JobNotFound, PayloadError
 from taskflow.runtime.codec import envelope
 from taskflow.runtime.ids import new_job_id
-from taskflow.runtime.task import TaskDef, gate_names
+from taskflow.runtime.task import Named, TaskDef, gate_names
 from taskflow.telemetry.context import current_correlation_id, current_traceparent
 
 if TYPE_CHECKING:
     from taskflow.core import specs
     from taskflow.runtime.client import Client
-    from taskflow.settings import Settings, TaskPolicy
+    from taskflow.settings import Settings
+    from taskflow.tuning import TaskPolicy
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -172,6 +173,7 @@ class Task(Generic[P, R, C]):
         self._flow = flow
         self.definition = definition
         self.fn = fn
+        self._plan: _Plan | None = None
         functools.update_wrapper(self, fn)
 
     @property
@@ -250,32 +252,33 @@ class Task(Generic[P, R, C]):
 
     def prepare(self, arguments: Mapping[str, Any], options: Options) -> Job:
         """The job record of one submission: validated, encoded, its gates and lane fixed."""
-        definition = self.definition
+        definition, settings = self.definition, self._flow.settings
         if options is _NO_OPTIONS:
-            policy, carried = definition.policy(self._flow.settings), None
+            if self._plan is None or self._plan.settings is not settings:
+                self._plan = _Plan.of(settings, definition.policy(settings))
+            plan, carried = self._plan, None
         else:
-            policy = definition.policy(self._flow.settings, options.policy_options())
+            plan = _Plan.of(settings, definition.policy(settings, options.policy_options()))
             carried = options.carried()
-        args = definition.codec.dump(dict(arguments))
+        args = definition.codec.dump(arguments)
         lane = definition.lane_of(arguments) if options.lane is None else options.lane
-        reason, expires_s = _expiry(policy)
         return Job(
             options.job_id or new_job_id(),
             definition.name,
-            policy.queue,
+            plan.queue,
             envelope(
                 args,
                 correlation_id=options.correlation_id or current_correlation_id(),
                 traceparent=current_traceparent(),
                 options=to_json(carried) if carried else None,
             ),
-            policy.priority,
+            plan.priority,
             lane,
-            gate_names((policy.breaker, policy.bulkhead, policy.rate), lane),
+            gate_names(plan.named, lane) if plan.named else (),
             options.key,
             options.delay,
-            expires_s,
-            reason,
+            plan.expires_s,
+            plan.expire_reason,
             options.batch,
         )
 
@@ -283,11 +286,23 @@ class Task(Generic[P, R, C]):
         return f"<task {self.name!r}>"
 
 
-def _expiry(policy: TaskPolicy) -> tuple[str, float]:
-    """Which limit ends a job that waits, and when, in seconds from when it was first due."""
-    if policy.deadline_s is not None and policy.deadline_s <= policy.max_wait_s:
-        return "deadline", policy.deadline_s
-    return "max_wait", policy.max_wait_s
+class _Plan(NamedTuple):
+    """What a submission takes from the task's policies: worked out once, not once a job."""
+
+    settings: Settings
+    queue: str
+    priority: int
+    named: tuple[Named, ...]
+    expire_reason: str  # which limit ends a job that waits
+    expires_s: float  # and when, in seconds from when it was first due
+
+    @classmethod
+    def of(cls, settings: Settings, policy: TaskPolicy) -> _Plan:
+        reason, expires_s = "max_wait", policy.max_wait_s
+        if policy.deadline_s is not None and policy.deadline_s <= expires_s:
+            reason, expires_s = "deadline", policy.deadline_s
+        named = tuple(spec for spec in (policy.breaker, policy.bulkhead, policy.rate) if spec is not None)
+        return cls(settings, policy.queue, policy.priority, named, reason, expires_s)
 
 
 class TaskWithOptions(Generic[P, R, C]):

@@ -59,7 +59,9 @@ def _lane(url: str, **_others: object) -> str:
     # Seven waits of up to 0.5, 1, 2 … 32 s: about half a minute of real trouble. Longer trouble opens the breaker,
     # and then the jobs wait without spending attempts.
     retry=Retry(attempts=8, on=(OSError,), base=0.5, max_delay=60),
-    breaker=CircuitBreaker("http", per_lane=True),
+    # A receiver that fails now and then is worth every attempt; one that is down is left alone. The defaults would
+    # open for a host that fails every third time, and then keep it waiting for minutes.
+    breaker=CircuitBreaker("http", failure_rate=0.8, min_calls=20, consecutive=10, per_lane=True),
     bulkhead=Bulkhead("http", 10, per_lane=True),
     rate=read_rate(os.environ),
     lane=_lane,

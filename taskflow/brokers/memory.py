@@ -124,6 +124,8 @@ class MemoryBroker:
                 self._wake_lanes(queue, left, now)
             rows = self._claim_in_turn(queue, request.limit, left, now)
             claims += [self._hand_over(row, worker, now) for row in rows]
+            if left.limit <= 0:
+                break
         return claims
 
     async def wait(self, request: ClaimRequest, timeout_s: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,9 +12,10 @@ from taskflow.errors import ConfigError
 
 # taskflow.settings brings pydantic: only the commands that need it pay for it.
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
-    from taskflow.settings import Leaf, Settings, TaskPolicy
+    from taskflow.reference import Leaf
+    from taskflow.settings import Settings
 
 _COLUMNS = ("variable", "default", "unit", "meaning")
 
@@ -120,7 +121,7 @@ def _tell(messages: Iterable[str]) -> None:
 def _task_policies(app: str | None, settings: Settings) -> dict[str, dict[str, dict[str, str]]]:
     """Of each task each leaf, with its value, its source and the variable that overrides it."""
     from taskflow.cli.loading import load_app  # noqa: PLC0415
-    from taskflow.settings import explain, unknown_tasks  # noqa: PLC0415
+    from taskflow.tuning import explain, unknown_tasks  # noqa: PLC0415
 
     tasks = load_app(app, settings).tasks
     _tell(str(misspelt) for misspelt in unknown_tasks(settings, tasks))
@@ -150,7 +151,8 @@ def _check(app: str | None) -> tuple[list[str], list[str]]:
 
 def _check_tasks(app: str | None, settings: Settings) -> tuple[list[str], list[str]]:
     from taskflow.cli.loading import load_app  # noqa: PLC0415
-    from taskflow.settings import resolve, unknown_tasks  # noqa: PLC0415
+    from taskflow.sharing import disagreements  # noqa: PLC0415
+    from taskflow.tuning import resolve, unknown_tasks  # noqa: PLC0415
 
     problems: list[str] = []
     suspicious: list[str] = list(settings.warnings)
@@ -160,28 +162,11 @@ def _check_tasks(app: str | None, settings: Settings) -> tuple[list[str], list[s
         return str(error).splitlines(), suspicious
     misspelt = [str(word) for word in unknown_tasks(settings, tasks)]
     (problems if settings.strict_env else suspicious).extend(misspelt)
-    policies: dict[str, TaskPolicy] = {}
+    valid = {}
     for name, task in sorted(tasks.items()):
         try:
-            policies[name] = resolve(settings, name, task.declared)
+            resolve(settings, name, task.declared)
+            valid[name] = task.declared
         except ConfigError as error:
             problems += str(error).splitlines()
-    return problems, [*suspicious, *_disagreements(policies)]
-
-
-def _disagreements(policies: Mapping[str, TaskPolicy]) -> list[str]:
-    """Tasks that share a gate but, because of an override for one of them, no longer mean the same by it."""
-    found: list[str] = []
-    first: dict[tuple[str, str], tuple[str, Any]] = {}
-    for task, policy in policies.items():
-        for spec in (policy.breaker, policy.bulkhead, policy.rate):
-            if spec is None:
-                continue
-            kind = type(spec).__name__
-            other, known = first.setdefault((kind, spec.name), (task, spec))
-            if known != spec:
-                found.append(
-                    f"{kind} {spec.name!r}: tasks {other!r} and {task!r} give it different values, and only one can "
-                    f"hold for both: {known} and {spec}; override it for all of them"
-                )
-    return found
+    return problems, [*suspicious, *disagreements(settings, valid)]

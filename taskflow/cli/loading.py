@@ -14,7 +14,9 @@ import click
 
 from taskflow.app import TaskFlow
 from taskflow.errors import ConfigError
-from taskflow.settings import Settings, unknown_tasks
+from taskflow.settings import Settings
+from taskflow.sharing import disagreements
+from taskflow.tuning import unknown_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,9 +64,16 @@ def _broken(spec: str, error: BaseException) -> ConfigError:
 
 
 def warn_about(flow: TaskFlow) -> None:
-    """Tell, on stderr, of variables that look misspelt, or are of no task."""
+    """Tell, on stderr, of variables that look misspelt, are of no task, or make tasks disagree about a gate.
+
+    Raises `ConfigError` for overrides of unknown tasks under TASKFLOW_STRICT_ENV=1.
+    """
     settings = flow.settings
-    for warning in (*settings.warnings, *unknown_tasks(settings, flow.tasks)):
+    unknown = [str(word) for word in unknown_tasks(settings, flow.tasks)]
+    if unknown and settings.strict_env:
+        raise ConfigError("\n".join(unknown))
+    declared = {name: task.declared for name, task in flow.tasks.items()}
+    for warning in (*settings.warnings, *unknown, *disagreements(settings, declared)):
         click.echo(f"taskflow: warning: {warning}", err=True)
 
 

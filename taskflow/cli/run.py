@@ -25,7 +25,8 @@ from taskflow.settings import Settings
 from taskflow.tasks import Options
 
 if TYPE_CHECKING:
-    from taskflow.app import RunningWorker, TaskFlow
+    from taskflow.app import TaskFlow
+    from taskflow.running import RunningWorker
     from taskflow.tasks import AnyTask
 
 _LOOK_S = 0.5  # how long one look for final jobs waits; also how often the bar moves

@@ -12,8 +12,9 @@ from taskflow.cli.running import run_async
 from taskflow.cli.signals import Stop, exit_code, handle_signals
 
 if TYPE_CHECKING:
-    from taskflow.app import RunningWorker, TaskFlow
+    from taskflow.app import TaskFlow
     from taskflow.cli.exits import Exit
+    from taskflow.running import RunningWorker
 
 _LOOK_S = 0.1
 

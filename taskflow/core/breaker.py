@@ -60,8 +60,8 @@ class Breaker:
 
     spec: CircuitBreaker
     state: BreakerState = BreakerState.CLOSED
-    generation: int = 0  # grows with every transition, and with every probe that replaces a lost one
-    opened: int = 0  # times in a row, without a recovery in between
+    generation: int = 0  # grows with every transition
+    opened: int = 0  # times in a row that it opened or lost a probe, without a recovery in between
     _until: float = 0.0  # open: when to probe; half-open: when the probe's lease ends
     _probe: int = 0  # number of the probe in flight, 0 for none
     _probes: int = 0
@@ -72,46 +72,52 @@ class Breaker:
     def __post_init__(self) -> None:
         self._window = Window(self.spec.window)
 
-    def admit(self, *, now: float) -> Permit | Denied:
-        """Leave to make a call now, or the time to wait. Past the open time the first caller becomes the probe."""
+    def admit(self, *, now: float, lease_s: float = 0.0) -> Permit | Denied:
+        """Leave to make a call now, or the time to wait. Past the open time the first caller becomes the probe.
+
+        `lease_s` is how long the call may take (its timeout): a probe is not given up before that.
+        """
         if self.state is BreakerState.CLOSED:
             return Permit(self.generation)
         if now < self._until:
-            return Denied(self._until - now)
+            left_s = self._until - now
+            # A probe may come back long before its lease ends.
+            return Denied(left_s if self.state is BreakerState.OPEN else min(left_s, self.spec.open_for))
         if self.state is BreakerState.OPEN:
             self._go(BreakerState.HALF_OPEN)
             self._good = 0
+        elif self._probe:
+            # Lost, or slower than its lease. Were the next lease no longer, slow probes would replace one another for
+            # ever.
+            self.opened += 1
         # This call is the probe. Should it never report back, the next one may try when its lease ends.
         self._probes += 1
         self._probe = self._probes
-        self._until = now + self._open_for_s()
+        self._until = now + max(lease_s, self._open_for_s())
         return Permit(self.generation, self._probe)
 
     def report(self, permit: Permit, verdict: Verdict, *, now: float, took_s: float = 0.0) -> Transition | None:
         """Take the word of the call that had `permit`, and return the transition that it caused."""
-        if permit.generation != self.generation or (permit.probe and permit.probe != self._probe):
-            return None
-        if self.state is BreakerState.HALF_OPEN:
-            return self._judge_probe(verdict, now=now)
-        if verdict is Verdict.IGNORED:
+        if permit != (self.generation, self._probe):
             return None
         is_failure = verdict is Verdict.FAILURE
         is_slow = self.spec.slow_call is not None and took_s >= self.spec.slow_call
+        if permit.probe:
+            self._probe = 0
+            self._until = now  # the next probe may go at once
+        if verdict is Verdict.IGNORED:
+            return None
+        if permit.probe:
+            return self._judge_probe(is_good=not is_failure and not is_slow, now=now)
         self._window.add(now=now, is_failure=is_failure, is_slow=is_slow)
         self._consecutive = self._consecutive + 1 if is_failure else 0
         return self._open(now) if self._is_tripped() else None
 
-    def _judge_probe(self, verdict: Verdict, *, now: float) -> Transition | None:
-        self._probe = 0
-        self._until = now  # the next probe may go at once
-        match verdict:
-            case Verdict.FAILURE:
-                return self._open(now)
-            case Verdict.SUCCESS:
-                self._good += 1
-                return self._close() if self._good >= self.spec.close_after else None
-            case _:
-                return None
+    def _judge_probe(self, *, is_good: bool, now: float) -> Transition | None:
+        if not is_good:
+            return self._open(now)
+        self._good += 1
+        return self._close() if self._good >= self.spec.close_after else None
 
     def _is_tripped(self) -> bool:
         spec, seen = self.spec, self._window
@@ -119,9 +125,8 @@ class Breaker:
             return True
         if seen.calls < spec.min_calls:
             return False
-        return seen.failures >= spec.failure_rate * seen.calls or (
-            spec.slow_call is not None and seen.slow >= spec.slow_rate * seen.calls
-        )
+        # Quotients, not products: 7 of 100 is exactly 0.07, and 0.07 * 100 is more than 7.
+        return seen.failures / seen.calls >= spec.failure_rate or seen.slow / seen.calls >= spec.slow_rate
 
     def _open_for_s(self) -> float:
         # Each failed recovery doubles the open time, as Envoy's and Finagle's growing ejection.
@@ -129,9 +134,10 @@ class Breaker:
 
     def _open(self, now: float) -> Transition:
         self.opened += 1
-        self._until = now + self._open_for_s()
+        open_for_s = self._open_for_s()
+        self._until = now + open_for_s
         self._go(BreakerState.OPEN)
-        return Transition(BreakerState.OPEN, self._until - now)
+        return Transition(BreakerState.OPEN, open_for_s)
 
     def _close(self) -> Transition:
         self.opened = 0

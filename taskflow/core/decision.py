@@ -12,8 +12,8 @@ from taskflow.core.backoff import delay_s
 from taskflow.core.outcome import ErrorRecord, Failed, Interrupted, Invalid, Outcome, Overdue, Rejected, Succeeded
 
 if TYPE_CHECKING:
-    from taskflow.core.job import Claim
     from taskflow.core import specs
+    from taskflow.core.job import Claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +80,9 @@ def decide(job: Claim, outcome: Outcome, *, retry: specs.Retry, jitter: float) -
             return Bury(error)
         case Failed(error) if job.attempts + 1 >= retry.attempts:
             return Bury(error)
-        case Failed(error, retry_after_s=None):
-            return Retry(_bounded(delay_s(retry, job.attempts + 1, jitter=jitter)), error)
         case Failed(error, retry_after_s=asked_s):
-            return Retry(_bounded(asked_s), error)
+            wait_s = delay_s(retry, job.attempts + 1, jitter=jitter) if asked_s is None else asked_s
+            return Retry(_bounded(wait_s), error)
         case Rejected(reason, retry_after_s, error):
             return Snooze(_bounded(retry_after_s), reason, error)
         case Interrupted(cancelled=True):

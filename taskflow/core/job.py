@@ -10,7 +10,11 @@ counts once for every job.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class JobState(StrEnum):
@@ -25,41 +29,46 @@ class JobState(StrEnum):
     CANCELLED = "cancelled"
     EXPIRED = "expired"
 
+    __hash__ = str.__hash__  # the enum's own is a Python function, and states are dict keys on the hot path
 
+
+INITIAL = (JobState.SCHEDULED, JobState.WAITING, JobState.READY)  # where a submit may put a job
 FINAL = frozenset({JobState.SUCCEEDED, JobState.DEAD, JobState.CANCELLED, JobState.EXPIRED})
 
 # state → {what happens: state after}. The README's diagram is drawn from this table.
-TRANSITIONS: dict[JobState, dict[str, JobState]] = {
-    JobState.SCHEDULED: {
-        "due": JobState.READY,
-        "cancel": JobState.CANCELLED,
-        "expire": JobState.EXPIRED,
-    },
-    JobState.WAITING: {
-        "unblock": JobState.READY,
-        "cancel": JobState.CANCELLED,
-        "expire": JobState.EXPIRED,
-    },
-    JobState.READY: {
-        "claim": JobState.RUNNING,
-        "cancel": JobState.CANCELLED,
-        "expire": JobState.EXPIRED,
-    },
-    JobState.RUNNING: {
-        "complete": JobState.SUCCEEDED,
-        "retry": JobState.SCHEDULED,
-        "snooze": JobState.SCHEDULED,
-        "release": JobState.READY,
-        "reclaim": JobState.READY,
-        "bury": JobState.DEAD,
-        "cancel": JobState.CANCELLED,
-        "expire": JobState.EXPIRED,
-    },
-    JobState.SUCCEEDED: {},
-    JobState.DEAD: {"resurrect": JobState.READY},
-    JobState.CANCELLED: {},
-    JobState.EXPIRED: {},
-}
+TRANSITIONS: Mapping[JobState, Mapping[str, JobState]] = MappingProxyType(
+    {
+        JobState.SCHEDULED: {
+            "due": JobState.READY,
+            "cancel": JobState.CANCELLED,
+            "expire": JobState.EXPIRED,
+        },
+        JobState.WAITING: {
+            "unblock": JobState.READY,
+            "cancel": JobState.CANCELLED,
+            "expire": JobState.EXPIRED,
+        },
+        JobState.READY: {
+            "claim": JobState.RUNNING,
+            "cancel": JobState.CANCELLED,
+            "expire": JobState.EXPIRED,
+        },
+        JobState.RUNNING: {
+            "complete": JobState.SUCCEEDED,
+            "retry": JobState.SCHEDULED,
+            "snooze": JobState.SCHEDULED,
+            "release": JobState.READY,
+            "reclaim": JobState.READY,
+            "bury": JobState.DEAD,
+            "cancel": JobState.CANCELLED,
+            "expire": JobState.EXPIRED,
+        },
+        JobState.SUCCEEDED: {},
+        JobState.DEAD: {"resurrect": JobState.READY},
+        JobState.CANCELLED: {},
+        JobState.EXPIRED: {},
+    }
+)
 
 MAX_GATES = 3  # fixed at submit; three policies (breaker, bulkhead, rate) of three names is the most a task can have
 MAX_LANE_BYTES = 200
@@ -122,3 +131,15 @@ def is_buried(lost: int, *, max_lost: int) -> bool:
     Only losses as a suspect count: the first two may be a neighbour's fault.
     """
     return lost - SUSPECT_AFTER >= max_lost
+
+
+def mermaid() -> str:
+    """`TRANSITIONS` as a mermaid `stateDiagram-v2`: what happens along the same arrow shares it."""
+    lines = ["stateDiagram-v2", *(f"    [*] --> {state}: submit" for state in INITIAL)]
+    for state, ways in TRANSITIONS.items():
+        arrows: dict[JobState, list[str]] = {}
+        for what, to in ways.items():
+            arrows.setdefault(to, []).append(what)
+        lines += [f"    {state} --> {to}: {', '.join(whats)}" for to, whats in arrows.items()]
+    lines += [f"    {state} --> [*]" for state in TRANSITIONS if state in FINAL]
+    return "\n".join(lines) + "\n"

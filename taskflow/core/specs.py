@@ -5,14 +5,17 @@ A spec checks its own numbers, and says which one is wrong.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
+from taskflow.core import bucket
 from taskflow.errors import ConfigError
 
 Jitter = Literal["full", "equal", "none"]
 
 _PERIODS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_MOST = 1e9  # thirty years, as seconds: beyond it an instant loses its microseconds
 
 
 def _check(ok: bool, spec: str, field: str, value: object, wants: str) -> None:
@@ -21,8 +24,23 @@ def _check(ok: bool, spec: str, field: str, value: object, wants: str) -> None:
 
 
 def _check_name(spec: str, name: object) -> None:
-    ok = isinstance(name, str) and bool(name) and "/" not in name and name.isprintable() and len(name) <= 100
+    ok = isinstance(name, str) and bool(name.strip()) and "/" not in name and name.isprintable() and len(name) <= 100
     _check(ok, spec, "name", name, "a printable name of at most 100 characters without '/'")
+
+
+def _check_numbers(policy: object, *fields: str) -> None:
+    """Comparisons come after it: text and booleans are no numbers, NaN and infinity none to count with."""
+    for field in fields:
+        value = getattr(policy, field)
+        ok = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _MOST
+        _check(ok, type(policy).__name__, field, value, f"a number up to {_MOST:g}")
+
+
+def _check_counts(policy: object, *fields: str) -> None:
+    for field in fields:
+        value = getattr(policy, field)
+        ok = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MOST
+        _check(ok, type(policy).__name__, field, value, "a whole number, at least 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +53,7 @@ class RetryBudget:
 
     def __post_init__(self) -> None:
         _check_name("RetryBudget", self.name)
+        _check_numbers(self, "ratio", "cap")
         _check(self.ratio >= 0, "RetryBudget", "ratio", self.ratio, "at least 0")
         _check(self.cap > 0, "RetryBudget", "cap", self.cap, "more than 0")
 
@@ -56,7 +75,8 @@ class Retry:
     budget: RetryBudget | None = None
 
     def __post_init__(self) -> None:
-        _check(isinstance(self.attempts, int) and self.attempts >= 1, "Retry", "attempts", self.attempts, "at least 1")
+        _check_counts(self, "attempts")
+        _check_numbers(self, "base", "factor", "max_delay")
         _check(self.base >= 0, "Retry", "base", self.base, "at least 0 seconds")
         _check(self.factor >= 1, "Retry", "factor", self.factor, "at least 1")
         _check(self.max_delay >= 0, "Retry", "max_delay", self.max_delay, "at least 0 seconds")
@@ -69,9 +89,11 @@ class Retry:
 
     def covers(self, error: BaseException) -> bool:
         """Whether `error` is worth another attempt. A group is only if every error in it is."""
+        if isinstance(error, self.never):
+            return False
         if isinstance(error, BaseExceptionGroup):
             return all(self.covers(leaf) for leaf in error.exceptions)
-        return isinstance(error, Exception) and isinstance(error, self.on) and not isinstance(error, self.never)
+        return isinstance(error, Exception) and isinstance(error, self.on)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +119,16 @@ class CircuitBreaker:
     def __post_init__(self) -> None:
         me = "CircuitBreaker"
         _check_name(me, self.name)
+        _check_counts(self, "min_calls", "consecutive", "close_after")
+        _check_numbers(self, "failure_rate", "window", "slow_rate", "open_for", "max_open_for")
+        if self.slow_call is not None:
+            _check_numbers(self, "slow_call")
+            _check(self.slow_call > 0, me, "slow_call", self.slow_call, "more than 0 seconds")
         _check(0 < self.failure_rate <= 1, me, "failure_rate", self.failure_rate, "in (0, 1]")
-        _check(self.min_calls >= 1, me, "min_calls", self.min_calls, "at least 1")
-        _check(self.window > 0, me, "window", self.window, "more than 0 seconds")
-        _check(self.consecutive >= 1, me, "consecutive", self.consecutive, "at least 1")
-        _check(self.slow_call is None or self.slow_call > 0, me, "slow_call", self.slow_call, "more than 0 seconds")
+        _check(self.window >= 0.001, me, "window", self.window, "at least 0.001 seconds")
         _check(0 < self.slow_rate <= 1, me, "slow_rate", self.slow_rate, "in (0, 1]")
         _check(self.open_for > 0, me, "open_for", self.open_for, "more than 0 seconds")
         _check(self.max_open_for >= self.open_for, me, "max_open_for", self.max_open_for, "at least open_for")
-        _check(self.close_after >= 1, me, "close_after", self.close_after, "at least 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +142,8 @@ class Bulkhead:
 
     def __post_init__(self) -> None:
         _check_name("Bulkhead", self.name)
-        _check(isinstance(self.limit, int) and self.limit >= 1, "Bulkhead", "limit", self.limit, "at least 1")
+        _check_counts(self, "limit")
+        _check_numbers(self, "wait")
         _check(self.wait >= 0, "Bulkhead", "wait", self.wait, "at least 0 seconds")
 
 
@@ -134,8 +158,11 @@ class RateLimit:
 
     def __post_init__(self) -> None:
         _check_name("RateLimit", self.name)
-        _check(self.burst is None or self.burst >= 1, "RateLimit", "burst", self.burst, "at least 1")
-        parse_rate(self.rate)
+        interval_s = parse_rate(self.rate)
+        if self.burst is not None:
+            _check_counts(self, "burst")
+            ok = bucket.is_countable(interval_s, self.burst)
+            _check(ok, "RateLimit", "burst", self.burst, f"at most what {self.rate!r} allows in thirty years")
 
     @property
     def interval_s(self) -> float:
@@ -144,15 +171,21 @@ class RateLimit:
 
 
 def parse_rate(text: str) -> float:
-    """Seconds between two starts at rate `text`: a count, "/", and s, m, h or d ("100/m" is 0.6)."""
-    count, slash, period = str(text).partition("/")
+    """Seconds between two starts at rate `text`: a count, "/", and s, m, h or d ("100/m" is 0.6).
+
+    Raises `ConfigError`, also for less than one start in thirty years or more than 100,000 a second.
+    """
+    count, _, period = str(text).partition("/")
     try:
         number = float(count)
     except ValueError:
         number = 0.0
-    if not slash or period.strip() not in _PERIODS or not 0 < number < 1e9:
+    period_s = _PERIODS.get(period.strip())
+    if period_s is None or not 0 < number < math.inf:
         raise ConfigError(f"a rate is a count per s, m, h or d, as in '100/m'; got {text!r}")
-    return _PERIODS[period.strip()] / number
+    if not bucket.is_countable(period_s / number, burst=1):
+        raise ConfigError(f"a rate is at most 100,000 starts a second, at least one in thirty years; got {text!r}")
+    return period_s / number
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,4 +195,5 @@ class Timeout:
     seconds: float
 
     def __post_init__(self) -> None:
+        _check_numbers(self, "seconds")
         _check(self.seconds > 0, "Timeout", "seconds", self.seconds, "more than 0")

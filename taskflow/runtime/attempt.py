@@ -8,44 +8,48 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskflow.core import events
 from taskflow.core.backoff import exponential
-from taskflow.core.decision import decide
+from taskflow.core.decision import Release, decide
 from taskflow.core.gate import family
 from taskflow.core.outcome import Interrupted, Outcome, Rejected
 from taskflow.core.specs import Retry
-from taskflow.errors import PayloadError
+from taskflow.errors import ConfigError, PayloadError
 from taskflow.runtime import outcomes
+from taskflow.runtime.breakers import TurnedAway
 from taskflow.runtime.codec import Envelope, NewerEnvelope
-from taskflow.runtime.control import Snooze
+from taskflow.runtime.control import ControlFlow, Snooze
 from taskflow.runtime.current import CurrentJob
 from taskflow.runtime.settle import Ended, GateHold, Settler
-from taskflow.runtime.slot import CANCELLED, TIMEOUT, Slot, Stopped
+from taskflow.runtime.slot import CANCELLED, SHUTDOWN, TIMEOUT, Slot, Stopped
+from taskflow.runtime.threads import NoThread
 from taskflow.telemetry.context import job_context
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Mapping
 
-    from taskflow.brokers.base import Broker
+    from taskflow.brokers.base import Broker, Note, Settled
     from taskflow.clock import Clock
     from taskflow.core.job import Claim
     from taskflow.runtime.breakers import Admitted, Breakers
+    from taskflow.runtime.calls import BrokerCalls
     from taskflow.runtime.leases import Leases
     from taskflow.runtime.task import TaskDef
     from taskflow.runtime.threads import ThreadSlots
-    from taskflow.settings import Settings, TaskPolicy
+    from taskflow.settings import Settings
+    from taskflow.tuning import TaskPolicy
 
 _UNKNOWN_FIRST_S, _UNKNOWN_MOST_S = 5.0, 300.0
 _NO_THREAD_S = 5.0
-_NO_POLICY = Retry()  # a job that cannot even be read is never retried, whatever this says
+_NO_POLICY = Retry()  # for what goes wrong before the task's own is known
 
 
 @dataclass(slots=True, eq=False)
 class Running:
-    """A handler that runs now."""
+    """A handler that runs now, or waits for a thread."""
 
     slot: Slot
     claim: Claim
@@ -61,15 +65,29 @@ class Ticket:
     correlation_id: str
     policy: TaskPolicy | None = None
     hold: GateHold | None = None
+    has_ended: bool = False
+
+
+class Ready(NamedTuple):
+    """What an attempt needs."""
+
+    task: TaskDef
+    policy: TaskPolicy
+    envelope: Envelope
+    admitted: Admitted
 
 
 class Attempts:
-    """Makes attempts for one worker; `running` is what it is at."""
+    """Makes attempts for one worker; `running` is what it is at, by job id and token.
+
+    A job may be here twice: a handler that goes on after its claim was lost, and the next claim of the same job.
+    """
 
     def __init__(
         self,
         *,
         broker: Broker,
+        calls: BrokerCalls,
         tasks: Mapping[str, TaskDef],
         settings: Settings,
         clock: Clock,
@@ -81,6 +99,7 @@ class Attempts:
         threads: ThreadSlots,
     ) -> None:
         self._broker = broker
+        self._calls = calls
         self._tasks = tasks
         self._settings = settings
         self._max_result_bytes = settings.retention.result_max_bytes
@@ -91,44 +110,54 @@ class Attempts:
         self._settler = settler
         self._breakers = breakers
         self._threads = threads
-        self.running: dict[str, Running] = {}
-        self.cancelled: set[str] = set()  # asked to cancel before they started
+        self._keep_bound = self._keep
+        self.running: dict[tuple[str, int], Running] = {}
         self.ended = 0
+        self.cut_off = 0  # handlers that were stopped by a shutdown
 
     async def make(self, slot: Slot, claim: Claim, at: float) -> None:
-        """Make one attempt, and leave what came of it to the settler. Raises only if the slot itself is cancelled."""
+        """Make one attempt, and leave what came of it to the settler.
+
+        Raises only what ends the slot's task, or the loop; the job is with the settler even then.
+        """
         if not self._leases.holds(claim.job_id, claim.token):
             return  # lost while it waited here
         ticket = Ticket(claim, at, claim.job_id)
+        try:
+            ready = self._admit(ticket)
+            if isinstance(ready, Ready):
+                await self._run(slot, ticket, ready)
+            else:
+                self._end(ticket, ready)
+        except BaseException as error:
+            is_ours = isinstance(error, Exception)  # no handler's: those are outcomes by now
+            if not ticket.has_ended:
+                self._end(ticket, outcomes.failed(error, covers=_NO_POLICY.covers) if is_ours else Interrupted())
+            if not is_ours:
+                raise
+
+    def _admit(self, ticket: Ticket) -> Ready | Outcome:
+        """What the attempt needs, or why there is none."""
+        claim = ticket.claim
         task = self._tasks.get(claim.task)
         if task is None:
-            self._end(ticket, self._unknown(claim))
-            return
+            return self._unknown(claim)
         try:
             envelope = task.codec.load(claim.payload)
             ticket.policy = policy = task.policy(self._settings, envelope.options)
         except NewerEnvelope:
-            self._end(ticket, self._unknown(claim))
-            return
-        except PayloadError as error:
-            self._end(ticket, outcomes.invalid(error))
-            return
+            return self._unknown(claim)
+        except (PayloadError, ConfigError) as error:
+            return outcomes.invalid(error)
         if envelope.correlation_id is not None:
             ticket.correlation_id = envelope.correlation_id
-        if (early := self._early(claim, at)) is not None:
-            self._end(ticket, early)
-            return
+        if self._is_late(ticket):
+            return outcomes.overdue(claim.expire_reason)
         admitted = self._breakers.admit(claim, policy)
-        if isinstance(admitted, Rejected):
-            self._end(ticket, admitted)
-            return
-        if task.is_async:
-            await self._run(slot, task, ticket, policy, envelope, admitted)
-        elif (denied := await self._take_thread(slot)) is not None:
-            self._breakers.report(admitted, None, 0.0)
-            self._end(ticket, denied)
-        else:
-            await self._run(slot, task, ticket, policy, envelope, admitted)
+        if isinstance(admitted, TurnedAway):
+            ticket.hold = admitted.hold
+            return admitted.outcome
+        return Ready(task, policy, envelope, admitted)
 
     def _unknown(self, claim: Claim) -> Outcome:
         """A task that this process does not know waits for the deploy that does, ever longer."""
@@ -136,44 +165,55 @@ class Attempts:
         self._emit(events.TaskUnknown(claim.job_id, claim.task, claim.queue, wait_s))
         return Rejected("unknown_task", wait_s)
 
-    def _early(self, claim: Claim, at: float) -> Outcome | None:
-        """Why this claim need not start at all."""
-        if claim.job_id in self.cancelled:
-            self.cancelled.discard(claim.job_id)
-            return Interrupted(cancelled=True)
-        if claim.expires_in_s <= self._clock.now() - at:
-            return outcomes.overdue(claim.expire_reason)
-        return None
+    def _is_late(self, ticket: Ticket) -> bool:
+        """Whether the job has passed its deadline, or waited too long."""
+        return ticket.claim.expires_in_s <= self._clock.now() - ticket.at
 
-    async def _take_thread(self, slot: Slot) -> Outcome | None:
+    async def _take_thread(self, slot: Slot, ticket: Ticket) -> Outcome | None:
         """Take a thread for a sync handler; or why there is none: all are held by handlers that were given up on."""
-        if self._threads.taken < self._threads.limit:
-            await self._threads.take()
+        if self._threads.try_take():
             return None
+        claim = ticket.claim
+        key = (claim.job_id, claim.token)
+        self.running[key] = Running(slot, claim, self._clock.now())
         slot.start_clock(self._clock.now() + _NO_THREAD_S)
         try:
             await slot.run(self._threads.take)
         except Stopped as stopped:
             if stopped.why == TIMEOUT:
-                return Rejected("threads_busy", _NO_THREAD_S * (1 + self._rng.random()))
+                return self._no_thread()
+            self._count_cut_off(stopped.why)
             return Interrupted(cancelled=stopped.why == CANCELLED)
+        finally:
+            del self.running[key]
+        if self._is_late(ticket):
+            self._threads.give_back()
+            return outcomes.overdue(claim.expire_reason)
         return None
 
-    async def _run(
-        self, slot: Slot, task: TaskDef, ticket: Ticket, policy: TaskPolicy, envelope: Envelope, admitted: Admitted, /
-    ) -> None:
+    def _no_thread(self) -> Outcome:
+        return Rejected("threads_busy", _NO_THREAD_S * (1 + self._rng.random()))
+
+    async def _run(self, slot: Slot, ticket: Ticket, ready: Ready) -> None:
+        task, policy, envelope, admitted = ready
         claim, clock = ticket.claim, self._clock
+        if not task.is_async and (denied := await self._take_thread(slot, ticket)) is not None:
+            self._breakers.report(admitted, None, 0.0)
+            self._end(ticket, denied)
+            return
         started_at = clock.now()
         deadline_at = started_at + policy.timeout_s
         if claim.expire_reason == "deadline":  # the longest wait, on the other hand, is over once the job runs
             deadline_at = min(deadline_at, ticket.at + claim.expires_in_s)
-        job = CurrentJob(claim, self._broker, clock, ticket.correlation_id, envelope.traceparent, deadline_at)
-        self.running[claim.job_id] = Running(slot, claim, started_at)
+        job = CurrentJob(claim, self._keep_bound, clock, ticket.correlation_id, envelope.traceparent, deadline_at)
+        key = (claim.job_id, claim.token)
+        self.running[key] = Running(slot, claim, started_at)
         self._leases.limit(claim.job_id, claim.token, deadline_at)
         before = job_context.set(job)
         self._emit(events.AttemptStarted(claim, ticket.correlation_id))
         thread: asyncio.Future[Any] | None = None
         args, kwargs = task.codec.call_args(envelope.args)
+        outcome: Outcome
         try:
             slot.start_clock(deadline_at)
             if task.is_async:
@@ -183,45 +223,72 @@ class Attempts:
                 result = await slot.run(lambda: _join(thread))
             outcome = outcomes.succeeded(task, result, max_bytes=self._max_result_bytes)
         except Stopped as stopped:
-            outcome = self._stopped(ticket, stopped.why, policy)
+            outcome = self._stopped(ticket, stopped.why, policy, stopped.__cause__)
+        except NoThread:
+            self._threads.give_back()
+            outcome = self._no_thread()
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is an outcome
-            outcome = outcomes.failed(error, covers=policy.retry.covers)
-            if isinstance(error, Snooze) and error.hold is not None:
-                ticket.hold = _hold(claim, error)
+            outcome = self._raised(ticket, slot.stopped, policy, error)
         finally:
             job_context.reset(before)
-            del self.running[claim.job_id]
+            del self.running[key]
+            self._leases.ended(claim.job_id, claim.token)
         run_s = clock.now() - started_at
-        if (opened := self._breakers.report(admitted, outcome, run_s)) is not None:
-            ticket.hold = GateHold(admitted.gate, opened.for_s, opened.reason)
+        if (hold := self._breakers.report(admitted, outcome, run_s)) is not None:
+            ticket.hold = hold
         error_record = getattr(outcome, "error", None)
         self._emit(events.AttemptEnded(claim, ticket.correlation_id, outcomes.label(outcome), run_s, error_record))
         self._end(ticket, outcome)
         if thread is not None:
             await self._let_go(thread, claim)
 
-    def _stopped(self, ticket: Ticket, why: str, policy: TaskPolicy) -> Outcome:
+    def _raised(self, ticket: Ticket, why: str | None, policy: TaskPolicy, error: Exception) -> Outcome:
+        """The outcome of a handler that raised `error`, after it had been told to stop if `why` is set."""
+        if why is not None and why != CANCELLED and not isinstance(error, ControlFlow):
+            # Most likely the cancellation's own debris: a shutdown must not spend an attempt, a timeout is a timeout.
+            return self._stopped(ticket, why, policy, error)
+        if isinstance(error, Snooze) and error.hold is not None:
+            ticket.hold = _hold(ticket.claim, error)
+        return outcomes.failed(error, covers=policy.retry.covers)
+
+    def _stopped(self, ticket: Ticket, why: str, policy: TaskPolicy, error: BaseException | None) -> Outcome:
         claim = ticket.claim
-        is_late = claim.expire_reason == "deadline" and claim.expires_in_s <= self._clock.now() - ticket.at
-        if why == TIMEOUT and is_late:
+        self._count_cut_off(why)
+        if why == TIMEOUT and claim.expire_reason == "deadline" and self._is_late(ticket):
             return outcomes.overdue(claim.expire_reason)
-        return outcomes.stopped(why, timeout_s=policy.timeout_s)
+        return outcomes.stopped(why, timeout_s=policy.timeout_s, covers=policy.retry.covers, error=error)
+
+    def _count_cut_off(self, why: str) -> None:
+        self.cut_off += why == SHUTDOWN
 
     async def _let_go(self, thread: asyncio.Future[Any], claim: Claim) -> None:
         """Give the thread's slot back when it has really ended. Until then this slot keeps its place."""
         if not thread.done():
+            # Nobody waits for what it raises, and asyncio complains about exceptions that nobody saw.
+            thread.add_done_callback(asyncio.Future.exception)
             self._threads.abandoned += 1
             self._emit(events.ThreadAbandoned(claim.job_id, claim.task, claim.queue))
             try:
                 await asyncio.wait([thread])
             finally:
                 self._threads.abandoned -= 1
-        thread.exception()  # nobody waits for it any more; asyncio complains about exceptions that nobody saw
+        thread.exception()
         self._threads.give_back()
+
+    async def _keep(self, note: Note) -> Settled:
+        """Progress and checkpoints wait through an outage: one that is ours is no reason for the handler to fail."""
+        (answer,) = await self._calls.until_heard("note", lambda: self._broker.note([note]))
+        return answer
+
+    def hand_back(self, running: Running) -> None:
+        """Give back a job whose handler does not stop: its word will not count any more."""
+        self.cut_off += 1
+        self._settler.push(Ended(running.claim, Release(), running.claim.job_id, running.claim.age_s))
 
     def _end(self, ticket: Ticket, outcome: Outcome) -> None:
         """Decide, and leave the rest to the settler."""
         claim = ticket.claim
+        ticket.has_ended = True
         retry = _NO_POLICY if ticket.policy is None else ticket.policy.retry
         decision = decide(claim, outcome, retry=retry, jitter=self._rng.random())
         self.ended += 1
@@ -234,6 +301,7 @@ def _hold(claim: Claim, snooze: Snooze) -> GateHold | None:
     for gate in claim.gates:
         if family(gate) == snooze.hold:
             return GateHold(gate, snooze.seconds, snooze.reason)
+    snooze.reason = f"{snooze.reason} (it has no gate {snooze.hold!r} to hold)"
     return None
 
 

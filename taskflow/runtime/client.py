@@ -107,10 +107,11 @@ class Client:
     async def final(self, job_id: str, timeout: float | None) -> Final:
         """How the job ended. Raises `ResultTimeout` if it has not in `timeout` seconds (None: wait for ever)."""
         give_up_at = float("inf") if timeout is None else self.clock.now() + timeout
+        left_s = _LONGEST_WAIT_S if timeout is None else max(0.0, timeout)
         while True:
-            left_s = min(_LONGEST_WAIT_S, give_up_at - self.clock.now())
-            found = await self.broker.finals([job_id], max(0.0, left_s))
+            found = await self.broker.finals((job_id,), min(_LONGEST_WAIT_S, left_s))
             if found:
                 return found[job_id]
-            if self.clock.now() >= give_up_at:
+            left_s = max(0.0, give_up_at - self.clock.now())
+            if not left_s:
                 raise ResultTimeout(f"job {job_id} is not final after {timeout:g} s; it goes on, ask again later")

@@ -111,7 +111,7 @@ class Codec:
         bound.update(kwargs)
         return bound
 
-    def dump(self, bound: dict[str, Any]) -> bytes:
+    def dump(self, bound: Mapping[str, Any]) -> bytes:
         """JSON of arguments that were validated. Raises `PayloadError` that names each argument that does not fit."""
         adapter = self._dump
         try:

@@ -11,7 +11,8 @@ from taskflow.errors import PayloadError, StaleClaim
 from taskflow.telemetry.context import job_context
 
 if TYPE_CHECKING:
-    from taskflow.brokers.base import Broker
+    from collections.abc import Awaitable, Callable
+
     from taskflow.clock import Clock
     from taskflow.core.job import Claim
 
@@ -25,12 +26,12 @@ class CurrentJob:
     The pair (`id`, `token`) never comes twice; `id` alone is stable over retries: the idempotency key of the job.
     """
 
-    __slots__ = ("_broker", "_claim", "_clock", "_deadline_at", "attempt", "correlation_id", "traceparent")
+    __slots__ = ("_claim", "_clock", "_deadline_at", "_keep", "attempt", "correlation_id", "traceparent")
 
     def __init__(
         self,
         claim: Claim,
-        broker: Broker,
+        keep: Callable[[Note], Awaitable[Settled]],
         clock: Clock,
         correlation_id: str,
         traceparent: str | None,
@@ -38,7 +39,7 @@ class CurrentJob:
         /,
     ) -> None:
         self._claim = claim
-        self._broker = broker
+        self._keep = keep
         self._clock = clock
         self._deadline_at = deadline_at
         self.attempt = claim.attempts + 1
@@ -92,8 +93,7 @@ class CurrentJob:
         await self._note(Note(self.id, self.token, progress=_json("progress", state)))
 
     async def _note(self, note: Note) -> None:
-        (answer,) = await self._broker.note([note])
-        if answer is not Settled.APPLIED:
+        if await self._keep(note) is not Settled.APPLIED:
             raise StaleClaim(f"job {self.id} is no longer this worker's (token {self.token}): nothing was kept")
 
     def __repr__(self) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from taskflow.errors import BrokerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from taskflow.brokers.base import BeatReply, Broker, SyncBeat
     from taskflow.clock import Clock
@@ -23,12 +23,16 @@ if TYPE_CHECKING:
 
 _OVERTIME_S = 30.0
 _BEATS_PER_LEASE = 3
+_HURRY = 4  # times as often while no beat gets through: trust is running out
 # Stop trusting a little before the broker does: the reclaimer must find our handlers already cancelled.
 _TRUST = 0.9
+_NEVER = float("inf")
 
 
 class Leases:
-    """`on_lost` and `on_cancel` are called in the loop, with job ids; `on_distrust` when the lease may have ended."""
+    """`on_lost` and `on_cancel` are called in the loop, with job ids and tokens; `on_distrust` when the lease may have
+    ended, and again as long as it may.
+    """
 
     def __init__(
         self,
@@ -38,8 +42,8 @@ class Leases:
         *,
         worker: str,
         lease_s: float,
-        on_lost: Callable[[tuple[str, ...]], None],
-        on_cancel: Callable[[tuple[str, ...]], None],
+        on_lost: Callable[[Mapping[str, int]], None],
+        on_cancel: Callable[[Mapping[str, int]], None],
         on_distrust: Callable[[], None],
     ) -> None:
         self._broker = broker
@@ -54,8 +58,7 @@ class Leases:
         self._trusted_until = 0.0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def is_trusted(self) -> bool:
@@ -69,11 +72,16 @@ class Leases:
 
     def hold(self, job_id: str, token: int) -> None:
         """Vouch for a claim from now on."""
-        self._claims[job_id] = (token, float("inf"))
+        self._claims[job_id] = (token, _NEVER)
 
     def limit(self, job_id: str, token: int, timeout_at: float) -> None:
         """The claim's handler has started, and has to end by `timeout_at`."""
         self._claims[job_id] = (token, timeout_at + _OVERTIME_S)
+
+    def ended(self, job_id: str, token: int) -> None:
+        """The claim's handler has ended: vouch for it until the broker knows, however long that takes."""
+        if self.holds(job_id, token):
+            self._claims[job_id] = (token, _NEVER)
 
     def drop(self, job_id: str, token: int) -> None:
         """The claim is settled, or lost."""
@@ -87,25 +95,28 @@ class Leases:
         return held is not None and held[0] == token
 
     async def start(self) -> None:
-        """Beat once, so that the lease stands before the first claim, and then for ever."""
-        self._loop = asyncio.get_running_loop()
+        """Beat once, so that the lease stands before the first claim, and then for ever. Raises `BrokerError`."""
         sent_at = self._clock.now()
         reply = await self._calls.once("beat", lambda: self._broker.beat(self._worker, {}, self._lease_s))
         self._heard(sent_at, {}, reply)
         beat = self._broker.sync_beat()
+        loops = {"lease watch": self._watch}
         if beat is None:
-            self._task = asyncio.create_task(self._beat_here(), name="taskflow beats")
-            return
-        self._task = asyncio.create_task(self._watch(), name="taskflow lease watch")
-        self._thread = threading.Thread(target=self._beat_there, args=(beat,), name="taskflow-beats", daemon=True)
-        self._thread.start()
+            loops["beats"] = self._beat_here
+        for name, loop in loops.items():
+            self._tasks.append(asyncio.create_task(self._calls.keep_up("beat", loop), name=f"taskflow {name}"))
+        if beat is not None:
+            self._thread = threading.Thread(
+                target=self._beat_there, args=(beat, asyncio.get_running_loop()), name="taskflow-beats", daemon=True
+            )
+            self._thread.start()
 
     async def close(self) -> None:
         """Stop beating."""
         self._stop.set()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._thread is not None:
             # The thread ends by itself; it is only waited for as long as a beat may take.
             await asyncio.to_thread(self._thread.join, self._lease_s / _BEATS_PER_LEASE)
@@ -115,24 +126,29 @@ class Leases:
         claims = self._claims.copy()  # one C call: safe beside a loop that goes on changing it
         return {job_id: token for job_id, (token, until) in claims.items() if now < until}
 
-    def _heard(self, sent_at: float, sent: dict[str, int], reply: BeatReply) -> None:
+    def _heard(self, sent_at: float, sent: Mapping[str, int], reply: BeatReply) -> None:
         self._trusted_until = max(self._trusted_until, sent_at + self._lease_s * _TRUST)
         # A claim that ended, or was made anew, while the beat was under way is not what the reply speaks of.
-        lost = tuple(job_id for job_id in reply.lost if self.holds(job_id, sent[job_id]))
-        cancel = tuple(job_id for job_id in reply.cancel if self.holds(job_id, sent[job_id]))
-        if lost:
+        if reply.lost and (lost := self._still_held(reply.lost, sent)):
             self._on_lost(lost)
-        if cancel:
+        if reply.cancel and (cancel := self._still_held(reply.cancel, sent)):
             self._on_cancel(cancel)
+
+    def _still_held(self, job_ids: tuple[str, ...], sent: Mapping[str, int]) -> dict[str, int]:
+        return {job_id: sent[job_id] for job_id in job_ids if job_id in sent and self.holds(job_id, sent[job_id])}
 
     async def _beat_here(self) -> None:
         """For a broker that lives in this process: a loop that is blocked blocks the broker, too."""
+        pause_s = self._lease_s / _BEATS_PER_LEASE
         while True:
-            await self._clock.sleep(self._lease_s / _BEATS_PER_LEASE)
+            await self._clock.sleep(pause_s)
             sent_at, tokens = self._clock.now(), self._vouched()
-            reply = await self._calls.until_heard(
-                "beat", partial(self._broker.beat, self._worker, tokens, self._lease_s)
-            )
+            try:
+                reply = await self._calls.once("beat", partial(self._broker.beat, self._worker, tokens, self._lease_s))
+            except BrokerError:
+                pause_s = self._lease_s / (_BEATS_PER_LEASE * _HURRY)
+                continue
+            pause_s = self._lease_s / _BEATS_PER_LEASE
             self._heard(sent_at, tokens, reply)
 
     async def _watch(self) -> None:
@@ -144,23 +160,22 @@ class Leases:
                 left_s = self._lease_s / _BEATS_PER_LEASE
             await self._clock.sleep(max(0.01, left_s))
 
-    def _beat_there(self, beat: SyncBeat) -> None:
+    def _beat_there(self, beat: SyncBeat, loop: asyncio.AbstractEventLoop) -> None:
         """The thread. It only ever talks to its own connection, and tells the loop what it heard."""
-        assert self._loop is not None
         pause_s = self._lease_s / _BEATS_PER_LEASE
         try:
             while not self._stop.wait(pause_s):
                 sent_at, tokens = self._clock.now(), self._vouched()
                 try:
                     reply = beat.beat(self._worker, tokens, self._lease_s)
-                except BrokerError:
-                    # The loop's own calls announce the outage. Try again sooner: trust is running out.
-                    pause_s = self._lease_s / (_BEATS_PER_LEASE * 4)
+                except Exception as error:  # noqa: BLE001 - whatever a driver raises, the next beat must be tried
+                    pause_s = self._lease_s / (_BEATS_PER_LEASE * _HURRY)
+                    loop.call_soon_threadsafe(self._calls.failed, "beat", error, pause_s)
                     continue
                 pause_s = self._lease_s / _BEATS_PER_LEASE
-                try:
-                    self._loop.call_soon_threadsafe(self._heard, sent_at, tokens, reply)
-                except RuntimeError:
-                    return  # the loop is closed
+                loop.call_soon_threadsafe(self._calls.answered, "beat", self._clock.now() - sent_at)
+                loop.call_soon_threadsafe(self._heard, sent_at, tokens, reply)
+        except RuntimeError:
+            return  # the loop is closed
         finally:
             beat.close()

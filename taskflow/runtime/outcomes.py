@@ -6,7 +6,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from taskflow.core.outcome import ErrorRecord, Failed, Interrupted, Invalid, Outcome, Overdue, Rejected, Succeeded
-from taskflow.errors import PayloadError, TaskflowError
+from taskflow.errors import BrokerUnavailable, PayloadError, TaskflowError
 from taskflow.errors import Rejected as RejectedError
 from taskflow.runtime.control import GiveUp, RetryLater, Snooze
 from taskflow.runtime.slot import CANCELLED, TIMEOUT
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _MAX_MESSAGE, _MAX_STACK = 2_000, 16_384
 _BAD_DATA = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
+_REJECTED_S = 1.0  # where whoever turned the call away does not say when to come back
 _NOTHING = Succeeded(None)
 
 
@@ -31,32 +32,41 @@ def succeeded(task: TaskDef, result: Any, *, max_bytes: int) -> Outcome:
         return Failed(ErrorRecord(type(error).__name__, str(error), "bad_result"), retryable=False)
 
 
-def stopped(why: str, *, timeout_s: float) -> Outcome:
-    """The outcome of a handler that was told to stop, and did."""
-    if why == TIMEOUT:
-        return Failed(ErrorRecord("TimeoutError", f"still running after its timeout of {timeout_s:g} s", "timeout"))
-    return Interrupted(cancelled=why == CANCELLED)
+def stopped(
+    why: str, *, timeout_s: float, covers: Callable[[BaseException], bool], error: BaseException | None = None
+) -> Outcome:
+    """The outcome of a handler that was told to stop, and did. `error` shows where it was."""
+    if why != TIMEOUT:
+        return Interrupted(cancelled=why == CANCELLED)
+    timeout = TimeoutError(f"still running after its timeout of {timeout_s:g} s")
+    return Failed(
+        ErrorRecord("TimeoutError", str(timeout), "timeout", "" if error is None else _stack(error)),
+        retryable=covers(timeout),
+    )
 
 
 def failed(error: BaseException, *, covers: Callable[[BaseException], bool]) -> Outcome:
     """The outcome of a handler that raised `error`."""
     match error:
         case Snooze():
-            return Rejected(error.reason, error.seconds)
+            return Rejected(_clean(error.reason, _MAX_MESSAGE), error.seconds)
         case RetryLater():
-            return Failed(ErrorRecord("RetryLater", error.reason, "transient"), retry_after_s=error.seconds)
+            return Failed(
+                ErrorRecord("RetryLater", _clean(error.reason, _MAX_MESSAGE), "transient"),
+                retry_after_s=error.seconds,
+            )
         case GiveUp():
             return Failed(record(error, kind="given_up"), retryable=False)
-        case RejectedError():
-            # A policy inside the handler turned the call away: the dependency was not reached, nothing is spent.
-            return Rejected(error.code, error.retry_after_s or 1.0, record(error, kind="throttled"))
+        case RejectedError() | BrokerUnavailable():
+            # A policy or a full queue turned the call away, or our own broker is gone: nothing is spent.
+            return Rejected(error.code, error.retry_after_s or _REJECTED_S, record(error, kind="throttled"))
         case _:
             return Failed(record(error, kind=kind_of(error)), retryable=covers(error))
 
 
 def invalid(error: TaskflowError) -> Outcome:
     """The outcome of a job whose payload does not fit."""
-    return Invalid(ErrorRecord(type(error).__name__, str(error)[:_MAX_MESSAGE], "bad_payload"))
+    return Invalid(ErrorRecord(type(error).__name__, _clean(_text(error), _MAX_MESSAGE), "bad_payload"))
 
 
 def overdue(reason: str) -> Outcome:
@@ -76,10 +86,26 @@ def kind_of(error: BaseException) -> str:
 
 def record(error: BaseException, *, kind: str) -> ErrorRecord:
     """The error as it is kept: type, message, whole stack without local variables; the newest part if it is long."""
+    return ErrorRecord(type(error).__qualname__, _clean(_text(error), _MAX_MESSAGE), kind, _stack(error))
+
+
+def _stack(error: BaseException) -> str:
     stack = "".join(traceback.format_exception(error))
     if len(stack) > _MAX_STACK:
         stack = f"[{len(stack) - _MAX_STACK} characters left out]\n{stack[-_MAX_STACK:]}"
-    return ErrorRecord(type(error).__qualname__, str(error)[:_MAX_MESSAGE], kind, stack)
+    return _clean(stack, len(stack))
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - whatever an exception's own __str__ raises
+        return "(its text cannot be had: __str__ raised)"
+
+
+def _clean(text: object, most: int) -> str:
+    """Text that every broker can keep: no lone surrogates, no NUL, at most `most` characters."""
+    return str(text)[:most].encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
 def label(outcome: Outcome) -> str:

@@ -60,14 +60,14 @@ class Settler:
         self._emit = emit
         self._forget = forget
         self._pending: list[Ended] = []
-        self._telling = 0
+        self._telling: list[Ended] = []
         self._wake: asyncio.Future[None] | None = None
         self._quiet: list[asyncio.Future[None]] = []
 
     @property
     def unsettled(self) -> int:
         """Jobs that ended here and that the broker does not know of yet."""
-        return len(self._pending) + self._telling
+        return len(self._pending) + len(self._telling)
 
     def push(self, ended: Ended) -> None:
         """Settle this soon. Never waits."""
@@ -78,28 +78,27 @@ class Settler:
             self._wake = None
 
     async def run(self) -> None:
-        """Settle for ever. Cancel it only when `idle` says so, or to give up."""
+        """Settle for ever. What it had in hand when it is cancelled is kept, and another `run` goes on with it."""
         loop = asyncio.get_running_loop()
-        while True:
-            if not self._pending:
-                self._wake = loop.create_future()
-                await self._wake
-            batch, self._pending = self._pending, []
-            self._telling = len(batch)
-            try:
-                await self._tell(batch)
-            except asyncio.CancelledError:
-                raise
-            except BrokerError:
-                # Not an outage (those are waited out): one of them is refused. Find it; the rest must get through.
-                await self._tell_each(batch)
-            finally:
-                self._telling = 0
-            if not self._pending:
-                waiting, self._quiet = self._quiet, []
-                for future in waiting:
-                    if not future.done():
-                        future.set_result(None)
+        try:
+            while True:
+                if not self._pending:
+                    self._wake = loop.create_future()
+                    await self._wake
+                batch, self._pending = self._pending, []
+                self._telling = batch
+                try:
+                    await self._tell(batch)
+                except Exception:  # noqa: BLE001
+                    # No outage (those are waited out): one of them is refused, or breaks the driver. Find it; the rest
+                    # must get through.
+                    await self._tell_each(batch)
+                self._telling = []
+                if not self._pending:
+                    self._announce_quiet()
+        finally:
+            self._pending[:0] = self._telling
+            self._telling = []
 
     async def idle(self) -> None:
         """Wait until everything that ended has been told."""
@@ -108,12 +107,15 @@ class Settler:
             self._quiet.append(future)
             await future
 
+    def _announce_quiet(self) -> None:
+        waiting, self._quiet = self._quiet, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
     async def _tell(self, batch: list[Ended]) -> None:
-        for ended in batch:
-            if ended.hold is not None:
-                gate, for_s, reason = ended.hold
-                await self._calls.until_heard("gate", partial(self._broker.gate, gate, Hold(for_s, reason)))
-                self._emit(events.GateHeld(gate, for_s, reason))
+        if any(ended.hold is not None for ended in batch):
+            await self._close_gates(batch)
         settlements = [Settlement(e.claim.job_id, e.claim.token, e.decision) for e in batch]
         replies = await self._calls.until_heard("settle", lambda: self._broker.settle(settlements))
         emit, forget = self._emit, self._forget
@@ -125,10 +127,25 @@ class Settler:
             else:  # APPLIED, or ALREADY: an earlier try of this very batch got through and its reply was lost
                 emit(events.JobSettled(claim, ended.correlation_id, ended.decision, state, ended.total_s))
 
+    async def _close_gates(self, batch: list[Ended]) -> None:
+        """One hold for each gate, the longest; a gate that cannot be held is no reason to lose what became of jobs."""
+        holds: dict[str, GateHold] = {}
+        for ended in batch:
+            hold = ended.hold
+            if hold is not None and (hold.gate not in holds or hold.for_s > holds[hold.gate].for_s):
+                holds[hold.gate] = hold
+        for gate, for_s, reason in holds.values():
+            try:
+                await self._calls.until_heard("gate", partial(self._broker.gate, gate, Hold(for_s, reason)))
+            except BrokerError as error:
+                self._calls.failed("gate", error, 0.0)
+            else:
+                self._emit(events.GateHeld(gate, for_s, reason))
+
     async def _tell_each(self, batch: list[Ended]) -> None:
         for ended in batch:
             try:
-                await self._tell([ended])
-            except BrokerError as error:
+                await self._tell([ended._replace(hold=None)])
+            except Exception as error:  # noqa: BLE001 - as above
                 self._forget(ended.claim.job_id, ended.claim.token)  # its lease will end, and another worker has a try
-                self._emit(events.BrokerFailed("settle", "refused", str(error), 0.0))
+                self._calls.failed("settle", error, 0.0)

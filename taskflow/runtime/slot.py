@@ -4,11 +4,15 @@ Stopping a job (its time is up, a person cancelled it, the lease is lost, the wo
 task once and remembers why; `asyncio` delivers that inside the handler, and the slot takes the cancellation back
 (`uncancel`) when the handler has ended. That is what `asyncio.timeout` does, at a fraction of its price: no object
 and no timer for each job.
+
+Jobs that share a task must not hear of each other. A task that a job left otherwise than it found it (a cancellation
+that nobody took back, a changed context variable) is spent: it ends, and another takes the slot.
 """
 
 from __future__ import annotations
 
 import asyncio
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,35 +22,75 @@ if TYPE_CHECKING:
 
 TIMEOUT, CANCELLED, SHUTDOWN, LEASE_LOST = "timeout", "cancelled", "shutdown", "lease_lost"
 
-# A handler that swallowed its cancellation is cancelled again after this many seconds.
+# A handler that goes on although it was cancelled is cancelled again after this many seconds: time to clean up.
 _AGAIN_S = 10.0
+
+
+def _never() -> bool:
+    return False
 
 
 class Slot:
     """Runs one job at a time in the task that `bind` was called in."""
 
-    __slots__ = ("_cancels", "_clock", "_running", "_task", "_timer", "_timer_at", "deadline_at", "stopped")
+    __slots__ = (
+        "_cancels",
+        "_clock",
+        "_context",
+        "_is_ending",
+        "_is_running",
+        "_is_spent",
+        "_task",
+        "_timer",
+        "_timer_at",
+        "deadline_at",
+        "stopped",
+    )
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, is_ending: Callable[[], bool] = _never) -> None:
+        """`is_ending` tells whether a cancellation that this slot did not ask for is the end of the worker."""
         self._clock = clock
+        self._is_ending = is_ending
         self._task: asyncio.Task[Any] | None = None
+        self._context = copy_context()
         self._timer: Timer | None = None
         self._timer_at = float("inf")
-        self._running = False
+        self._is_running = False
+        self._is_spent = False
         self._cancels = 0
         self.deadline_at = float("inf")
-        self.stopped: str | None = None  # why the running job was told to stop
+        self.stopped: str | None = None  # why the running job, or the last one, was told to stop
 
     def bind(self) -> None:
         """This task is the slot's from now on."""
         self._task = asyncio.current_task()
+        self._context = copy_context()
+
+    def unbind(self) -> None:
+        """The task ends."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer, self._timer_at = None, float("inf")
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the last job left marks on this task that the next one would feel."""
+        task = self._task
+        if self._is_spent or task is None or task.cancelling():
+            return True
+        try:
+            return copy_context() != self._context
+        except Exception:  # noqa: BLE001 - it compares values of context variables, which may be anyone's
+            return True
 
     def stop(self, why: str) -> None:
-        """Cancel what runs here. The first reason stands; asking again cancels again."""
-        if self._running and self._task is not None:
-            self.stopped = self.stopped or why
-            self._cancels += 1
-            self._task.cancel()
+        """Cancel what runs here. The first reason stands, and the handler has time to clean up: more of them, or more
+        of the same with every beat, change nothing.
+        """
+        if self._is_running and self.stopped is None:
+            self.stopped = why
+            self._cancel()
+            self.start_clock(self._clock.now() + _AGAIN_S)
 
     def start_clock(self, deadline_at: float) -> None:
         """The job may run until `deadline_at`. One timer serves the slot for life: it is moved only to ring earlier."""
@@ -59,44 +103,65 @@ class Slot:
 
     def _ring(self) -> None:
         self._timer, self._timer_at = None, float("inf")
-        if not self._running:
+        if not self._is_running:
             return
-        if self._clock.now() >= self.deadline_at:
+        if self._clock.now() < self.deadline_at:  # of an earlier job
+            self.start_clock(self.deadline_at)
+        elif self.stopped is None:
             self.stop(TIMEOUT)
-            self.deadline_at = self._clock.now() + _AGAIN_S
-        self.start_clock(self.deadline_at)
+        else:
+            self._cancel()
+            self.start_clock(self._clock.now() + _AGAIN_S)
+
+    def _cancel(self) -> None:
+        task = self._task
+        assert task is not None
+        self._cancels += 1
+        task.cancel()
+        if asyncio.current_task() is task:
+            # The handler told itself to stop. Before Python 3.13 that cannot be taken back until its next await, and
+            # there may be none.
+            self._is_spent = True
 
     async def run(self, work: Callable[[], Any]) -> Any:
-        """What `await work()` gives. Raises `Stopped` if it was told to stop and did, or what the handler raised."""
+        """What `await work()` gives.
+
+        Raises `Stopped` if it was told to stop and did, `Failure` for what is no `Exception`, or what the handler
+        raised; `stopped` tells whether that was after it was told to stop.
+        """
         self.stopped = None
-        self._running = True
+        self._is_running = True
         task = self._task
         assert task is not None
         try:
             return await work()
-        except asyncio.CancelledError:
-            if self._take_back(task) and self.stopped is not None:
-                raise Stopped(self.stopped) from None
-            if task.cancelling():
-                raise  # not ours: the whole slot is being cancelled
-            raise Failure("the handler raised CancelledError, though nobody cancelled it") from None
+        except asyncio.CancelledError as error:
+            self._take_back(task)
+            why = self.stopped or (SHUTDOWN if task.cancelling() and self._is_ending() else None)
+            if why is not None:
+                raise Stopped(why) from error
+            raise Failure("the handler raised CancelledError, though nobody cancelled its job") from error
+        except (Exception, KeyboardInterrupt, GeneratorExit):
+            raise  # a person's Ctrl-C, or the end of the loop
         except SystemExit as error:
             raise Failure(f"the handler called sys.exit({error.code!r})") from error
+        except BaseException as error:
+            raise Failure(f"the handler raised {type(error).__name__}, which is no Exception") from error
         finally:
-            self._running = False
+            self._is_running = False
             self.deadline_at = float("inf")
-            self._take_back(task)
+            if self._cancels:
+                self._take_back(task)
 
-    def _take_back(self, task: asyncio.Task[Any]) -> bool:
-        """Undo our own cancellations. True if none but ours is left."""
+    def _take_back(self, task: asyncio.Task[Any]) -> None:
+        """Undo our own cancellations."""
         while self._cancels:
             self._cancels -= 1
             task.uncancel()
-        return not task.cancelling()
 
 
 class Stopped(Exception):
-    """The handler stopped because it was told to."""
+    """The handler stopped because it was told to. Its cause shows where it was."""
 
     def __init__(self, why: str) -> None:
         super().__init__(why)
@@ -104,4 +169,4 @@ class Stopped(Exception):
 
 
 class Failure(Exception):
-    """A failure that has no exception of its own."""
+    """A failure whose own exception is no `Exception`: that is the cause."""

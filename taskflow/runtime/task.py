@@ -12,10 +12,12 @@ from taskflow.core import specs
 from taskflow.core.job import MAX_GATES, MAX_LANE_BYTES
 from taskflow.errors import ConfigError, PayloadError
 from taskflow.runtime.codec import Codec
-from taskflow.settings import Settings, TaskPolicy, resolve
+from taskflow.tuning import TaskPolicy, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from taskflow.settings import Settings
 
 Named = specs.CircuitBreaker | specs.Bulkhead | specs.RateLimit
 
@@ -31,17 +33,22 @@ class TaskDef:
     codec: Codec = field(init=False)
     is_async: bool = field(init=False)
     _policies: dict[Any, TaskPolicy] = field(default_factory=dict)
+    _settings: Settings | None = None  # those that `_policies` were made of
 
     def __post_init__(self) -> None:
         if not self.name or "__" in self.name or not self.name.isprintable():
             raise ConfigError(f"a task's name must be printable and without '__', got {self.name!r}")
+        if inspect.isgeneratorfunction(self.fn) or inspect.isasyncgenfunction(self.fn):
+            raise ConfigError(f"task {self.name!r}: {self.fn!r} is a generator; a task returns one result")
         self.codec = Codec(self.name, self.fn)
         self.is_async = is_async(self.fn)
 
     def policy(self, settings: Settings, options: Mapping[str, Any] | None = None) -> TaskPolicy:
         """What is in force, leaf by leaf; remembered for each set of options."""
         if options and isinstance(numbers := options.get("retry"), list):  # as it travels in a payload
-            options = {**options, "retry": specs.Retry(*_retry_numbers(numbers))}
+            options = {**options, "retry": _retry(self.name, numbers)}
+        if settings is not self._settings:  # what other settings said is no longer in force
+            self._settings, self._policies = settings, {}
         key = tuple(sorted(options.items())) if options else None
         try:
             found = self._policies.get(key)
@@ -68,9 +75,12 @@ class TaskDef:
         return lane
 
 
-def _retry_numbers(numbers: list[Any]) -> tuple[Any, ...]:
-    attempts, base, factor, max_delay, jitter = numbers
-    return (attempts, (Exception,), (), base, factor, max_delay, jitter)
+def _retry(task: str, numbers: list[Any]) -> specs.Retry:
+    try:
+        attempts, base, factor, max_delay, jitter = numbers
+        return specs.Retry(attempts, base=base, factor=factor, max_delay=max_delay, jitter=jitter)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{task}(): the retry= that came with the job is none: {error}") from None
 
 
 def is_async(fn: Callable[..., Any]) -> bool:

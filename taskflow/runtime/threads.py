@@ -11,12 +11,17 @@ import contextvars
 import queue
 import threading
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _Work = tuple["asyncio.Future[Any]", "asyncio.AbstractEventLoop", contextvars.Context, "Callable[[], Any]"]
+
+
+class NoThread(Exception):
+    """The system starts no more threads."""
 
 
 class ThreadSlots:
@@ -30,10 +35,16 @@ class ThreadSlots:
         self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._waiters: deque[asyncio.Future[None]] = deque()
 
-    async def take(self) -> None:
-        """Wait for a slot, in order of arrival."""
+    def try_take(self) -> bool:
+        """Take a slot if one is free and nobody waits for it."""
         if self.taken < self.limit and not self._waiters:
             self.taken += 1
+            return True
+        return False
+
+    async def take(self) -> None:
+        """Wait for a slot, in order of arrival."""
+        if self.try_take():
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
@@ -43,7 +54,8 @@ class ThreadSlots:
             if waiter.done() and not waiter.cancelled():
                 self.give_back()  # the slot was handed over in the very moment in which we were cancelled
             else:
-                self._waiters.remove(waiter)
+                with suppress(ValueError):  # `give_back` may have passed it over already
+                    self._waiters.remove(waiter)
             raise
 
     def give_back(self) -> None:
@@ -56,13 +68,20 @@ class ThreadSlots:
         self.taken -= 1
 
     def start(self, work: Callable[[], Any]) -> asyncio.Future[Any]:
-        """Run `work` in a thread, in a copy of this context. The caller holds a slot."""
+        """Run `work` in a thread, in a copy of this context. The caller holds a slot, and gives it back.
+
+        Raises `NoThread`.
+        """
+        if self._threads < self.taken:  # one for each slot in use: never a job without a thread
+            thread = threading.Thread(target=self._serve, name=f"taskflow-job-{self._threads + 1}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                raise NoThread(str(error)) from error
+            self._threads += 1
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         self._work.put((future, loop, contextvars.copy_context(), work))
-        if self._threads < self.taken:  # one for each slot in use: never a job without a thread
-            self._threads += 1
-            threading.Thread(target=self._serve, name=f"taskflow-job-{self._threads}", daemon=True).start()
         return future
 
     def close(self) -> None:
@@ -92,7 +111,9 @@ def _resolve(future: asyncio.Future[Any], result: Any, error: BaseException | No
         return
     if error is None:
         future.set_result(result)
-    elif isinstance(error, StopIteration):  # asyncio refuses to carry it
-        future.set_exception(RuntimeError("the handler raised StopIteration"))
-    else:
+    elif isinstance(error, Exception) and not isinstance(error, StopIteration):
         future.set_exception(error)
+    else:  # a future carries no StopIteration, and in the loop the others would be more than this handler's end
+        wrapped = RuntimeError(f"the handler raised {type(error).__name__}: {error}")
+        wrapped.__cause__ = error
+        future.set_exception(wrapped)

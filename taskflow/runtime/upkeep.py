@@ -35,6 +35,7 @@ class Upkeep:
         rng: random.Random,
         emit: Callable[[events.Event], None],
         on_counts: Callable[[list[QueueCounts]], None],
+        is_trusted: Callable[[], bool],
     ) -> None:
         self._broker = broker
         self._calls = calls
@@ -42,6 +43,7 @@ class Upkeep:
         self._rng = rng
         self._emit = emit
         self._on_counts = on_counts
+        self._is_trusted = is_trusted
         self._max_lost = settings.worker.max_lost
         keep = settings.retention
         self._retention = Retention(keep.result_s, keep.finished_s, keep.dead_s)
@@ -52,13 +54,16 @@ class Upkeep:
         sampled_at = float("-inf")
         while True:
             try:
-                for job in await self._calls.until_heard("reclaim", self._reclaim):
-                    self._announce(job)
+                # Whoever stood still for a lease (a blocked loop, a suspended machine) is no judge of who is dead: the
+                # others may have stood still with it.
+                if self._is_trusted():
+                    for job in await self._calls.until_heard("reclaim", self._reclaim):
+                        self._announce(job)
                 if self._clock.now() - sampled_at >= _SAMPLE_S:
                     self._on_counts(await self._calls.until_heard("counts", self._broker.counts))
                     sampled_at = self._clock.now()
             except BrokerError as error:
-                self._emit(events.BrokerFailed("reclaim", "refused", str(error), self._pause_s))
+                self._calls.failed("reclaim", error, self._pause_s)
             await self._clock.sleep(self._pause_s * (0.75 + self._rng.random() / 2))
 
     async def _reclaim(self) -> list[Reclaimed]:

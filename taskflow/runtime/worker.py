@@ -14,13 +14,14 @@ import asyncio
 import random
 from collections import deque
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskflow.brokers.base import ClaimRequest
 from taskflow.core import events
-from taskflow.core.decision import Release
+from taskflow.core.decision import Cancel, Decision, Release
 from taskflow.errors import BrokerError, BrokerUnavailable
 from taskflow.runtime.attempt import Attempts
 from taskflow.runtime.breakers import Breakers
@@ -45,7 +46,9 @@ if TYPE_CHECKING:
 _UNSTARTED_S = 1.0  # a prefetched job that has not started by then goes back, for whoever has a free slot
 _TICK_S = 0.25
 _IDLE_WAIT_S = 30.0  # a wait at the broker; it wakes up by itself when there is work
-_FLUSH_S = 5.0  # after the drain: how long cut-off handlers, and then the last settlements, may take
+_FLUSH_S = 5.0  # at the end: how long the last claim, cut-off handlers, and the last settlements may take, each
+_FRUITLESS = 20  # claims in a row that find nothing though the broker says there may be something: then breathe
+_BREATH_S = 0.05
 
 
 def _ignore_counts(_counts: list[QueueCounts]) -> None:
@@ -115,6 +118,7 @@ class Worker:
         self._threads = ThreadSlots(parts.threads)
         self._attempts = Attempts(
             broker=parts.broker,
+            calls=calls,
             tasks=parts.tasks,
             settings=parts.settings,
             clock=clock,
@@ -133,18 +137,23 @@ class Worker:
             rng=parts.rng,
             emit=emit,
             on_counts=parts.on_counts,
+            is_trusted=lambda: self._leases.is_trusted,
         )
         self._buffer: deque[Held] = deque()
         self._idle: deque[asyncio.Future[None]] = deque()
         self._waking = False  # one idle slot has been woken and has not taken a job yet
         self._slots: set[asyncio.Task[None]] = set()
-        self._loops: list[asyncio.Task[None]] = []
+        self._slots_made = 0
+        self._context = copy_context()
+        self._loops: dict[str, asyncio.Task[None]] = {}
         self._busy = 0  # slots that run a job, or keep their place for an abandoned thread
         self._suspects = 0
         self._ended_per_s = 0
         self._room: asyncio.Future[None] | None = None
         self._is_claiming = True
         self._is_draining = False
+        self._is_cut_off = False
+        self._is_waiting = False
         self._less = asyncio.Event()  # something ended, while draining
 
     # --- what others ask ---------------------------------------------
@@ -171,8 +180,13 @@ class Worker:
 
     @property
     def is_idle(self) -> bool:
-        """Nothing runs, waits here, or is to be settled."""
-        return not self._busy and not self._buffer and not self._settler.unsettled
+        """Nothing runs, waits here, or is to be settled. Threads that were given up on do not count."""
+        return not self._attempts.running and not self._buffer and not self._settler.unsettled
+
+    @property
+    def is_waiting(self) -> bool:
+        """The broker has nothing for it now: the last claim found none, and no word of more has come since."""
+        return self._is_waiting
 
     def longest_running_s(self) -> float:
         """Age of the oldest handler that runs now."""
@@ -186,54 +200,73 @@ class Worker:
     # --- life --------------------------------------------------------
 
     async def start(self) -> None:
-        """Take up work. Raises `BrokerUnavailable` if the broker cannot be reached now."""
+        """Take up work. Raises `BrokerError` if the broker cannot be reached now; then nothing runs."""
         await self._leases.start()
+        self._context = copy_context()
         self._emit(events.WorkerStarted(self.name, self._queues, self.concurrency, self._task_names))
         for name, loop in (
-            ("claimer", self._claim_jobs),
-            ("settler", self._settler.run),
+            ("claim", self._claim_jobs),
+            ("settle", self._settler.run),
             ("tick", self._tick),
-            ("upkeep", self._upkeep.run),
+            ("reclaim", self._upkeep.run),
         ):
-            self._loops.append(asyncio.create_task(loop(), name=f"taskflow {name}"))
+            self._keep_up(name, loop)
+
+    def _keep_up(self, name: str, loop: Callable[[], Any]) -> None:
+        self._loops[name] = asyncio.create_task(self._calls.keep_up(name, loop), name=f"taskflow {name}")
 
     async def stop(self, drain_s: float) -> Stopped:
-        """Stop claiming, let what runs end within `drain_s`, cut off the rest and hand it back: no attempt is spent."""
+        """Stop claiming, let what runs end within `drain_s`, cut off the rest and hand it back: no attempt is spent.
+
+        To be called once, in a task that nobody cancels.
+        """
         self._is_claiming, self._is_draining = False, True
         self._emit(events.WorkerDraining(self.name, self.in_flight, drain_s))
-        claimer = self._loops[0]
-        claimer.cancel()
-        await asyncio.gather(claimer, return_exceptions=True)
+        if self._loops["settle"].done():  # somebody cancelled all tasks of the loop, this worker's too
+            self._keep_up("settle", self._settler.run)
+        self._make_room()
+        # A claim that is under way is waited for: cut short, its jobs would be ours without our knowing.
+        await self._within(_FLUSH_S, lambda: asyncio.wait([self._loops["claim"]]))
         self._give_back_unstarted()
-        handed_back = 0
-        if not await self._within(drain_s, self._nothing_runs):
-            handed_back = self.cut_off()
+        await self._within(drain_s, self._drained)
+        if self._attempts.running:
+            self.cut_off()
             await self._within(_FLUSH_S, self._nothing_runs)
+        for running in self._attempts.running.values():  # handlers that do not stop
+            self._attempts.hand_back(running)
         is_told = await self._within(_FLUSH_S, self._settler.idle)
-        stopped = Stopped(handed_back, 0 if is_told else self._settler.unsettled)
+        stopped = Stopped(self._attempts.cut_off, 0 if is_told else self._settler.unsettled)
         await self._close()
         self._emit(events.WorkerStopped(self.name, stopped.handed_back))
         return stopped
 
     def cut_off(self) -> int:
-        """Cancel what runs, to be handed back. Returns how many."""
+        """Cancel what runs, to be handed back, and start nothing more. Returns how many."""
+        self._is_claiming, self._is_cut_off = False, True
+        self._give_back_unstarted()
         running = list(self._attempts.running.values())
         for one in running:
             one.slot.stop(SHUTDOWN)
+        self._less.set()
         return len(running)
 
     async def _close(self) -> None:
-        tasks = [*self._loops, *self._slots]
+        tasks = [*self._loops.values(), *self._slots]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._within(_FLUSH_S, lambda: asyncio.wait(tasks))  # a handler may not stop even then
         await self._leases.close()
         self._threads.close()
         with suppress(BrokerError):  # announced; its lease will end by itself
             await self._calls.once("leave", lambda: self._broker.leave(self.name))
 
+    async def _drained(self) -> None:
+        while (self._attempts.running or self._buffer) and not self._is_cut_off:
+            self._less.clear()
+            await self._less.wait()
+
     async def _nothing_runs(self) -> None:
-        while self._attempts.running or self._buffer:
+        while self._attempts.running:
             self._less.clear()
             await self._less.wait()
 
@@ -251,23 +284,31 @@ class Worker:
     # --- claiming ----------------------------------------------------
 
     async def _claim_jobs(self) -> None:
-        while True:
+        fruitless = 0
+        while not self._is_draining:
             request = self._request()
             if request is None:
                 self._room = asyncio.get_running_loop().create_future()
-                await self._room
+                try:
+                    await self._room
+                finally:
+                    self._room = None
                 continue
             try:
                 claims = await self._calls.until_heard("claim", partial(self._broker.claim, request))
             except BrokerError as error:
-                self._emit(events.BrokerFailed("claim", "refused", str(error), 1.0))
+                self._calls.failed("claim", error, 1.0)
                 await self._clock.sleep(1.0)
                 continue
             if claims:
+                fruitless = 0
                 self._take_in(claims)
                 await asyncio.sleep(0)  # the slots' turn: on a broker that never waits, this loop must not either
-            else:
-                await self._wait_for_work(request)
+            elif not self._is_draining:
+                waited = await self._wait_for_work(request)
+                fruitless = 0 if waited else fruitless + 1
+                if fruitless >= _FRUITLESS:
+                    await self._clock.sleep(_BREATH_S)
 
     def _request(self) -> ClaimRequest | None:
         """What could be claimed now; None when there is no room, or no trust."""
@@ -289,30 +330,44 @@ class Worker:
 
     def _take_in(self, claims: list[Claim]) -> None:
         now = self._clock.now()
-        hold, append = self._leases.hold, self._buffer.append
+        hold, buffer = self._leases.hold, self._buffer
+        gated: list[Held] = []
         for claim in claims:
             hold(claim.job_id, claim.token)
-            append(Held(claim, now))
-            if claim.is_suspect:
-                self._suspects += 1
+            if claim.gates or claim.is_suspect:
+                gated.append(Held(claim, now))
+                self._suspects += claim.is_suspect
+            else:
+                buffer.append(Held(claim, now))
+        if gated:  # their place at the gate is the whole fleet's: they have the free slots, what is ahead of need waits
+            buffer.extendleft(reversed(gated))
         self._emit(events.BatchClaimed(claims[0].queue, len(claims)))
         self._wake_slot()
 
-    async def _wait_for_work(self, request: ClaimRequest) -> None:
-        """Until the broker may have work for `request`, or there is more room than it asked for."""
-        self._room = asyncio.get_running_loop().create_future()
+    async def _wait_for_work(self, request: ClaimRequest) -> bool:
+        """Until the broker may have work for `request`, or there is more room than it asked for.
+
+        False if the broker said so at once.
+        """
+        self._room = room = asyncio.get_running_loop().create_future()
         waiting = asyncio.ensure_future(self._broker.wait(request, _IDLE_WAIT_S))
         try:
-            await asyncio.wait([waiting, self._room], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.sleep(0)
+            if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
+                return False
+            self._is_waiting = True
+            await asyncio.wait([waiting, room], return_when=asyncio.FIRST_COMPLETED)
             if waiting.done():
                 waiting.result()
         except BrokerUnavailable:
             await self._clock.sleep(0.05 + self._rng.random() / 10)  # the next claim announces it and backs off
         finally:
+            self._is_waiting = False
+            self._room = None
             if not waiting.done():
                 waiting.cancel()
-                await asyncio.gather(waiting, return_exceptions=True)
-            self._room = None
+                await asyncio.wait([waiting])
+        return True
 
     def _make_room(self) -> None:
         if self._room is not None and not self._room.done():
@@ -332,84 +387,116 @@ class Worker:
                 return
         if len(self._slots) < self.concurrency:
             self._waking = True
-            task = asyncio.create_task(self._serve(), name=f"taskflow slot {len(self._slots)}")
+            self._slots_made += 1
+            # In a context of its own: what a job leaves in its slot's must not reach the next slot.
+            task = asyncio.create_task(
+                self._serve(), name=f"taskflow slot {self._slots_made}", context=self._context.copy()
+            )
             self._slots.add(task)
-            task.add_done_callback(self._slots.discard)
+            task.add_done_callback(self._slot_ended)
+
+    def _slot_ended(self, task: asyncio.Task[None]) -> None:
+        self._slots.discard(task)
+        self._waking = False  # it may have been the one that was woken
+        self._less.set()
+        self._wake_slot()
+        self._make_room()
 
     async def _serve(self) -> None:
-        slot = Slot(self._clock)
+        slot = Slot(self._clock, self._is_ending)
         slot.bind()
         loop = asyncio.get_running_loop()
         buffer, make = self._buffer, self._attempts.make
-        while True:
-            self._waking = False
-            while buffer:
-                claim, at = buffer.popleft()
-                self._busy += 1
-                if buffer:
-                    self._wake_slot()
-                try:
-                    await make(slot, claim, at)
-                finally:
-                    self._busy -= 1
-                    if claim.is_suspect:
-                        self._suspects -= 1
-                    if self._room is not None:
-                        self._make_room()
-                    self._less.set()
-            waiter = loop.create_future()
-            self._idle.append(waiter)
-            await waiter
+        try:
+            while True:
+                self._waking = False
+                while buffer:
+                    claim, at = buffer.popleft()
+                    self._busy += 1
+                    if buffer:
+                        self._wake_slot()
+                    try:
+                        await make(slot, claim, at)
+                    finally:
+                        self._busy -= 1
+                        if claim.is_suspect:
+                            self._suspects -= 1
+                        if self._room is not None:
+                            self._make_room()
+                        if self._is_draining:
+                            self._less.set()
+                    if slot.is_spent:
+                        return
+                waiter = loop.create_future()
+                self._idle.append(waiter)
+                await waiter
+        finally:
+            slot.unbind()
+
+    def _is_ending(self) -> bool:
+        """Whether a slot that is cancelled by nobody we know is the end of this worker, or of the whole loop."""
+        return self._is_draining or any(task.done() or task.cancelling() for task in self._loops.values())
 
     # --- what the beats say ------------------------------------------
 
-    def _on_lost(self, job_ids: tuple[str, ...]) -> None:
+    def _on_lost(self, lost: Mapping[str, int]) -> None:
         """Another worker may have them: stop what runs of them, forget what has not started."""
-        lost = set(job_ids)
-        self._stop_holding(lost)
-        self._emit(events.LeaseLost(self.name, job_ids, "the broker gave them to others"))
+        stopped = self._stop_holding(lost)
+        if stopped:
+            self._emit(events.LeaseLost(self.name, stopped, "the broker gave them to others"))
 
     def _on_distrust(self) -> None:
         """No beat got through in time: others may have all our jobs by now. Stop touching the world."""
-        held = {*self._attempts.running, *(held.claim.job_id for held in self._buffer)}
-        if held:
-            self._stop_holding(held)
-            self._emit(events.LeaseLost(self.name, tuple(sorted(held)), "no beat got through in time"))
+        here = [running.claim for running in self._attempts.running.values()] + [held.claim for held in self._buffer]
+        stopped = self._stop_holding({claim.job_id: claim.token for claim in here})
+        if stopped:
+            self._emit(events.LeaseLost(self.name, stopped, "no beat got through in time"))
 
-    def _stop_holding(self, job_ids: set[str]) -> None:
-        for job_id in job_ids:
-            running = self._attempts.running.get(job_id)
-            if running is not None:
-                self._leases.drop(job_id, running.claim.token)
+    def _stop_holding(self, claims: Mapping[str, int]) -> tuple[str, ...]:
+        """Stop these, by job id and token. What has ended here already waits for the broker's own word about it."""
+        stopped = [
+            held.claim for held in self._take_out(lambda held: claims.get(held.claim.job_id) == held.claim.token)
+        ]
+        for key in claims.items():
+            running = self._attempts.running.get(key)
+            if running is not None and self._leases.holds(*key):
                 running.slot.stop(LEASE_LOST)
-        for held in self._buffer:
-            if held.claim.job_id in job_ids:
-                self._leases.drop(held.claim.job_id, held.claim.token)
+                stopped.append(running.claim)
+        for claim in stopped:
+            self._leases.drop(claim.job_id, claim.token)
+        return tuple(sorted(claim.job_id for claim in stopped))
 
-    def _on_cancel(self, job_ids: tuple[str, ...]) -> None:
-        waiting = {held.claim.job_id for held in self._buffer}
-        for job_id in job_ids:
-            running = self._attempts.running.get(job_id)
+    def _on_cancel(self, cancelled: Mapping[str, int]) -> None:
+        """A person cancelled them: stop what runs, and settle what has not started."""
+        for key in cancelled.items():
+            running = self._attempts.running.get(key)
             if running is not None:
                 running.slot.stop(CANCELLED)
-            elif job_id in waiting:
-                self._attempts.cancelled.add(job_id)
+        for held in self._take_out(lambda held: cancelled.get(held.claim.job_id) == held.claim.token):
+            self._settle_unstarted(held, Cancel())
 
     # --- small loops -------------------------------------------------
 
+    def _take_out(self, is_meant: Callable[[Held], bool]) -> list[Held]:
+        """What has not started, and is meant, leaves the buffer."""
+        found = [held for held in self._buffer if is_meant(held)]
+        if found:
+            rest = [held for held in self._buffer if not is_meant(held)]
+            self._buffer.clear()
+            self._buffer.extend(rest)
+            self._suspects -= sum(held.claim.is_suspect for held in found)
+        return found
+
     def _give_back_unstarted(self, before: float = float("inf")) -> None:
         """Hand back what came here before `before` and has not started: it keeps its place in the line."""
-        buffer = list(self._buffer)
-        self._buffer.clear()
-        for held in buffer:
-            claim, at = held
-            if at >= before:
-                self._buffer.append(held)
-                continue
-            if claim.is_suspect:
-                self._suspects -= 1
-            if self._leases.holds(claim.job_id, claim.token):
-                self._settler.push(Ended(claim, Release(), claim.job_id, claim.age_s))
+        for held in self._take_out(lambda held: held.at < before):
+            self._settle_unstarted(held, Release())
+
+    def _settle_unstarted(self, held: Held, decision: Decision) -> None:
+        claim, at = held
+        if self._leases.holds(claim.job_id, claim.token):
+            total_s = claim.age_s + self._clock.now() - at
+            self._settler.push(Ended(claim, decision, claim.job_id, total_s))
 
     async def _tick(self) -> None:
         """Measure, hand back what lies here unstarted, and look whether there is room (or trust) again."""

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from taskflow.core.events import Event
+
+
+class Attachable(Protocol):
+    """Something that subscribes by itself."""
+
+    def subscribe(self, bus: Bus) -> None:
+        """Call `bus.subscribe` for each type of event that it wants."""
+        ...
 
 
 class Bus:
@@ -25,6 +33,22 @@ class Bus:
         """Call `listener` with each event of one of `types`."""
         for event_type in types:
             self._listeners.setdefault(event_type, []).append(listener)
+
+    def attach(self, listener: Attachable) -> Callable[[], None]:
+        """Let `listener` subscribe to whatever it wants; returns what takes all of that back."""
+        before = {event_type: list(listeners) for event_type, listeners in self._listeners.items()}
+        listener.subscribe(self)
+        mine = [
+            (event_type, added)
+            for event_type, listeners in self._listeners.items()
+            for added in listeners[len(before.get(event_type, ())) :]
+        ]
+
+        def detach() -> None:
+            for event_type, added in mine:
+                self._listeners[event_type] = [one for one in self._listeners[event_type] if one is not added]
+
+        return detach
 
     def wants(self, event_type: type) -> bool:
         """Whether anyone listens to events of this type: making one can be spared otherwise."""

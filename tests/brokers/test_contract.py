@@ -925,18 +925,20 @@ async def _lost_to_a_short_lease(broker: FullBroker) -> str:
 
 
 async def test_claim_renews_the_lease(broker: FullBroker) -> None:
-    one = job()
-    await submit(broker, one)
-    await claim_one(broker, "w1", lease_s=0.15)
+    await submit(broker, job())
+    one = await claim_one(broker, "w1", lease_s=0.15)
     other = await _lost_to_a_short_lease(broker)
+    moved: set[str] = set()
 
     async def claimed() -> bool:
-        await claim(broker, "w1", lease_s=0.15)
-        return bool({moved.job_id for moved in await reclaim(broker)} & {other})
+        await claim(broker, "w1", lease_s=0.15, queues=("nothing here",))
+        moved.update(found.job_id for found in await reclaim(broker))
+        return other in moved
 
     await eventually(claimed)
 
-    assert await state(broker, one.id) is JobState.RUNNING
+    assert moved == {other}
+    assert (await settle(broker, one, DONE)).answer is Settled.APPLIED
 
 
 async def test_beat_tells_which_claims_are_lost(broker: FullBroker) -> None:

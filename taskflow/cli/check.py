@@ -1,0 +1,235 @@
+"""`taskflow check`: would a worker start here, and do what is meant? Looks at everything, changes nothing."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections import Counter
+from contextlib import closing
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote
+
+import click
+
+from taskflow.cli.exits import Exit
+from taskflow.cli.loading import load_app
+from taskflow.cli.operating import sqlite_file
+from taskflow.cli.running import open_broker, print_json, run_async
+from taskflow.cli.shown import count_of
+from taskflow.errors import BrokerError, ConfigError
+from taskflow.running import queue_weights
+from taskflow.settings import Settings, unknown_variables
+from taskflow.sharing import disagreements
+from taskflow.tuning import unknown_tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from taskflow.app import TaskFlow
+    from taskflow.tuning import TaskPolicy
+
+_SPARE_FILES = 100  # for the interpreter, logs, the broker and HTTP, beside those of the jobs
+
+
+class Verdict(StrEnum):
+    """How one check went. A warning does not change the exit code."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+class Finding(NamedTuple):
+    """One line. `code` is what a failure ends the command with."""
+
+    check: str
+    verdict: Verdict
+    message: str
+    code: Exit = Exit.DONE
+
+
+@click.command()
+@click.argument("app", required=False)
+@click.option("--json", "as_json", is_flag=True, help="A JSON array of the checks.")
+@click.pass_context
+def check(ctx: click.Context, app: str | None, *, as_json: bool) -> None:
+    """Check the settings, the app, its tasks and the broker, and change nothing.
+
+    APP is module:attribute; without it TASKFLOW_APP, if set. Exit 0 if a worker can start, 2 if something is wrong
+    with the configuration or the app, 3 if only the broker is.
+    """
+    findings = list(_findings(app))
+    if as_json:
+        print_json([{"check": found.check, "verdict": found.verdict, "message": found.message} for found in findings])
+    else:
+        for found in findings:
+            click.echo(f"{found.verdict:<8} {found.check:<9} {found.message}")
+    ctx.exit(min((found.code for found in findings if found.code), default=Exit.DONE))
+
+
+def _findings(app: str | None) -> Iterator[Finding]:
+    try:
+        settings = Settings.from_env()
+    except ConfigError as error:
+        yield from _failed("settings", error)
+        misspelt = (str(word) for word in unknown_variables())
+        yield from (_warning("variables", word) for word in misspelt if word not in str(error))
+        yield Finding("app", Verdict.SKIPPED, "until the settings are right")
+        yield Finding("broker", Verdict.SKIPPED, "until the settings are right")
+        return
+    yield _ok("settings", "valid")
+    yield from (_warning("variables", word) for word in settings.warnings)
+    if not settings.warnings:
+        yield _ok("variables", "none is misspelt")
+    flow: TaskFlow | None = None
+    if app or settings.app:
+        try:
+            flow = load_app(app, settings)
+            settings = flow.settings  # an app may bring its own
+        except ConfigError as error:
+            yield from _failed("app", error)
+    else:
+        yield Finding("app", Verdict.SKIPPED, "none is named: say module:attribute, or set TASKFLOW_APP")
+    if flow is not None:
+        yield from _app(flow, app or settings.app or "")
+    yield _broker(settings)
+
+
+# --- the app ---------------------------------------------------------
+
+
+def _app(flow: TaskFlow, name: str) -> Iterator[Finding]:
+    tasks = ", ".join(sorted(flow.tasks)[:10]) + (", …" if len(flow.tasks) > 10 else "")
+    if flow.tasks:
+        yield _ok("app", f"{name} has {count_of(len(flow.tasks), 'task')}: {tasks}")
+    else:
+        yield _warning("app", f"{name} has no tasks: is the module that registers them imported?")
+    misspelt = unknown_tasks(flow.settings, flow.tasks)
+    strict = flow.settings.strict_env
+    for word in misspelt:
+        yield Finding("tasks", Verdict.FAILED, str(word), Exit.USAGE) if strict else _warning("tasks", str(word))
+    policies: dict[str, TaskPolicy] = {}
+    wrong = False
+    for task in flow.tasks.values():
+        try:
+            policies[task.name] = task.definition.policy(flow.settings)
+        except ConfigError as error:
+            wrong = True
+            yield from _failed("tasks", error)
+    if not wrong and not misspelt:
+        yield _ok("tasks", "all policies are valid, no override is of an unknown task")
+    if not wrong:
+        declared = {name: task.declared for name, task in flow.tasks.items()}
+        yield from (_warning("gates", text) for text in disagreements(flow.settings, declared))
+        yield from _queues(flow, policies)
+    yield from _sizes(flow)
+
+
+def _queues(flow: TaskFlow, policies: dict[str, TaskPolicy]) -> Iterator[Finding]:
+    worked = queue_weights(flow, None)
+    fed: dict[str, list[str]] = {}
+    for name, policy in sorted(policies.items()):
+        fed.setdefault(policy.queue, []).append(name)
+    for queue in sorted(fed.keys() - worked.keys()):
+        yield _warning(
+            "queues", f"jobs of {', '.join(fed[queue])} go to queue {queue!r}, which TASKFLOW_WORKER__QUEUES leaves out"
+        )
+    if fed.keys() <= worked.keys():
+        yield _ok("queues", f"a worker works {', '.join(worked)}")
+
+
+def _sizes(flow: TaskFlow) -> Iterator[Finding]:
+    """Whether threads, files and concurrency fit together."""
+    worker = flow.settings.worker
+    found: list[str] = []
+    kinds = Counter(task.definition.is_async for task in flow.tasks.values())
+    threads_said = flow.settings.source(("worker", "threads")) != "default"
+    if threads_said and worker.threads > worker.concurrency:
+        found.append(
+            f"TASKFLOW_WORKER__THREADS is {worker.threads}, but only {worker.concurrency} jobs run at once "
+            "(TASKFLOW_WORKER__CONCURRENCY): the other threads are never used"
+        )
+    if kinds[False] and not kinds[True] and worker.concurrency > worker.threads:
+        found.append(
+            f"all tasks are plain functions, which run in threads: {worker.threads} of them at once "
+            f"(TASKFLOW_WORKER__THREADS), never {worker.concurrency} (TASKFLOW_WORKER__CONCURRENCY)"
+        )
+    files = _open_files()
+    if files is not None and files < worker.concurrency + _SPARE_FILES:
+        found.append(
+            f"{worker.concurrency} jobs at once (TASKFLOW_WORKER__CONCURRENCY), but this process may open only {files} "
+            "files and sockets (ulimit -n)"
+        )
+    yield from (_warning("sizes", text) for text in found)
+    if not found:
+        yield _ok("sizes", f"{worker.concurrency} jobs at once in a process, {worker.threads} of them in threads")
+
+
+def _open_files() -> int | None:
+    """How many files this process may have open; None where there is no such limit."""
+    try:
+        import resource  # noqa: PLC0415 - not on Windows
+    except ImportError:
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+# --- the broker ------------------------------------------------------
+
+
+def _broker(settings: Settings) -> Finding:
+    if settings.broker.scheme == "memory":
+        return _warning("broker", "memory:// dies with its process: `taskflow worker` and `submit` refuse it")
+    try:
+        file = sqlite_file(settings)
+        if file is not None:
+            return _ok("broker", _look_at(file, settings.broker.busy_timeout_s))
+        run_async(_reach(settings))
+    except ConfigError as error:
+        return next(iter(_failed("broker", error)))
+    except BrokerError as error:
+        return Finding("broker", Verdict.FAILED, f"{settings.broker.shown_url}: {error}", Exit.BROKER)
+    return _ok("broker", f"{settings.broker.shown_url} is reachable")
+
+
+async def _reach(settings: Settings) -> None:
+    async with open_broker(settings) as broker:
+        await broker.counts()
+
+
+def _look_at(file: Path, wait_s: float) -> str:
+    """What is there, read only: opening it as a worker does would create it, or bring its schema up to date."""
+    path = file.absolute()
+    if not path.parent.is_dir():
+        raise BrokerError(f"there is no folder {path.parent}; make it, or change TASKFLOW_BROKER__URL")
+    if not os.access(path.parent, os.W_OK):  # SQLite keeps its journal beside the file
+        raise BrokerError(f"the folder {path.parent} cannot be written to by this user")
+    if not path.exists():
+        return f"{path} does not exist yet: the first worker or submit makes it"
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise BrokerError(f"{path} cannot be read and written by this user")
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=wait_s)) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.Error as error:
+        raise BrokerError(f"{path}: {error}") from error
+    return f"{path} is reachable"
+
+
+# --- findings --------------------------------------------------------
+
+
+def _ok(check: str, message: str) -> Finding:
+    return Finding(check, Verdict.OK, message)
+
+
+def _warning(check: str, message: str) -> Finding:
+    return Finding(check, Verdict.WARNING, message)
+
+
+def _failed(check: str, error: ConfigError) -> Sequence[Finding]:
+    return [Finding(check, Verdict.FAILED, line, Exit.USAGE) for line in str(error).splitlines()]

@@ -1,0 +1,104 @@
+"""Why is this job not running? One sentence, as far as the job's record, its queue's counts and its gates tell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from taskflow.cli.shown import count_of, instant, last_error, one_line, span
+from taskflow.core.gate import Gate, admit, family, limit_of
+from taskflow.core.job import SUSPECT_AFTER, JobState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from taskflow.brokers.base import JobInfo, QueueCounts
+
+_EXPIRY = {"deadline": "its deadline passed", "max_wait": "it waited for longer than its max_wait"}
+
+
+def why(job: JobInfo, counts: Sequence[QueueCounts], gates: Sequence[Gate], *, now: float) -> str:
+    """The sentence. For a job that is final: how it ended."""
+    queue = next((queue for queue in counts if queue.queue == job.queue), None)
+    match job.state:
+        case JobState.RUNNING:
+            return _running(job, now)
+        case JobState.WAITING:
+            return "it waits for other jobs"
+        case JobState.SCHEDULED | JobState.READY:
+            return "; ".join(_waiting(job, queue, {gate.name: gate for gate in gates}, now))
+        case _:
+            return _ended(job, now)
+
+
+def _running(job: JobInfo, now: float) -> str:
+    since = "" if job.started_at is None else f" for {span(now - job.started_at)}"
+    asked = ", and was asked to cancel: its worker hears of it with its next beat" if job.cancel_requested else ""
+    return f"it is running{since} in worker {job.worker} (attempt {job.attempts + 1}){asked}"
+
+
+def _ended(job: JobInfo, now: float) -> str:
+    ago = "" if job.finished_at is None else f" {span(now - job.finished_at)} ago"
+    match job.state:
+        case JobState.DEAD:
+            error = last_error(job)
+            return f"it died{ago}{f' of {error}' if error else ''}; run it again with `taskflow dead retry {job.id}`"
+        case JobState.EXPIRED:
+            return f"it expired{ago}: {_EXPIRY.get(job.reason, job.reason or 'it waited for too long')}"
+        case JobState.CANCELLED:
+            return f"it was cancelled{ago}"
+        case _:
+            return f"it succeeded{ago}"
+
+
+def _waiting(job: JobInfo, queue: QueueCounts | None, gates: Mapping[str, Gate], now: float) -> list[str]:
+    is_later = job.state is JobState.SCHEDULED and job.due_at > now
+    first = (
+        f"it is scheduled until {instant(job.due_at, now)}" if is_later else f"it is due for {span(now - job.due_at)}"
+    )
+    if is_later and job.errors and job.attempts:
+        first += f", after {count_of(job.attempts, 'failed attempt')}, the last of {last_error(job)}"
+    elif is_later and job.snoozes and job.reason:
+        first += f", snoozed: {one_line(job.reason)}"
+    obstacles = [word for name in job.gates if (word := _gate(name, gates, now))]
+    if queue is not None and queue.paused:
+        obstacles.insert(0, f"queue {job.queue!r} is paused (`taskflow queue resume {job.queue}`)")
+    if job.lost >= SUSPECT_AFTER:
+        obstacles.append(f"{count_of(job.lost, 'worker')} died with it, so it only runs as a worker's single suspect")
+    if is_later or obstacles:
+        return [first, *obstacles]
+    return [first, *_in_line(queue)]
+
+
+def _in_line(queue: QueueCounts | None) -> list[str]:
+    """Nothing stands in its way but others: how many, and whether anybody works at all."""
+    if queue is None:
+        return []
+    words: list[str] = []
+    ahead = max(0, queue.ready - 1)
+    if ahead:
+        words.append(f"it is behind at most {count_of(ahead, 'ready job')} of queue {queue.queue!r}")
+    if queue.running == 0 and queue.drain_per_s <= 0:
+        words.append(f"nothing of queue {queue.queue!r} runs or has ended lately: is a worker for it up?")
+    elif ahead and queue.drain_per_s > 0:
+        words.append(f"{queue.drain_per_s:.2g} a second leave it")
+    return words or ["the next worker with a free slot takes it"]
+
+
+def _gate(name: str, gates: Mapping[str, Gate], now: float) -> str:
+    """Why this gate does not admit a job now, or nothing."""
+    gate = gates.get(name) or Gate(name)
+    parent = gates.get(family(name)) if family(name) != name else None
+    for record in (gate, parent):
+        if record is not None and record.held_until > now:
+            return f"gate {record.name!r} is held until {instant(record.held_until, now)}{_because(record)}"
+    admission = admit(gate, parent, now=now)
+    if admission.room is None or admission.room > 0:
+        return ""
+    if admission.look_again_at is not None:
+        return f"gate {name!r} is at its rate for another {span(admission.look_again_at - now)}"
+    ramp = " while it recovers" if gate.ramp is not None else ""
+    return f"gate {name!r} is full: {gate.live} of {limit_of(gate, parent)} slots are taken{ramp}"
+
+
+def _because(gate: Gate) -> str:
+    return f", because of {one_line(gate.reason)}" if gate.reason else ""

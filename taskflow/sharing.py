@@ -1,0 +1,82 @@
+"""What is in force for a gate that several tasks share, and where an override made them disagree.
+
+Declarations agree, as one name has one spec. An override names one task; but the gate is one for all of them, so the
+override wins over what is declared, and of overrides that differ the smaller one does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from taskflow.core import specs
+from taskflow.core.gate import Declare, Rate
+from taskflow.reference import task_key
+from taskflow.settings import Settings, TaskOverride
+from taskflow.tuning import TaskPolicy, resolve
+
+Tasks = Mapping[str, Mapping[str, Any]]  # what the decorator of each task says, by the task's name
+_Word = tuple[bool, float]  # whether an override says it, and what
+
+
+def shared_gates(settings: Settings, tasks: Tasks) -> dict[str, Declare]:
+    """The limit and the rate of every gate that `tasks` make, by the gate's name, sorted."""
+    limits: dict[str, list[_Word]] = {}
+    intervals: dict[str, list[_Word]] = {}
+    bursts: dict[str, list[_Word]] = {}
+    names: set[str] = set()
+    for task, policy in _policies(settings, tasks).items():
+        override = settings.tasks.get(task_key(task), TaskOverride())
+        names |= {spec.name for spec in _specs(policy)}
+        if (bulkhead := policy.bulkhead) is not None:
+            limits.setdefault(bulkhead.name, []).append((override.bulkhead.limit is not None, bulkhead.limit))
+        if (rate := policy.rate) is not None:
+            intervals.setdefault(rate.name, []).append((override.rate.limit is not None, rate.interval_s))
+            bursts.setdefault(rate.name, []).append((override.rate.burst is not None, rate.burst or 1))
+    return {
+        name: Declare(
+            int(_in_force(limits[name])) if name in limits else None,
+            Rate(_in_force(intervals[name], max), int(_in_force(bursts[name]))) if name in intervals else None,
+        )
+        for name in sorted(names)
+    }
+
+
+def disagreements(settings: Settings, tasks: Tasks) -> list[str]:
+    """One line for each shared policy that, because of an override, tasks no longer mean the same by."""
+    gates = shared_gates(settings, tasks)
+    first: dict[tuple[str, str], tuple[str, Any]] = {}
+    found: dict[tuple[str, str], str] = {}
+    for task, policy in _policies(settings, tasks).items():
+        for spec in _specs(policy):
+            kind = type(spec).__name__
+            other, known = first.setdefault((kind, spec.name), (task, spec))
+            if known != spec:
+                found.setdefault(
+                    (kind, spec.name),
+                    f"{kind} {spec.name!r}: tasks {other!r} and {task!r} give it different values, and only one can "
+                    f"hold for both: {known} and {spec}; {_says(spec, gates[spec.name])}override it for all of them",
+                )
+    return list(found.values())
+
+
+def _policies(settings: Settings, tasks: Tasks) -> dict[str, TaskPolicy]:
+    return {name: resolve(settings, name, declared) for name, declared in sorted(tasks.items())}
+
+
+def _specs(policy: TaskPolicy) -> list[specs.CircuitBreaker | specs.Bulkhead | specs.RateLimit]:
+    return [spec for spec in (policy.breaker, policy.bulkhead, policy.rate) if spec is not None]
+
+
+def _in_force(words: list[_Word], least: Callable[[list[float]], float] = min) -> float:
+    """The least of what overrides say; of what is declared if none says anything. For intervals `least` is `max`."""
+    overrides = [value for is_override, value in words if is_override]
+    return least(overrides or [value for _, value in words])
+
+
+def _says(spec: object, gate: Declare) -> str:
+    if isinstance(spec, specs.Bulkhead):
+        return f"a limit of {gate.limit} is in force; "
+    if isinstance(spec, specs.RateLimit) and gate.rate is not None:
+        return f"a start every {gate.rate.interval_s:g} s, {gate.rate.burst} at once, is in force; "
+    return ""

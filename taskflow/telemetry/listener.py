@@ -1,0 +1,264 @@
+"""Turns events into log lines. The message of a line is constant; what varies is in its fields."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from loguru import logger
+
+from taskflow.core import decision, events
+from taskflow.core.job import JobState
+from taskflow.telemetry.lines import OURS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from loguru import Record
+
+    from taskflow.core.job import Claim
+    from taskflow.core.outcome import ErrorRecord
+    from taskflow.telemetry.bus import Bus
+
+
+class LogEvent(NamedTuple):
+    """How one event is logged."""
+
+    level: str
+    message: str
+
+
+# The names are API; the messages are not. ERROR only where a person should act.
+LOG_EVENTS: dict[str, LogEvent] = {
+    "job.started": LogEvent("DEBUG", "job started"),
+    "job.ended": LogEvent("DEBUG", "attempt ended"),
+    "job.succeeded": LogEvent("DEBUG", "job succeeded"),
+    "job.snoozed": LogEvent("DEBUG", "job will wait, no attempt was spent"),
+    "job.released": LogEvent("DEBUG", "job was handed back, no attempt was spent"),
+    "job.failed": LogEvent("WARNING", "attempt failed"),
+    "job.retried": LogEvent("INFO", "job will be retried"),
+    "job.cancelled": LogEvent("INFO", "job was cancelled"),
+    "job.expired": LogEvent("WARNING", "job came too late and was given up"),
+    "job.buried": LogEvent("ERROR", "job is dead: a person has to look at it"),
+    "job.redelivered": LogEvent("WARNING", "job of a dead worker is ready again"),
+    "job.stale": LogEvent("WARNING", "job was settled too late: another worker has it"),
+    "job.unknown_task": LogEvent("WARNING", "job names a task that this worker does not know; it waits"),
+    "job.thread_abandoned": LogEvent("WARNING", "sync handler ran out of time; its thread goes on"),
+    "jobs.submitted": LogEvent("DEBUG", "jobs were submitted"),
+    "jobs.deduplicated": LogEvent("DEBUG", "jobs were there already"),
+    "jobs.rejected": LogEvent("WARNING", "jobs were refused"),
+    "worker.started": LogEvent("INFO", "worker started"),
+    "worker.draining": LogEvent("INFO", "worker is draining"),
+    "worker.stopped": LogEvent("INFO", "worker stopped"),
+    "worker.lease_lost": LogEvent("WARNING", "worker lost its claims and stopped what ran of them"),
+    "broker.failed": LogEvent("WARNING", "broker failed"),
+    "broker.recovered": LogEvent("INFO", "broker answers again"),
+    "loop.stalled": LogEvent("WARNING", "something blocked the event loop"),
+    "gate.held": LogEvent("INFO", "gate is closed"),
+    "breaker.open": LogEvent("WARNING", "circuit breaker opened"),
+    "breaker.half_open": LogEvent("INFO", "circuit breaker tries again"),
+    "breaker.closed": LogEvent("INFO", "circuit breaker closed"),
+    "http.started": LogEvent("INFO", "HTTP server started"),
+    "http.unavailable": LogEvent("WARNING", "HTTP server could not start; the worker goes on without it"),
+    "http.failed": LogEvent("ERROR", "HTTP request failed"),
+}
+
+_REJECTED_EVERY_S = 1.0  # a full queue refuses thousands a second; their callers all hear of it anyway
+_MOST_REJECTIONS = 1_000  # pairs of queue and reason that are remembered for that
+
+
+def _as_ours(record: Record) -> None:
+    record["name"] = OURS
+
+
+_ours = logger.patch(_as_ours)
+
+
+def announce(event: str, **fields: Any) -> None:
+    """Write the line of `event`, one of `LOG_EVENTS`."""
+    level, message = LOG_EVENTS[event]
+    _ours.bind(event=event, **fields).log(level, message)
+
+
+class LogListener:
+    """Logs what happens to jobs, workers, brokers and gates. Success is DEBUG, and not even looked at without."""
+
+    def __init__(self, level: str = "INFO", *, now: Callable[[], float] = time.monotonic) -> None:
+        self._is_debug = logger.level(level).no <= logger.level("DEBUG").no
+        self._now = now
+        self._rejected: dict[tuple[str, str], tuple[float, int]] = {}  # → (quiet until, refused since)
+
+    def subscribe(self, bus: Bus) -> None:
+        """Log what `bus` tells."""
+        wanted: list[tuple[Callable[[Any], None], type]] = [
+            (self._on_ended, events.AttemptEnded),
+            (self._on_settled, events.JobSettled),
+            (self._on_stale, events.SettlementStale),
+            (self._on_rejected, events.JobsRejected),
+            (self._on_redelivered, events.JobRedelivered),
+            (self._on_buried, events.JobBuried),
+            (self._on_expired, events.JobExpired),
+            (self._on_unknown, events.TaskUnknown),
+            (self._on_failed, events.BrokerFailed),
+            (self._on_recovered, events.BrokerRecovered),
+            (self._on_worker_started, events.WorkerStarted),
+            (self._on_draining, events.WorkerDraining),
+            (self._on_stopped, events.WorkerStopped),
+            (self._on_lease_lost, events.LeaseLost),
+            (self._on_abandoned, events.ThreadAbandoned),
+            (self._on_stalled, events.LoopStalled),
+            (self._on_held, events.GateHeld),
+            (self._on_breaker, events.BreakerMoved),
+        ]
+        if self._is_debug:
+            wanted += [
+                (self._on_started, events.AttemptStarted),
+                (self._on_submitted, events.JobsSubmitted),
+                (self._on_deduplicated, events.JobsDeduplicated),
+            ]
+        for listener, event_type in wanted:
+            bus.subscribe(listener, event_type)
+
+    # --- jobs --------------------------------------------------------
+
+    def _on_started(self, event: events.AttemptStarted) -> None:
+        announce("job.started", **_job(event.claim, event.correlation_id), waited_s=round(event.claim.waited_s, 6))
+
+    def _on_ended(self, event: events.AttemptEnded) -> None:
+        if event.outcome in ("failed", "timed_out"):
+            name = "job.failed"
+        elif self._is_debug:
+            name = "job.ended"
+        else:
+            return
+        announce(
+            name,
+            **_job(event.claim, event.correlation_id),
+            duration_s=round(event.run_s, 6),
+            outcome=event.outcome,
+            error=_error(event.error),
+        )
+
+    def _on_settled(self, event: events.JobSettled) -> None:
+        claim, decided = event.claim, event.decision
+        if isinstance(decided, decision.Complete) and not self._is_debug:
+            return
+        job = _job(claim, event.correlation_id)
+        if event.state is JobState.CANCELLED:
+            announce("job.cancelled", **job)
+            return
+        match decided:
+            case decision.Complete():
+                announce("job.succeeded", **job, total_s=round(event.total_s, 6))
+            case decision.Retry(delay_s, error):
+                announce("job.retried", **job, delay_s=round(delay_s, 3), error=_error(error, has_stack=False))
+            case decision.Bury(error, spent):
+                # The stack is in the line of the attempt; where there was none, it is only here.
+                announce("job.buried", **job, error=_error(error, has_stack=not spent))
+            case decision.Expire(reason):
+                announce("job.expired", **job, reason=reason)
+            case decision.Snooze(delay_s, reason, error) if self._is_debug:
+                announce("job.snoozed", **job, delay_s=round(delay_s, 3), reason=reason, error=_error(error))
+            case decision.Release() if self._is_debug:
+                announce("job.released", **job)
+            case _:
+                pass
+
+    def _on_stale(self, event: events.SettlementStale) -> None:
+        announce("job.stale", job_id=event.job_id, task=event.task, queue=event.queue)
+
+    def _on_submitted(self, event: events.JobsSubmitted) -> None:
+        announce("jobs.submitted", queue=event.queue, task=event.task, count=event.count)
+
+    def _on_deduplicated(self, event: events.JobsDeduplicated) -> None:
+        announce("jobs.deduplicated", queue=event.queue, task=event.task, count=event.count)
+
+    def _on_rejected(self, event: events.JobsRejected) -> None:
+        key, now = (event.queue, str(event.reason)), self._now()
+        quiet_until, count = self._rejected.get(key, (now, 0))
+        count += event.count
+        if now < quiet_until:
+            self._rejected[key] = (quiet_until, count)
+            return
+        if len(self._rejected) >= _MOST_REJECTIONS:
+            self._rejected.clear()
+        self._rejected[key] = (now + _REJECTED_EVERY_S, 0)
+        announce("jobs.rejected", queue=event.queue, reason=str(event.reason), count=count)
+
+    def _on_redelivered(self, event: events.JobRedelivered) -> None:
+        announce("job.redelivered", job_id=event.job_id, task=event.task, queue=event.queue, lost=event.lost)
+
+    def _on_buried(self, event: events.JobBuried) -> None:
+        error = {"type": "WorkerLost", "message": "its worker died with it, again and again", "kind": "lost"}
+        announce("job.buried", job_id=event.job_id, task=event.task, queue=event.queue, lost=event.lost, error=error)
+
+    def _on_expired(self, event: events.JobExpired) -> None:
+        announce("job.expired", job_id=event.job_id, task=event.task, queue=event.queue, reason=event.reason)
+
+    def _on_unknown(self, event: events.TaskUnknown) -> None:
+        retry_after_s = round(event.retry_after_s, 3)
+        announce(
+            "job.unknown_task", job_id=event.job_id, task=event.task, queue=event.queue, retry_after_s=retry_after_s
+        )
+
+    def _on_abandoned(self, event: events.ThreadAbandoned) -> None:
+        announce("job.thread_abandoned", job_id=event.job_id, task=event.task, queue=event.queue)
+
+    # --- what they need ----------------------------------------------
+
+    def _on_failed(self, event: events.BrokerFailed) -> None:
+        error = {"type": "BrokerError", "message": event.message, "kind": event.kind}
+        announce("broker.failed", operation=event.operation, retry_in_s=round(event.retry_in_s, 3), error=error)
+
+    def _on_recovered(self, event: events.BrokerRecovered) -> None:
+        announce("broker.recovered", operation=event.operation, duration_s=round(event.after_s, 3))
+
+    def _on_worker_started(self, event: events.WorkerStarted) -> None:
+        announce(
+            "worker.started",
+            worker=event.worker,
+            queues=event.queues,
+            concurrency=event.concurrency,
+            tasks=event.tasks,
+        )
+
+    def _on_draining(self, event: events.WorkerDraining) -> None:
+        announce("worker.draining", worker=event.worker, in_flight=event.in_flight, drain_s=event.drain_s)
+
+    def _on_stopped(self, event: events.WorkerStopped) -> None:
+        announce("worker.stopped", worker=event.worker, handed_back=event.handed_back)
+
+    def _on_lease_lost(self, event: events.LeaseLost) -> None:
+        ids = event.job_ids
+        announce("worker.lease_lost", worker=event.worker, reason=event.reason, count=len(ids), job_ids=ids)
+
+    def _on_stalled(self, event: events.LoopStalled) -> None:
+        announce("loop.stalled", duration_s=round(event.stalled_s, 3))
+
+    def _on_held(self, event: events.GateHeld) -> None:
+        announce("gate.held", gate=event.gate, for_s=round(event.for_s, 3), reason=event.reason)
+
+    def _on_breaker(self, event: events.BreakerMoved) -> None:
+        announce(f"breaker.{event.to}", gate=event.gate, breaker=event.breaker)
+
+
+def _job(claim: Claim, correlation_id: str) -> dict[str, Any]:
+    return {
+        "correlation_id": correlation_id,
+        "job_id": claim.job_id,
+        "task": claim.task,
+        "queue": claim.queue,
+        "lane": claim.lane,
+        "gate": ",".join(claim.gates),
+        "attempt": claim.attempts + 1,
+    }
+
+
+def _error(error: ErrorRecord | None, *, has_stack: bool = True) -> dict[str, str] | None:
+    """The error for a line. `kind` tells bad data from a broken dependency."""
+    if error is None:
+        return None
+    told = {"type": error.type, "message": error.message, "kind": error.kind}
+    if has_stack and error.stack:
+        told["stack"] = error.stack
+    return told

@@ -1,0 +1,688 @@
+"""What the person on call types at 3 a.m., against real SQLite files: what it says, does, and exits with."""
+
+import asyncio
+import json
+import os
+import pty
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+
+from taskflow import Bulkhead, CircuitBreaker, Retry, Settings, TaskFlow
+from taskflow.brokers.base import ClaimRequest
+from taskflow.cli.main import cli
+from taskflow.core.gate import Hold
+
+SECRET = "hunter2"
+
+
+@pytest.fixture(autouse=True)
+def file(tmp_path, monkeypatch):
+    """The file that all commands of a test talk to. It does not exist yet."""
+    for name in list(os.environ):
+        if name.startswith("TASKFLOW_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TASKFLOW_BROKER__URL", "sqlite:///jobs.db")
+    return tmp_path / "jobs.db"
+
+
+def run(*words):
+    """What `taskflow …` prints, and how it exits. Never with a traceback."""
+    result = CliRunner().invoke(cli, words)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return SimpleNamespace(code=result.exit_code, out=result.stdout, err=result.stderr)
+
+
+def told(*words):
+    """The JSON that `taskflow … --json` prints."""
+    result = run(*words, "--json")
+    return json.loads(result.out)
+
+
+def shop():
+    """A flow on the test's file, and its tasks."""
+    flow = TaskFlow(settings=Settings.from_env())
+
+    @flow.task(queue="mail")
+    async def send_mail(to: str, password: str = "") -> str:
+        return f"sent to {to}"
+
+    @flow.task(queue="mail", retry=Retry(attempts=2, base=0))
+    async def fail(why: str = "no route") -> None:
+        raise ConnectionError(why)
+
+    @flow.task(queue="bulk", retry=Retry(attempts=1))
+    async def refuse() -> None:
+        raise ValueError("not an address")
+
+    @flow.task(queue="mail", breaker=CircuitBreaker("smtp"), bulkhead=Bulkhead("smtp", 1))
+    async def gated() -> None: ...
+
+    return flow
+
+
+def submitted(task, *args, count=1, **options):
+    """Ids of jobs of `task` that wait now."""
+
+    async def submit():
+        flow = shop()
+        async with flow:
+            chosen = flow.tasks[task].options(**options)
+            return [(await chosen.submit(*args)).id for _ in range(count)]
+
+    return asyncio.run(submit())
+
+
+def work(until=lambda counts: not any(queue.ready + queue.scheduled + queue.running for queue in counts)):
+    """Run a worker until nothing waits."""
+
+    async def go():
+        flow = shop()
+        async with flow.worker(queues=["mail", "bulk"]), asyncio.timeout(20):
+            while not until(await flow.broker.counts()):  # noqa: ASYNC110 - a file: there is no event to wait for
+                await asyncio.sleep(0.01)
+
+    asyncio.run(go())
+
+
+def dead(task="fail", *args, **options):
+    """The id of a job that died."""
+    (job_id,) = submitted(task, *args, **options)
+    work()
+    assert state_of(job_id) == "dead"
+    return job_id
+
+
+def at_broker(ask):
+    """What a coroutine function says that is given the open broker."""
+
+    async def go():
+        flow = shop()
+        async with flow:
+            return await ask(flow.broker)
+
+    return asyncio.run(go())
+
+
+def state_of(job_id):
+    return at_broker(lambda broker: broker.states([job_id])).get(job_id)
+
+
+def claimed(count=1, queue="mail"):
+    """Let a worker that is still alive claim jobs."""
+    claims = at_broker(lambda broker: broker.claim(ClaimRequest("host-1", (queue,), count, count, 0, 60.0)))
+    assert len(claims) == count
+
+
+# --- job list ----------------------------------------------------------------------------------------------------------
+
+
+def test_job_list_shows_the_newest_first():
+    first, second = submitted("send_mail", "ada"), submitted("send_mail", "bob")
+
+    result = run("job", "list")
+
+    assert result.code == 0
+    lines = result.out.splitlines()
+    assert lines[0].split()[:4] == ["ID", "TASK", "QUEUE", "STATE"]
+    assert [line.split()[0] for line in lines[1:]] == second + first
+    assert result.err == ""
+
+
+def test_job_list_can_be_narrowed_by_state_queue_and_task():
+    mail = submitted("send_mail", "ada")
+    later = submitted("send_mail", "ada", delay=60)
+    gated = submitted("gated")
+    bulk = submitted("refuse")
+
+    def ids(*words):
+        return {job["id"] for job in told("job", "list", *words)}
+
+    assert ids("--state", "scheduled") == set(later)
+    assert ids("--queue", "bulk") == set(bulk)
+    assert ids("--task", "gated") == set(gated)
+    assert ids("--queue", "mail", "--task", "send_mail", "--state", "ready") == set(mail)
+
+
+def test_job_list_stops_at_the_limit_and_says_so():
+    submitted("send_mail", "ada", count=3)
+
+    result = run("job", "list", "--limit", "2")
+
+    assert len(result.out.splitlines()) == 3
+    assert "--limit" in result.err
+
+
+def test_job_list_names_the_states_when_one_is_misspelt():
+    result = run("job", "list", "--state", "died")
+
+    assert result.code == 2
+    assert "dead" in result.err
+    assert "scheduled" in result.err
+
+
+def test_empty_lists_say_so_on_stderr_only():
+    submitted("send_mail", "ada")
+
+    for words in (["job", "list", "--state", "dead"], ["dead", "list"]):
+        result = run(*words)
+        assert (result.code, result.out) == (0, "")
+        assert "no " in result.err
+        assert told(*words) == []
+
+
+def test_no_list_and_no_record_shows_arguments():
+    ids = submitted("send_mail", "ada", SECRET)
+
+    for words in (["job", "list"], ["job", "list", "--json"], ["job", "show", *ids], ["job", "show", *ids, "--json"]):
+        result = run(*words)
+        assert result.code == 0
+        assert SECRET not in result.out + result.err
+
+
+# --- job show ----------------------------------------------------------------------------------------------------------
+
+
+def test_job_show_shows_arguments_only_when_asked():
+    ids = submitted("send_mail", "ada", SECRET)
+
+    assert SECRET in run("job", "show", *ids, "--payload").out
+    assert told("job", "show", *ids, "--payload")["payload"]["args"]["password"] == SECRET
+
+
+def test_job_show_shows_everything_kept():
+    (job_id,) = submitted("send_mail", "ada", priority=7, key="welcome", lane="example.org", correlation_id="req-1")
+
+    found = told("job", "show", job_id)
+    text = run("job", "show", job_id).out
+
+    assert {
+        "id": job_id,
+        "task": "send_mail",
+        "queue": "mail",
+        "state": "ready",
+        "priority": 7,
+        "lane": "example.org",
+        "key": "welcome",
+        "attempts": 0,
+        "correlation_id": "req-1",
+        "errors": [],
+    }.items() <= found.items()
+    for word in (job_id, "send_mail", "mail", "ready", "7", "welcome", "example.org", "req-1", "ago", "why"):
+        assert word in text
+
+
+def test_job_show_shows_every_failed_attempt_with_its_stack():
+    job_id = dead()
+
+    result = run("job", "show", job_id)
+
+    assert "attempt 1 failed" in result.out
+    assert "attempt 2 failed" in result.out
+    assert result.out.count("raise ConnectionError(why)") == 2
+    assert [error["type"] for error in told("job", "show", job_id)["errors"]] == ["ConnectionError"] * 2
+
+
+def test_job_show_takes_the_beginning_of_an_id_that_only_one_job_has():
+    (job_id,) = submitted("send_mail", "ada")
+
+    assert told("job", "show", job_id[:20])["id"] == job_id
+
+
+def test_job_show_refuses_the_beginning_of_several_ids():
+    ids = submitted("send_mail", "ada", count=2)
+    shared = ids[0][:8]
+    assert ids[1].startswith(shared), "made within the same minute"
+
+    result = run("job", "show", shared)
+
+    assert result.code == 5
+    assert all(job_id in result.err for job_id in ids)
+
+
+@pytest.mark.parametrize(
+    "words", [["job", "show"], ["job", "cancel"], ["job", "retry"], ["dead", "show"], ["dead", "retry"]]
+)
+def test_an_unknown_id_is_exit_5_and_says_why(words):
+    submitted("send_mail", "ada")
+
+    result = run(*words, "feed" * 8)
+
+    assert result.code == 5
+    assert "feed" * 8 in result.err
+    assert result.out == ""
+
+
+# --- why is it not running? --------------------------------------------------------------------------------------------
+
+
+def reason(job_id):
+    return told("job", "show", job_id)["why"]
+
+
+def test_why_a_scheduled_job_waits_for_its_instant():
+    (job_id,) = submitted("send_mail", "ada", delay=3600)
+
+    assert "scheduled until 2" in reason(job_id)
+    assert "(in 1 h)" in reason(job_id) or "(in 59 min" in reason(job_id)
+
+
+def test_why_a_job_waits_at_a_held_gate():
+    (job_id,) = submitted("gated")
+    at_broker(lambda broker: broker.gate("smtp", Hold(600, "ConnectionError")))
+
+    assert "gate 'smtp' is held until" in reason(job_id)
+    assert "ConnectionError" in reason(job_id)
+
+
+def test_why_a_job_waits_at_a_full_gate():
+    async def declare():
+        flow = shop()
+        async with flow.worker(queues=["nothing"]):
+            pass
+
+    asyncio.run(declare())
+    submitted("gated", count=2)
+    claimed()
+    (waiting,) = [job["id"] for job in told("job", "list", "--state", "ready")]
+
+    assert "gate 'smtp' is full: 1 of 1" in reason(waiting)
+
+
+def test_why_a_job_of_a_paused_queue_waits():
+    (job_id,) = submitted("send_mail", "ada")
+    run("queue", "pause", "mail")
+
+    assert "queue 'mail' is paused" in reason(job_id)
+    assert "taskflow queue resume mail" in reason(job_id)
+
+
+def test_why_a_ready_job_waits_behind_others():
+    ids = submitted("send_mail", "ada", count=3)
+
+    assert "behind at most 2 ready jobs of queue 'mail'" in reason(ids[-1])
+
+
+def test_why_a_ready_job_waits_when_no_worker_is_up():
+    (job_id,) = submitted("send_mail", "ada")
+
+    assert "is a worker for it up?" in reason(job_id)
+
+
+def test_why_says_where_a_job_runs():
+    (job_id,) = submitted("send_mail", "ada")
+    claimed()
+
+    assert "running for" in reason(job_id)
+    assert "in worker host-1" in reason(job_id)
+
+
+def test_why_says_how_a_job_ended():
+    job_id = dead("refuse")
+    (fine,) = submitted("send_mail", "ada")
+    work()
+
+    assert "ValueError: not an address" in reason(job_id)
+    assert f"taskflow dead retry {job_id}" in reason(job_id)
+    assert "succeeded" in reason(fine)
+
+
+# --- job cancel, job retry ---------------------------------------------------------------------------------------------
+
+
+def test_job_cancel_cancels_what_waits():
+    ids = submitted("send_mail", "ada", count=2)
+
+    result = run("job", "cancel", *ids)
+
+    assert result.code == 0
+    assert result.out.splitlines() == [f"{job_id} cancelled" for job_id in ids]
+    assert {state_of(job_id) for job_id in ids} == {"cancelled"}
+
+
+def test_job_cancel_asks_what_runs():
+    (job_id,) = submitted("send_mail", "ada")
+    claimed()
+
+    assert told("job", "cancel", job_id) == [{"id": job_id, "outcome": "requested"}]
+    assert state_of(job_id) == "running"
+
+
+def test_job_cancel_of_a_final_job_is_a_conflict_and_spares_nobody_else():
+    over = dead("refuse")
+    (waits,) = submitted("send_mail", "ada")
+
+    result = run("job", "cancel", over, waits)
+
+    assert result.code == 5
+    assert f"{over} is dead already" in result.err
+    assert state_of(waits) == "cancelled"
+
+
+def test_an_id_given_twice_counts_once():
+    (job_id,) = submitted("send_mail", "ada")
+
+    assert run("job", "cancel", job_id, job_id).code == 0
+
+
+@pytest.mark.parametrize("group", ["job", "dead"])
+def test_retry_makes_a_dead_job_ready_and_keeps_its_errors(group):
+    job_id = dead()
+
+    result = run(group, "retry", job_id)
+
+    assert (result.code, result.out) == (0, f"{job_id} ready\n")
+    assert state_of(job_id) == "ready"
+    assert len(told("job", "show", job_id)["errors"]) == 2
+
+
+def test_retry_of_a_job_that_is_not_dead_is_a_conflict():
+    (job_id,) = submitted("send_mail", "ada")
+
+    result = run("job", "retry", job_id)
+
+    assert result.code == 5
+    assert "is ready: only dead jobs can be retried" in result.err
+
+
+def test_retry_of_a_job_whose_key_is_taken_is_a_conflict():
+    job_id = dead("fail", key="one")
+    submitted("fail", key="one", delay=60)
+
+    result = run("job", "retry", job_id)
+
+    assert result.code == 5
+    assert "key" in result.err
+    assert told("dead", "list")[0]["id"] == job_id
+
+
+# --- queue -------------------------------------------------------------------------------------------------------------
+
+
+def test_queue_list_counts_each_queue():
+    submitted("send_mail", "ada", count=2)
+    submitted("send_mail", "ada", delay=60)
+    submitted("refuse")
+
+    found = {queue["queue"]: queue for queue in told("queue", "list")}
+
+    assert (found["mail"]["ready"], found["mail"]["scheduled"], found["bulk"]["ready"]) == (2, 1, 1)
+    rows = {line.split()[0]: line.split()[1:] for line in run("queue", "list").out.splitlines()}
+    assert rows["mail"][:4] == ["2", "1", "0", "0"]
+
+
+def test_a_paused_queue_is_not_claimed_from_until_it_is_resumed():
+    submitted("send_mail", "ada")
+
+    assert run("queue", "pause", "mail").code == 0
+    assert told("queue", "list")[0]["paused"] is True
+    assert at_broker(lambda broker: broker.claim(ClaimRequest("w", ("mail",), 1, 1, 0, 60.0))) == []
+    assert told("queue", "resume", "mail") == {"queue": "mail", "paused": False}
+    claimed()
+
+
+def test_pausing_a_queue_that_never_had_a_job_warns_and_names_the_nearest():
+    submitted("send_mail", "ada")
+
+    result = run("queue", "pause", "mial")
+
+    assert result.code == 0
+    assert "did you mean 'mail'?" in result.err
+
+
+def test_a_queue_can_be_paused_before_its_first_job(file):
+    run("queue", "pause", "mail")
+    submitted("send_mail", "ada")
+
+    assert told("queue", "list")[0]["paused"] is True
+
+
+def test_queue_purge_cancels_what_is_ready_and_nothing_else():
+    ready = submitted("send_mail", "ada", count=2)
+    (later,) = submitted("send_mail", "ada", delay=60)
+    (other,) = submitted("refuse")
+
+    result = run("queue", "purge", "mail", "--yes")
+
+    assert (result.code, result.out) == (0, "2 ready jobs of queue 'mail' cancelled\n")
+    assert {state_of(job_id) for job_id in ready} == {"cancelled"}
+    assert (state_of(later), state_of(other)) == ("scheduled", "ready")
+
+
+def test_queue_purge_can_take_another_state():
+    submitted("send_mail", "ada", delay=60)
+    submitted("send_mail", "ada")
+
+    assert told("queue", "purge", "mail", "--state", "scheduled", "--yes") == {
+        "queue": "mail", "state": "scheduled", "purged": 1,
+    }  # fmt: skip
+
+
+def test_queue_purge_deletes_what_has_ended():
+    (job_id,) = submitted("send_mail", "ada")
+    work()
+
+    assert (
+        run("queue", "purge", "mail", "--state", "succeeded", "--yes").out
+        == "1 succeeded job of queue 'mail' deleted\n"
+    )
+    assert state_of(job_id) is None
+
+
+def test_running_jobs_cannot_be_purged():
+    submitted("send_mail", "ada")
+
+    result = run("queue", "purge", "mail", "--state", "running", "--yes")
+
+    assert result.code == 2
+    assert "'ready'" in result.err
+
+
+def test_queue_purge_of_an_unknown_queue_is_exit_5():
+    submitted("send_mail", "ada")
+
+    result = run("queue", "purge", "mial", "--yes")
+
+    assert result.code == 5
+    assert "did you mean 'mail'?" in result.err
+
+
+@pytest.mark.parametrize("words", [["queue", "purge", "mail"], ["dead", "purge"]])
+def test_purge_refuses_where_nobody_can_be_asked_and_says_how_many_it_is(words):
+    submitted("send_mail", "ada", count=3)
+
+    result = run(*words)
+
+    assert result.code == 2
+    assert "--yes" in result.err
+    assert ("3 ready jobs" if words[0] == "queue" else "0 dead letters") in result.err
+    assert len(told("job", "list", "--state", "ready")) == 3
+
+
+@pytest.mark.parametrize(("answer", "code", "left"), [("y\n", 0, 0), ("n\n", 1, 2)])
+def test_purge_on_a_terminal_asks_and_does_what_it_is_told(answer, code, left):
+    submitted("send_mail", "ada", count=2)
+    ours, theirs = pty.openpty()
+    try:
+        os.write(ours, answer.encode())
+        done = subprocess.run(
+            [sys.executable, "-m", "taskflow", "queue", "purge", "mail"],
+            stdin=theirs, capture_output=True, text=True, timeout=30, check=False,
+        )  # fmt: skip
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+    assert done.returncode == code, done.stderr
+    assert "Cancel 2 ready jobs of queue 'mail'?" in done.stderr
+    assert len(told("job", "list", "--state", "ready")) == left
+
+
+# --- dead --------------------------------------------------------------------------------------------------------------
+
+
+def test_dead_list_shows_the_last_error_of_each():
+    job_id = dead("refuse")
+
+    text = run("dead", "list").out
+    (found,) = told("dead", "list")
+
+    assert job_id in text
+    assert "ValueError: not an address" in text
+    assert found["last_error"]["type"] == "ValueError"
+    assert found["last_error"]["message"] == "not an address"
+    assert found["last_error"]["kind"] in text
+
+
+def test_dead_list_can_be_narrowed_by_queue_and_task():
+    bulk, mail = dead("refuse"), dead("fail")
+
+    assert [job["id"] for job in told("dead", "list", "--queue", "bulk")] == [bulk]
+    assert [job["id"] for job in told("dead", "list", "--task", "fail")] == [mail]
+
+
+def test_dead_show_shows_the_whole_history_with_stacks():
+    job_id = dead("fail")
+
+    result = run("dead", "show", job_id)
+
+    assert result.code == 0
+    assert result.out.count("raise ConnectionError(why)") == 2
+    assert all("raise ConnectionError" in error["stack"] for error in told("dead", "show", job_id)["errors"])
+
+
+def test_dead_show_of_a_living_job_is_exit_5():
+    (job_id,) = submitted("send_mail", "ada")
+
+    result = run("dead", "show", job_id)
+
+    assert result.code == 5
+    assert "it is ready" in result.err
+
+
+def test_what_an_error_says_cannot_steer_the_terminal():
+    job_id = dead("fail", "\x1b[2Jgone\nback")
+
+    for words in (["dead", "list"], ["dead", "show", job_id], ["job", "show", job_id]):
+        assert "\x1b" not in run(*words).out
+    assert "gone back" in run("dead", "list").out
+
+
+def test_dead_retry_all_makes_every_dead_letter_ready():
+    first, second = dead("refuse"), dead("fail")
+
+    result = run("dead", "retry", "--all")
+
+    assert (result.code, result.out) == (0, "2 jobs ready\n")
+    assert state_of(first) == state_of(second) == "ready"
+
+
+def test_dead_retry_all_can_be_narrowed():
+    bulk, mail = dead("refuse"), dead("fail")
+
+    assert told("dead", "retry", "--all", "--task", "refuse") == {"ready": 1, "refused": []}
+    assert (state_of(bulk), state_of(mail)) == ("ready", "dead")
+
+
+def test_dead_retry_all_tells_of_those_whose_key_is_taken_and_retries_the_rest(monkeypatch):
+    monkeypatch.setattr("taskflow.cli.dead._PAGE", 2)
+    ids = submitted("refuse", count=5)
+    stuck = [dead("refuse", key=key) for key in "abc"]
+    for key in "abc":
+        submitted("refuse", key=key, delay=60)
+
+    result = run("dead", "retry", "--all")
+
+    assert (result.code, result.out) == (5, "5 jobs ready\n")
+    assert all(job_id in result.err for job_id in stuck)
+    assert {state_of(job_id) for job_id in ids} == {"ready"}
+    assert {state_of(job_id) for job_id in stuck} == {"dead"}
+
+
+def test_dead_retry_all_of_nothing_says_so():
+    submitted("send_mail", "ada")
+
+    result = run("dead", "retry", "--all")
+
+    assert result.code == 0
+    assert "no dead letters" in result.err
+
+
+@pytest.mark.parametrize("words", [[], ["feed", "--all"], ["feed", "--queue", "mail"]])
+def test_dead_retry_takes_either_ids_or_all(words):
+    assert run("dead", "retry", *words).code == 2
+
+
+def test_dead_purge_deletes_dead_letters_for_good():
+    bulk, mail = dead("refuse"), dead("fail")
+
+    assert run("dead", "purge", "--queue", "bulk", "--yes").out == "1 dead letter deleted\n"
+    assert (state_of(bulk), state_of(mail)) == (None, "dead")
+    assert told("dead", "purge", "--task", "fail", "--yes") == {"purged": 1}
+
+
+# --- status ------------------------------------------------------------------------------------------------------------
+
+
+def test_status_shows_broker_queues_gates_and_dead_letters(file):
+    dead("refuse")
+    submitted("send_mail", "ada", count=2)
+    at_broker(lambda broker: broker.gate("smtp", Hold(600, "ConnectionError")))
+
+    found = told("status")
+    text = run("status").out
+
+    assert found["broker"]["url"] == "sqlite:///jobs.db"
+    assert found["broker"]["reachable"] is True
+    assert found["broker"]["file_bytes"] >= file.stat().st_size > 0
+    assert {queue["queue"]: queue["ready"] for queue in found["queues"]} == {"bulk": 0, "mail": 2}
+    assert [(gate["gate"], gate["reason"]) for gate in found["gates_held"]] == [("smtp", "ConnectionError")]
+    assert found["dead_letters"] == 1
+    for word in ("sqlite:///jobs.db", "reachable", "mail", "bulk", "smtp", "ConnectionError", "dead letters  1"):
+        assert word in text
+
+
+def test_status_of_what_is_no_database_is_exit_3(file):
+    file.write_bytes(b"this is no database " * 100)
+
+    result = run("status")
+
+    assert result.code == 3
+    assert "not reachable" in result.out
+    assert len(result.err.splitlines()) == 1
+    assert told("status")["broker"]["reachable"] is False
+
+
+@pytest.mark.parametrize(
+    "words", [["status"], ["job", "list"], ["queue", "list"], ["dead", "list"], ["dead", "retry", "--all"]]
+)
+def test_looking_at_a_file_that_does_not_exist_makes_none_and_says_so(words, file):
+    result = run(*words)
+
+    assert result.code == 0
+    assert str(file) in result.err
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("words", [["status"], ["job", "list"], ["queue", "pause", "mail"], ["dead", "list"]])
+def test_operator_commands_refuse_a_broker_that_lives_in_another_process(words, monkeypatch):
+    monkeypatch.setenv("TASKFLOW_BROKER__URL", "memory://")
+
+    result = run(*words)
+
+    assert result.code == 2
+    assert "memory://" in result.err
+
+
+def test_operator_commands_tell_of_misspelt_variables(monkeypatch):
+    submitted("send_mail", "ada")
+    monkeypatch.setenv("TASKFLOW_BROKER_URL", "sqlite:///other.db")
+
+    result = run("job", "list", "--json")
+
+    assert "TASKFLOW_BROKER__URL" in result.err
+    assert len(json.loads(result.out)) == 1

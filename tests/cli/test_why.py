@@ -1,0 +1,103 @@
+"""One sentence for each thing that can keep a job from running, and the words for durations and instants in it."""
+
+import time
+
+import pytest
+
+from taskflow.brokers.base import ErrorInfo, JobInfo, QueueCounts
+from taskflow.cli.shown import instant, one_line, plain, span
+from taskflow.cli.why import why
+from taskflow.core.gate import Gate, Rate
+from taskflow.core.job import JobState
+
+
+def record(state, **changes):
+    """A job as a broker tells of it, at second 1,000."""
+    said = {
+        "id": "a" * 32, "task": "t", "queue": "q", "state": state, "priority": 4, "lane": "", "gates": (), "key": None,
+        "attempts": 0, "snoozes": 0, "lost": 0, "submitted_at": 900.0, "due_at": 900.0, "expires_at": 9e9,
+        "started_at": None, "finished_at": None, "worker": None, "reason": "", "cancel_requested": False,
+        "progress": None, "payload": b"{}", "errors": (),
+    }  # fmt: skip
+    return JobInfo(**{**said, **changes})
+
+
+def counts(**changes):
+    said = {
+        "queue": "q", "ready": 1, "scheduled": 0, "waiting": 0, "running": 1, "dead": 0, "oldest_ready_age_s": 1.0,
+        "drain_per_s": 2.0, "paused": False,
+    }  # fmt: skip
+    return [QueueCounts(**{**said, **changes})]
+
+
+def sentence(job, gates=(), **of_queue):
+    return why(job, counts(**of_queue), gates, now=1_000.0)
+
+
+def test_why_knows_every_state():
+    for state in JobState:
+        assert sentence(record(state))
+
+
+def test_why_a_retry_waits_names_the_error_before_it():
+    failed = record(
+        JobState.SCHEDULED, due_at=1_030.0, attempts=1, errors=(ErrorInfo(1, 990.0, "OSError", "cut", "transient", ""),)
+    )
+
+    assert "(in 30 s), after 1 failed attempt, the last of OSError: cut" in sentence(failed)
+
+
+def test_why_a_snoozed_job_waits_names_the_reason():
+    assert "snoozed: unknown_task" in sentence(
+        record(JobState.SCHEDULED, due_at=1_030.0, snoozes=1, reason="unknown_task")
+    )
+
+
+def test_why_a_job_waits_at_the_held_family_of_its_gate():
+    job = record(JobState.READY, gates=("http/example.org",))
+
+    assert "gate 'http' is held until" in sentence(job, [Gate("http", held_until=1_060.0), Gate("http/example.org")])
+
+
+def test_why_a_job_waits_at_a_rate():
+    job = record(JobState.READY, gates=("smtp",))
+
+    assert "gate 'smtp' is at its rate for another" in sentence(job, [Gate("smtp", rate=Rate(60.0), tat=1_060.0)])
+
+
+def test_why_a_suspect_waits():
+    assert "2 workers died with it" in sentence(record(JobState.READY, lost=2))
+
+
+def test_why_a_cancelled_run_is_not_over_yet():
+    job = record(JobState.RUNNING, started_at=990.0, worker="w", cancel_requested=True)
+
+    assert "asked to cancel" in sentence(job)
+
+
+def test_gates_that_a_job_does_not_have_do_not_stop_it():
+    assert "smtp" not in sentence(record(JobState.READY), [Gate("smtp", held_until=9e9)])
+
+
+# --- words -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0 s"), (0.4, "0.4 s"), (-1, "0 s"), (12, "12 s"), (60, "1 min"), (303, "5 min 3 s"), (3_600, "1 h"),
+        (7_205, "2 h"), (86_400, "1 day"), (273_600, "3 days 4 h"), (59.7, "1 min"),
+    ],
+)  # fmt: skip
+def test_a_duration_is_told_in_two_units_at_most(seconds, words):
+    assert span(seconds) == words
+
+
+def test_an_instant_beyond_the_calendar_is_never():
+    assert instant(1e300, time.time()) == "never"
+
+
+def test_text_of_others_is_one_plain_line_in_tables():
+    assert one_line("a\n\x1b[31mb\tc") == "a �[31mb c"
+    assert len(one_line("x" * 500)) == 80
+    assert plain("a\x07\nb") == "a�\nb"
