@@ -85,8 +85,8 @@ def report(receiver: Receiver, files: int, elapsed_s: float) -> bool:
         "requests": summary["requests"],
         "bad answers": f"{summary['bad']}: "
         + ", ".join(f"{n}x {name}" for name, n in replies.items() if name != "200"),
-        "retries": decisions["Retry"],
-        "snoozes": f"{decisions['Snooze']} (an answer said when to come back; no attempt is spent)",
+        "retries": f"{decisions['Retry']} in this run",
+        "snoozes": f"{decisions['Snooze']} in this run: an answer said when to come back, and no attempt was spent",
         "violations": f"{ledger.violations} requests came before that time",
         "dead letters": decisions["Bury"],
         "elapsed": f"{elapsed_s:.1f} s",
@@ -120,7 +120,7 @@ def main() -> int:
     os.environ["WEBHOOK_SECRET"] = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
     os.environ["WEBHOOK_ALLOW_PRIVATE"] = "1"  # the receiver is on loopback
     os.environ["WEBHOOK_TIMEOUT_S"] = "1"
-    os.environ.setdefault("TASKFLOW_BROKER__URL", f"sqlite:///{folder / 'jobs.db'}")
+    os.environ["TASKFLOW_BROKER__URL"] = f"sqlite:///{folder / 'jobs.db'}"
     flow.listen(lambda event: decisions.update([type(event.decision).__name__]), JobSettled)
     try:
         right = asyncio.run(run(folder))

@@ -9,6 +9,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, overload
 
+import anyio
+
 from taskflow.clock import Clock, LoopClock
 from taskflow.core import specs
 from taskflow.errors import ConfigError, UnknownTask
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_CLOSE_S = 10.0  # a broker that does not close by then is left to the end of the process
 Lifespan = Callable[[], AsyncIterator[None]]
 
 
@@ -164,6 +167,11 @@ class TaskFlow:
         return self._client
 
     @property
+    def is_open(self) -> bool:
+        """Whether jobs can be submitted."""
+        return self._client is not None
+
+    @property
     def broker(self) -> FullBroker:
         """Where the jobs live, while the flow is open."""
         return self.client.broker
@@ -173,23 +181,31 @@ class TaskFlow:
         return JobHandle(self, job_id, None if task is None else task.definition)
 
     async def __aenter__(self) -> Self:
+        if self._opened == 0 and not self._opening.locked():
+            self._opening = asyncio.Lock()  # it belongs to one loop, and this may be another
         async with self._opening:
             if not self._is_logging:
                 self._is_logging = True
                 LogListener(self.settings.log.level, now=self.clock.now).subscribe(self.bus)
             if self._opened == 0:
                 broker = self._given_broker or make_broker(self.settings, self.clock)
-                await broker.open()
+                try:
+                    await broker.open()
+                except BaseException:
+                    with anyio.move_on_after(_CLOSE_S, shield=True):
+                        await broker.close()
+                    raise
                 self._client = Client(broker, self.settings, self.clock, self.rng, self.bus.emit)
             self._opened += 1
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        async with self._opening:
-            self._opened -= 1
-            if self._opened == 0 and self._client is not None:
-                client, self._client = self._client, None
-                await client.broker.close()
+        with anyio.move_on_after(_CLOSE_S, shield=True):  # a cancelled scope must not leave the broker open
+            async with self._opening:
+                self._opened -= 1
+                if self._opened == 0 and self._client is not None:
+                    client, self._client = self._client, None
+                    await client.broker.close()
 
     # --- running -----------------------------------------------------
 

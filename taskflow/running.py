@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import secrets
 import socket
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import TYPE_CHECKING, Protocol, Self
 
+import anyio
+
 from taskflow.errors import ConfigError
+from taskflow.runtime.shield import to_its_end
 from taskflow.runtime.worker import Stopped, Worker, WorkerParts
 from taskflow.settings import DEFAULT_HTTP_PORT
 from taskflow.sharing import shared_gates
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
     from taskflow.tasks import AnyTask
     from taskflow.telemetry.bus import Bus
     from taskflow.tuning import TaskPolicy
+
+_TEARDOWN_S = 30.0  # for lifespans and connections to end: what Kubernetes gives a whole pod
 
 
 class Flow(Protocol):
@@ -76,7 +82,7 @@ class RunningWorker:
         self._stack = AsyncExitStack()
         self.queues: Mapping[str, int] = {}
         self.port: int | None = None
-        self.stopped: Stopped | None = None
+        self._stopping: asyncio.Task[Stopped] | None = None
 
     @property
     def worker(self) -> Worker:
@@ -87,8 +93,10 @@ class RunningWorker:
 
     async def __aenter__(self) -> Self:
         flow = self._flow
+        if self._worker is not None:
+            raise ConfigError("this worker has run already: `flow.worker()` makes another")
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(flow)  # type: ignore[arg-type]
+            await stack.enter_async_context(flow)
             self.queues = queue_weights(flow, self._asked_queues)
             worker = Worker(self._parts())
             self._observe(worker, stack)
@@ -104,24 +112,46 @@ class RunningWorker:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        async with self._stack:
-            await self.stop()
+        """Drain, then end the lifespans and what else there is: also when the surrounding task or scope is cancelled.
+
+        A second cancellation cuts off what runs, and hands it back.
+        """
+        cancelled: asyncio.CancelledError | None = None
+        with anyio.CancelScope(shield=True) as scope:
+            async with self._stack:
+                try:
+                    await self.stop()
+                except asyncio.CancelledError as error:
+                    cancelled = error  # raised below: what ends now ends in order
+                scope.deadline = anyio.current_time() + _TEARDOWN_S
+        if cancelled is not None:
+            raise cancelled
 
     async def stop(self) -> Stopped:
-        """Drain now, rather than at the end of the block."""
-        if self.stopped is None:
+        """Drain now, rather than at the end of the block. Cancelled meanwhile, it cuts off what runs."""
+        if self._stopping is None:
             drain_s = self._flow.settings.worker.drain_s if self._drain is None else self._drain
-            self.stopped = await self.worker.stop(drain_s)
-        return self.stopped
+            self._stopping = asyncio.create_task(self.worker.stop(drain_s), name="taskflow drain")
+        return await to_its_end(self._stopping, self.worker.cut_off)
+
+    @property
+    def stopped(self) -> Stopped | None:
+        """How it ended; None while it has not."""
+        task = self._stopping
+        return None if task is None or not task.done() else task.result()
 
     # --- parts ---------------------------------------------------------
 
     def _parts(self) -> WorkerParts:
         flow, settings = self._flow, self._flow.settings
-        concurrency = self._concurrency or settings.worker.concurrency
+        concurrency = settings.worker.concurrency if self._concurrency is None else self._concurrency
+        if concurrency < 1:
+            raise ConfigError(f"flow.worker(concurrency=): must be at least 1, got {concurrency}")
         prefetch = settings.worker.prefetch
         return WorkerParts(
-            name=f"{socket.gethostname()}-{os.getpid()}-{flow.rng.getrandbits(32):08x}",
+            # Never the same again, not even for process 1 of a container that comes back with a seeded `rng`: the
+            # claims of the one before must not be taken for its own.
+            name=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
             broker=flow.broker,
             tasks={name: task.definition for name, task in flow.tasks.items()},
             settings=settings,

@@ -12,13 +12,14 @@ Policies and the runtime wait on the virtual clock only: hours pass in milliseco
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 from collections import Counter
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Self
 
 from taskflow.clock import Timer, TimerHeap, sleep_on
-from taskflow.errors import BrokerUnavailable
+from taskflow.errors import BrokerUnavailable, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 # Real seconds that `run_until_idle` gives to handlers which wait for the real world.
 _REAL_LIMIT_S = 30.0
+# Turns of the loop without a task that can go on, after which none will: callbacks take a turn each to reach a task.
+_QUIET_TURNS = 10
 
 
 class VirtualClock:
@@ -64,16 +67,28 @@ class VirtualClock:
 
 
 async def all_blocked() -> None:
-    """Wait until every other task waits for something that has not happened yet."""
+    """Wait until nothing in this loop can go on by itself: all wait for timers, threads, or the outside world.
+
+    Raises `TimeoutError` after 30 real seconds in which something always could.
+    """
+    loop = asyncio.get_running_loop()
     me = asyncio.current_task()
-    while True:
+    give_up_at = time.monotonic() + _REAL_LIMIT_S
+    quiet = 0
+    while quiet < _QUIET_TURNS:
         await asyncio.sleep(0)
-        for task in asyncio.all_tasks():
-            waiter = getattr(task, "_fut_waiter", None)
-            if task is not me and (waiter is None or waiter.done()):
-                break
-        else:
+        ready = getattr(loop, "_ready", None)  # asyncio's own loop tells; uvloop's does not
+        if ready is not None and not ready:
             return
+        busy = [task for task in asyncio.all_tasks() if task is not me and _can_go_on(task)]
+        quiet = 0 if busy else quiet + 1
+        if time.monotonic() > give_up_at:
+            raise TimeoutError(f"something never stops to wait: {busy}")
+
+
+def _can_go_on(task: asyncio.Task[Any]) -> bool:
+    waiter = getattr(task, "_fut_waiter", None)
+    return waiter is None or waiter.done()
 
 
 class Faults:
@@ -90,6 +105,8 @@ class Faults:
 
     def cut(self, *operations: str) -> None:
         """These operations fail from now on."""
+        for operation in operations:
+            self._check(operation)
         self._cut.update(operations)
 
     def mend(self) -> None:
@@ -99,11 +116,16 @@ class Faults:
 
     def lose_reply(self, operation: str, times: int = 1) -> None:
         """The next `times` calls take effect, and raise."""
+        self._check(operation)
         self._lost[operation] += times
+
+    def _check(self, operation: str) -> None:
+        if not inspect.iscoroutinefunction(getattr(self._broker, operation, None)):
+            raise ValueError(f"a broker has no operation {operation!r}; it has claim, settle, beat, submit, …")
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(self._broker, name)
-        if name.startswith("_") or not asyncio.iscoroutinefunction(real) or name in ("open", "close"):
+        if name.startswith("_") or not inspect.iscoroutinefunction(real) or name in ("open", "close"):
             return real
 
         async def call(*args: Any, **kwargs: Any) -> Any:
@@ -140,6 +162,8 @@ class TestFlow:
 
     async def __aenter__(self) -> Self:
         flow = self._flow
+        if flow.is_open:
+            raise ConfigError("the flow is open: flow.test() would run its jobs on the real broker")
         kept = flow.clock, flow._given_broker  # noqa: SLF001 - the flow is lent to the test
         flow.clock, flow._given_broker = self.clock, self.faults  # noqa: SLF001
 
@@ -161,22 +185,23 @@ class TestFlow:
         await self.clock.advance(seconds)
 
     async def run_until_idle(self) -> None:
-        """Run every job that is due now until it has ended. Jobs that are due later stay where they are.
+        """Run every job that can run now until it has ended.
 
-        Raises `TimeoutError` after 30 real seconds.
+        Jobs that are due later, or that a gate holds back, stay where they are. Time stands still while handlers run:
+        they may wait for the real world. Raises `TimeoutError` after 30 real seconds.
         """
+        worker = self.running.worker
         give_up_at = time.monotonic() + _REAL_LIMIT_S
         while True:
             await all_blocked()
-            counts = await self._memory.counts()
-            if self.running.worker.is_idle and not any(
-                queue.ready + queue.running for queue in counts if not queue.paused
-            ):
+            if worker.is_idle and (worker.is_waiting or not worker.is_claiming):
                 return
             if time.monotonic() > give_up_at:
-                raise TimeoutError(f"still busy after {_REAL_LIMIT_S:g} s: {counts}")
-            await self.clock.advance(0.01)  # a retry after a cut, a wake-up: small waits of the runtime itself
-            await asyncio.sleep(0.001)  # and the real world, for handlers that wait for it
+                raise TimeoutError(f"still busy after {_REAL_LIMIT_S:g} s: {await self._memory.counts()}")
+            if worker.in_flight:
+                await asyncio.sleep(0.001)
+            else:
+                await self.clock.advance(0.01)  # a retry after a cut, a beat: small waits of the runtime itself
 
     async def _drive(self, ending: Any) -> None:
         """Await `ending` while the clock goes on: a shutdown waits on it too."""

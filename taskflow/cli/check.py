@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import click
 
+from taskflow.brokers.sqlite import schema
 from taskflow.cli.exits import Exit
 from taskflow.cli.loading import load_app
 from taskflow.cli.operating import sqlite_file
@@ -212,12 +213,17 @@ def _look_at(file: Path, wait_s: float) -> str:
         return f"{path} does not exist yet: the first worker or submit makes it"
     if not os.access(path, os.R_OK | os.W_OK):
         raise BrokerError(f"{path} cannot be read and written by this user")
+    # While nobody has the file open there is no log beside it, and a reader would leave one there: unless told that
+    # nothing changes.
+    mode = "ro" if path.with_name(f"{path.name}-wal").exists() else "ro&immutable=1"
     try:
-        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=wait_s)) as connection:
-            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode={mode}", uri=True, timeout=wait_s)) as connection:
+            version = schema.version_of(connection, str(path))
     except sqlite3.Error as error:
         raise BrokerError(f"{path}: {error}") from error
-    return f"{path} is reachable"
+    if version < schema.VERSION:
+        return f"{path} is reachable; the next command brings its schema from version {version} to {schema.VERSION}"
+    return f"{path} is reachable, schema version {version}"
 
 
 # --- findings --------------------------------------------------------

@@ -139,9 +139,9 @@ def purge(queue: str | None, task: str | None, *, yes: bool, as_json: bool) -> N
 async def _purge(queue: str | None, task: str | None, *, yes: bool, as_json: bool) -> None:
     async with open_for_operator() as broker:
         if not yes:
-            count = await how_many(broker, JobState.DEAD, queue=queue, task=task)
+            letters = await how_many(broker, JobState.DEAD, "dead letter", queue=queue, task=task)
             of = "".join(f" of {kind} {name!r}" for kind, name in (("queue", queue), ("task", task)) if name)
-            ask(f"Delete {count} dead letters{of}, with their error histories?")
+            ask(f"Delete {letters}{of}, with all errors that led to them?")
         purged = await broker.purge(state=JobState.DEAD, queue=queue, task=task)
     if as_json:
         print_json({"purged": purged})

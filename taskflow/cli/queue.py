@@ -119,9 +119,8 @@ async def _purge(name: str, state: JobState, *, yes: bool, as_json: bool) -> Non
         if name not in known:
             raise JobNotFound(f"queue {name!r} has never had a job{nearest(name, known)}")
         if not yes:
-            count = await how_many(broker, state, queue=name)
-            verb = "Delete" if state in FINAL else "Cancel"
-            ask(f"{verb} {count} {state} jobs of queue {name!r}?")
+            jobs = await how_many(broker, state, f"{state} job", queue=name)
+            ask(f"{'Delete' if state in FINAL else 'Cancel'} {jobs} of queue {name!r}?")
         purged = await broker.purge(state=state, queue=name)
     if as_json:
         print_json({"queue": name, "state": state, "purged": purged})

@@ -83,7 +83,9 @@ def _size(file: Path) -> int:
 
 
 def _sized(size: int | None) -> str:
-    return "" if size is None else f", {size / 1e6:,.1f} MB"
+    if size is None:
+        return ""
+    return f", {size / 1e6:,.1f} MB" if size else ", no file yet"
 
 
 def _limit(gate: Gate, gates: list[Gate]) -> int | None:

@@ -26,6 +26,7 @@ _BEATS_PER_LEASE = 3
 _HURRY = 4  # times as often while no beat gets through: trust is running out
 # Stop trusting a little before the broker does: the reclaimer must find our handlers already cancelled.
 _TRUST = 0.9
+_TURN_S = 0.01
 _NEVER = float("inf")
 
 
@@ -98,7 +99,8 @@ class Leases:
         """Beat once, so that the lease stands before the first claim, and then for ever. Raises `BrokerError`."""
         sent_at = self._clock.now()
         reply = await self._calls.once("beat", lambda: self._broker.beat(self._worker, {}, self._lease_s))
-        self._heard(sent_at, {}, reply)
+        self._trust(sent_at)
+        self._heard({}, reply)
         beat = self._broker.sync_beat()
         loops = {"lease watch": self._watch}
         if beat is None:
@@ -126,8 +128,11 @@ class Leases:
         claims = self._claims.copy()  # one C call: safe beside a loop that goes on changing it
         return {job_id: token for job_id, (token, until) in claims.items() if now < until}
 
-    def _heard(self, sent_at: float, sent: Mapping[str, int], reply: BeatReply) -> None:
-        self._trusted_until = max(self._trusted_until, sent_at + self._lease_s * _TRUST)
+    def _trust(self, sent_at: float) -> None:
+        """A beat that was sent then was answered. For the thread, too: a loop that is blocked does not lose trust."""
+        self._trusted_until = sent_at + self._lease_s * _TRUST
+
+    def _heard(self, sent: Mapping[str, int], reply: BeatReply) -> None:
         # A claim that ended, or was made anew, while the beat was under way is not what the reply speaks of.
         if reply.lost and (lost := self._still_held(reply.lost, sent)):
             self._on_lost(lost)
@@ -149,16 +154,17 @@ class Leases:
                 pause_s = self._lease_s / (_BEATS_PER_LEASE * _HURRY)
                 continue
             pause_s = self._lease_s / _BEATS_PER_LEASE
-            self._heard(sent_at, tokens, reply)
+            self._trust(sent_at)
+            self._heard(tokens, reply)
 
     async def _watch(self) -> None:
         """Notice that no beat got through in time."""
         while True:
             left_s = self._trusted_until - self._clock.now()
-            if left_s <= 0:
+            await self._clock.sleep(max(_TURN_S, left_s))  # a loop that stood still has its own beat still before it
+            if left_s <= 0 and not self.is_trusted:
                 self._on_distrust()
-                left_s = self._lease_s / _BEATS_PER_LEASE
-            await self._clock.sleep(max(0.01, left_s))
+                await self._clock.sleep(self._lease_s / _BEATS_PER_LEASE)
 
     def _beat_there(self, beat: SyncBeat, loop: asyncio.AbstractEventLoop) -> None:
         """The thread. It only ever talks to its own connection, and tells the loop what it heard."""
@@ -173,8 +179,9 @@ class Leases:
                     loop.call_soon_threadsafe(self._calls.failed, "beat", error, pause_s)
                     continue
                 pause_s = self._lease_s / _BEATS_PER_LEASE
+                self._trust(sent_at)
                 loop.call_soon_threadsafe(self._calls.answered, "beat", self._clock.now() - sent_at)
-                loop.call_soon_threadsafe(self._heard, sent_at, tokens, reply)
+                loop.call_soon_threadsafe(self._heard, tokens, reply)
         except RuntimeError:
             return  # the loop is closed
         finally:

@@ -74,7 +74,7 @@ class Slot:
 
     @property
     def is_spent(self) -> bool:
-        """Whether the last job left marks on this task that the next one would feel."""
+        """Whether the last job left marks on this task that the next one would feel. To be asked in this task."""
         task = self._task
         if self._is_spent or task is None or task.cancelling():
             return True

@@ -34,7 +34,7 @@ from taskflow.runtime.turns import QueueTurns
 from taskflow.runtime.upkeep import Upkeep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Coroutine, Mapping
 
     from taskflow.brokers.base import Broker, QueueCounts
     from taskflow.clock import Clock
@@ -149,11 +149,13 @@ class Worker:
         self._busy = 0  # slots that run a job, or keep their place for an abandoned thread
         self._suspects = 0
         self._ended_per_s = 0
-        self._room: asyncio.Future[None] | None = None
+        self._room: asyncio.Future[None] | None = None  # what the claimer waits for
+        self._wants_room = False  # whether a job that ends, or the next tick, might let it claim more
         self._is_claiming = True
         self._is_draining = False
         self._is_cut_off = False
         self._is_waiting = False
+        self._cancelled: asyncio.CancelledError | None = None  # while it stopped
         self._less = asyncio.Event()  # something ended, while draining
 
     # --- what others ask ---------------------------------------------
@@ -167,6 +169,11 @@ class Worker:
     def is_draining(self) -> bool:
         """Whether it is on its way out."""
         return self._is_draining
+
+    @property
+    def is_claiming(self) -> bool:
+        """Neither paused nor on its way out."""
+        return self._is_claiming
 
     @property
     def is_paused(self) -> bool:
@@ -218,15 +225,14 @@ class Worker:
     async def stop(self, drain_s: float) -> Stopped:
         """Stop claiming, let what runs end within `drain_s`, cut off the rest and hand it back: no attempt is spent.
 
-        To be called once, in a task that nobody cancels.
+        To be called once. Cancelled meanwhile, it hurries: it cuts off what runs, hands it back, and raises that then.
         """
         self._is_claiming, self._is_draining = False, True
         self._emit(events.WorkerDraining(self.name, self.in_flight, drain_s))
-        if self._loops["settle"].done():  # somebody cancelled all tasks of the loop, this worker's too
-            self._keep_up("settle", self._settler.run)
         self._make_room()
         # A claim that is under way is waited for: cut short, its jobs would be ours without our knowing.
         await self._within(_FLUSH_S, lambda: asyncio.wait([self._loops["claim"]]))
+        self._loops["claim"].cancel()
         self._give_back_unstarted()
         await self._within(drain_s, self._drained)
         if self._attempts.running:
@@ -234,10 +240,14 @@ class Worker:
             await self._within(_FLUSH_S, self._nothing_runs)
         for running in self._attempts.running.values():  # handlers that do not stop
             self._attempts.hand_back(running)
+        if self._loops["settle"].done():  # somebody cancelled all tasks of the loop, this worker's too
+            self._keep_up("settle", self._settler.run)
         is_told = await self._within(_FLUSH_S, self._settler.idle)
         stopped = Stopped(self._attempts.cut_off, 0 if is_told else self._settler.unsettled)
-        await self._close()
+        await self._within(2 * _FLUSH_S, self._close)
         self._emit(events.WorkerStopped(self.name, stopped.handed_back))
+        if self._cancelled is not None:
+            raise self._cancelled
         return stopped
 
     def cut_off(self) -> int:
@@ -270,16 +280,21 @@ class Worker:
             self._less.clear()
             await self._less.wait()
 
-    async def _within(self, seconds: float, work: Callable[[], Any]) -> bool:
-        """Whether `await work()` ended within `seconds` of the injected clock."""
-        task = asyncio.ensure_future(work())
+    async def _within(self, seconds: float, work: Callable[[], Coroutine[Any, Any, Any]]) -> bool:
+        """Whether `await work()` ended within `seconds` of the injected clock. Cancelled, it hurries, and waits on."""
+        task = asyncio.create_task(work())
         timer = self._clock.call_at(self._clock.now() + seconds, task.cancel)
-        try:
-            await asyncio.wait([task])
-        finally:
-            timer.cancel()
-            task.cancel()
-        return not task.cancelled()
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError as error:
+                self._cancelled = error
+                self.cut_off()
+        timer.cancel()
+        if task.cancelled():
+            return False
+        task.result()
+        return True
 
     # --- claiming ----------------------------------------------------
 
@@ -288,11 +303,9 @@ class Worker:
         while not self._is_draining:
             request = self._request()
             if request is None:
+                self._wants_room = True
                 self._room = asyncio.get_running_loop().create_future()
-                try:
-                    await self._room
-                finally:
-                    self._room = None
+                await self._room
                 continue
             try:
                 claims = await self._calls.until_heard("claim", partial(self._broker.claim, request))
@@ -342,6 +355,8 @@ class Worker:
         if gated:  # their place at the gate is the whole fleet's: they have the free slots, what is ahead of need waits
             buffer.extendleft(reversed(gated))
         self._emit(events.BatchClaimed(claims[0].queue, len(claims)))
+        if self._is_draining:
+            self._give_back_unstarted()
         self._wake_slot()
 
     async def _wait_for_work(self, request: ClaimRequest) -> bool:
@@ -349,6 +364,7 @@ class Worker:
 
         False if the broker said so at once.
         """
+        self._wants_room = not request.gated or not request.suspects
         self._room = room = asyncio.get_running_loop().create_future()
         waiting = asyncio.ensure_future(self._broker.wait(request, _IDLE_WAIT_S))
         try:
@@ -363,13 +379,13 @@ class Worker:
             await self._clock.sleep(0.05 + self._rng.random() / 10)  # the next claim announces it and backs off
         finally:
             self._is_waiting = False
-            self._room = None
             if not waiting.done():
                 waiting.cancel()
                 await asyncio.wait([waiting])
         return True
 
     def _make_room(self) -> None:
+        self._wants_room = False
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
 
@@ -400,7 +416,8 @@ class Worker:
         self._waking = False  # it may have been the one that was woken
         self._less.set()
         self._wake_slot()
-        self._make_room()
+        if self._wants_room:
+            self._make_room()
 
     async def _serve(self) -> None:
         slot = Slot(self._clock, self._is_ending)
@@ -421,7 +438,7 @@ class Worker:
                         self._busy -= 1
                         if claim.is_suspect:
                             self._suspects -= 1
-                        if self._room is not None:
+                        if self._wants_room:
                             self._make_room()
                         if self._is_draining:
                             self._less.set()
@@ -489,8 +506,9 @@ class Worker:
 
     def _give_back_unstarted(self, before: float = float("inf")) -> None:
         """Hand back what came here before `before` and has not started: it keeps its place in the line."""
-        for held in self._take_out(lambda held: held.at < before):
+        for held in self._take_out(lambda held: held.at <= before):
             self._settle_unstarted(held, Release())
+            self._ended_per_s = 0  # so much for being ahead of need
 
     def _settle_unstarted(self, held: Held, decision: Decision) -> None:
         claim, at = held
@@ -506,4 +524,5 @@ class Worker:
             self._attempts.ended = 0
             if self._buffer and self._busy >= self.concurrency:
                 self._give_back_unstarted(self._clock.now() - _UNSTARTED_S)
-            self._make_room()
+            if self._wants_room:
+                self._make_room()

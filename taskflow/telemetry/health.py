@@ -35,11 +35,20 @@ class Ready(NamedTuple):
 
 
 class Health:
-    """Keeps what the events say, and watches the event loop while `run` runs."""
+    """Keeps what the events say, and watches the event loop while `run` runs.
 
-    def __init__(self, clock: Clock, *, observe_lag: Callable[[float], None] | None = None) -> None:
+    `observe_lag` is told every delay, `is_paused` is asked whether claiming was stopped by hand; both may be set later.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        observe_lag: Callable[[float], None] | None = None,
+        is_paused: Callable[[], bool] | None = None,
+    ) -> None:
         self.observe_lag = observe_lag
-        self.is_paused = False  # the runtime sets it: claims were stopped by hand
+        self.is_paused = is_paused
         self._clock = clock
         self._bus: Bus | None = None
         self._workers: dict[str, bool] = {}  # worker → is draining
@@ -105,7 +114,7 @@ class Health:
         if self._failing:
             what = ", ".join(f"{operation}: {kind}" for operation, kind in sorted(self._failing.items()))
             reasons.append(f"the broker does not answer ({what})")
-        if self.is_paused:
+        if self.is_paused is not None and self.is_paused():
             reasons.append("claiming is paused")
         return Ready(ok=not reasons, reasons=tuple(reasons))
 

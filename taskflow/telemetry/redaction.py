@@ -43,7 +43,8 @@ _PAIR = re.compile(
     ( (?: password | passwd | passphrase | pwd | secret | token | api[_-]?key | access[_-]?key | private[_-]?key
         | authorization | cookie | credentials? | dsn )
       (?: [\w-]{0,20} ["']? \s{0,2} = \s{0,2} | [\w-]{0,20} ["'] \s{0,2} : \s{0,2} | (?<!token) \s{0,2} : \s{0,2} ) )
-    ( "[^"]* (?: " | $ ) | '[^']* (?: ' | $ ) | [\[({] [^\])}]* [\])}]? | (?: (?: bearer | basic | digest | token ) \s{1,2} )? [^\s,;&)}\]]+ )
+    ( "[^"]* (?: " | $ ) | '[^']* (?: ' | $ ) | [\[({] [^\])}]* [\])}]?
+     | (?: (?: bearer | basic | digest | token ) \s{1,2} )? [^\s,;&)}\]]+ )
     """
 )
 _INPUT = re.compile(r"(input_value=).{0,300}?(, input_type=)", re.DOTALL)  # pydantic quotes the argument it refuses

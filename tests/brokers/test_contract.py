@@ -429,6 +429,17 @@ async def test_lane_with_a_long_line_does_not_hold_up_the_next_one(broker: FullB
     assert "short" in lanes
 
 
+async def test_lanes_with_and_without_gates_have_their_turns(broker: FullBroker) -> None:
+    await submit(broker, *(job(gates=("smtp",), lane=lane) for lane in "aaaaaaaaabbbbbbbbb"))
+    await submit(broker, *(job(lane=lane) for lane in "ccccccccc"))
+
+    claims = await claim(broker, limit=3 * QUOTA)
+    small = [(await claim_one(broker, limit=1)).lane for _ in range(2 * QUOTA + 1)]
+
+    assert Counter(got.lane for got in claims) == {"a": QUOTA, "b": QUOTA, "c": QUOTA}
+    assert {*small} == {"a", "b", "c"}
+
+
 async def test_lane_alone_gets_the_whole_claim(broker: FullBroker) -> None:
     await submit(broker, *(job(lane="only") for _ in range(30)))
 
@@ -581,13 +592,23 @@ async def test_hold_that_is_over_wakes_a_worker(broker: FullBroker) -> None:
     assert len(await claimed_soon(broker)) == 1
 
 
+async def test_hold_that_was_prolonged_wakes_a_worker_when_it_is_over(broker: FullBroker) -> None:
+    await broker.gate("smtp", gating.Hold(0.05))
+    await submit(broker, job(gates=("smtp",)))
+    assert await claim(broker) == []
+
+    await broker.gate("smtp", gating.Hold(0.15))
+
+    assert len(await claimed_soon(broker)) == 1
+
+
 async def test_next_token_of_a_rate_wakes_a_worker(broker: FullBroker) -> None:
-    await broker.gate("smtp", gating.Declare(rate=gating.Rate(0.1)))
-    await submit(broker, job(gates=("smtp",)), job(gates=("smtp",)))
+    await broker.gate("smtp", gating.Declare(rate=gating.Rate(0.05)))
+    await submit(broker, *(job(gates=("smtp",)) for _ in range(4)))
 
-    first, second = await claimed_soon(broker), await claimed_soon(broker)
+    taken = [await claimed_soon(broker) for _ in range(4)]
 
-    assert (len(first), len(second)) == (1, 1)
+    assert [len(claims) for claims in taken] == [1, 1, 1, 1]
 
 
 async def test_reclaim_wakes_a_waiting_worker(broker: FullBroker) -> None:
@@ -987,6 +1008,17 @@ async def test_claim_missing_from_two_beats_in_a_row_is_reclaimed(broker: FullBr
     assert (await settle(broker, vouched, DONE)).answer is Settled.APPLIED
 
 
+async def test_beats_from_before_the_claim_do_not_count(broker: FullBroker) -> None:
+    for _ in range(3):
+        await broker.beat("w1", {}, 60)
+    await submit(broker, job())
+    await claim_one(broker, "w1")
+
+    await broker.beat("w1", {}, 60)  # was on its way when the claim was made
+
+    assert await reclaim(broker) == []
+
+
 async def test_claim_missing_from_every_second_beat_is_kept(broker: FullBroker) -> None:
     await submit(broker, job())
     one = await claim_one(broker, "w1")
@@ -1370,6 +1402,22 @@ async def test_mass_release_wakes_every_lane_in_the_end(broker: FullBroker) -> N
     assert await claim(broker, limit=1_000, gated=1_000) == []
 
     await broker.gate("smtp", gating.Release())
+    first = await claimed_soon(broker, limit=1_000, gated=1_000)
+    taken = ids(first)
+    while len(taken) < len(jobs):
+        taken += ids(await claimed_soon(broker, limit=1_000, gated=1_000))
+
+    assert len(first) <= WAKE
+    assert sorted(taken) == sorted(one.id for one in jobs)
+
+
+async def test_mass_release_of_many_gates_wakes_a_bounded_number_of_lanes(broker: FullBroker) -> None:
+    await broker.gate("http", gating.Hold(LONG_S))
+    jobs = [job(gates=(f"http/{number}",)) for number in range(2 * WAKE)]
+    await submit(broker, *jobs)
+    assert await claim(broker) == []
+
+    await broker.gate("http", gating.Release())
     first = await claimed_soon(broker, limit=1_000, gated=1_000)
     taken = ids(first)
     while len(taken) < len(jobs):
@@ -2088,6 +2136,30 @@ async def test_job_that_died_again_is_kept_for_its_time(broker: FullBroker) -> N
 
 
 # ---- purge ----
+
+
+async def test_job_that_came_back_from_the_dead_does_not_keep_others_from_being_forgotten(broker: FullBroker) -> None:
+    back, dead = job(), job()
+    for one in (back, dead):
+        await submit(broker, one)
+        await settle(broker, await claim_one(broker), Bury(BOOM))
+
+    await broker.retry([back.id])
+
+    await eventually(lambda: _gone(broker, dead.id, NOTHING_KEPT))
+    assert await state(broker, back.id) is JobState.READY
+
+
+async def test_retried_dead_job_has_a_fresh_deadline(broker: FullBroker) -> None:
+    dead, other = job(expires_s=0.1), job(expires_s=0.15, queue="other")
+    await submit(broker, dead, other)
+    await settle(broker, await claim_one(broker), Bury(BOOM))
+    await eventually(lambda: reclaim(broker))  # the other's deadline, and so the first one's, has passed
+
+    await broker.retry([dead.id])
+
+    assert await reclaim(broker) == []
+    assert [moved.job_id for moved in await eventually(lambda: reclaim(broker))] == [dead.id]
 
 
 async def test_purge_deletes_final_jobs(broker: FullBroker) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,6 +63,22 @@ class Fleet(AbstractContextManager["Fleet"]):
         worker.kill()
         worker.wait()
         self.workers.remove(worker)
+
+    def stop(self, worker: subprocess.Popen[bytes]) -> None:
+        """SIGSTOP, at a moment at which it does not hold the file's lock: one that is stopped within a commit stops all."""
+        threads = Path(f"/proc/{worker.pid}/task")
+        while True:
+            worker.send_signal(signal.SIGSTOP)
+            while any(stat.read_text().rpartition(")")[2].split()[0] != "T" for stat in threads.glob("*/stat")):
+                """One thread after the other comes to a stop."""
+            try:
+                with closing(sqlite3.connect(self.folder / "jobs.db", timeout=0.3, isolation_level=None)) as probe:
+                    probe.execute("BEGIN IMMEDIATE")
+                    probe.execute("ROLLBACK")
+            except sqlite3.OperationalError:
+                worker.send_signal(signal.SIGCONT)
+            else:
+                return
 
     def restart_dead(self) -> int:
         """Start a new worker for each that died by itself. Returns how many."""

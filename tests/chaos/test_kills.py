@@ -18,6 +18,8 @@ from taskflow.core.job import JobState
 from tests.chaos import app
 from tests.chaos.fleet import Fleet, until
 
+pytestmark = pytest.mark.anyio
+
 # A job that a killed worker had finished this long before may not have been settled: it was in flight.
 IN_FLIGHT_S = 0.5
 
@@ -141,7 +143,7 @@ async def test_a_worker_that_was_stopped_past_its_lease_changes_nothing(flow: Ta
             zombie = fleet.start()
             job = await flow.find("work").submit(1, 1.0)
             await until(lambda: fleet.starts()[1], seconds=15, what="the first worker runs it")
-            zombie.send_signal(signal.SIGSTOP)
+            fleet.stop(zombie)
             heir = fleet.start()
             assert await job.result(timeout=20) == heir.pid
             before = await flow.broker.show(job.id)

@@ -1,9 +1,12 @@
 """Probes of a running worker, and the look at everything before one starts: exit codes that scripts rely on."""
 
+import asyncio
 import json
 import os
+import sqlite3
 import sys
 import threading
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 
@@ -11,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from taskflow.cli.main import cli
+from taskflow.cli.running import open_broker
 
 SECRET = "hunter2"
 GARBAGE = b"this is no database " * 100
@@ -188,10 +192,22 @@ def test_check_of_what_is_right_is_exit_0_and_changes_nothing(app, file, tmp_pat
 
 def test_check_leaves_an_existing_file_as_it_is(app, file):
     run("queue", "pause", "mail")
-    before = file.read_bytes()
+    before = file.read_bytes(), sorted(file.parent.iterdir())
 
     assert run("check", app).code == 0
-    assert file.read_bytes() == before
+    assert (file.read_bytes(), sorted(file.parent.iterdir())) == before
+
+
+def test_check_reads_a_file_that_a_worker_has_open(app, file):
+    async def beside():
+        async with open_broker() as broker:
+            await broker.pause("mail")
+            return await asyncio.to_thread(run, "check", app)
+
+    result = asyncio.run(beside())
+
+    assert result.code == 0
+    assert "schema version" in result.out
 
 
 def test_check_of_invalid_settings_is_exit_2_and_names_the_variable(monkeypatch):
@@ -288,6 +304,17 @@ def test_check_of_a_broker_that_cannot_be_reached_is_exit_3(app, file):
 
     assert result.code == 3
     assert str(file) in result.out
+
+
+def test_check_of_a_file_of_a_newer_taskflow_is_exit_2(app, file):
+    run("queue", "pause", "mail")
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA user_version = 999")
+
+    result = run("check", app)
+
+    assert result.code == 2
+    assert "999" in result.out
 
 
 def test_check_of_a_folder_that_is_not_there_is_exit_3(app, monkeypatch):

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
-import pytest
+from typing import TYPE_CHECKING
 
 from taskflow.core import events
-from taskflow.telemetry.bus import Bus
 from taskflow.telemetry.health import Health
 from taskflow.telemetry.listener import LogListener
-from taskflow.telemetry.metrics import Metrics
 from tests.telemetry.made import ALL_EVENTS, started
+
+if TYPE_CHECKING:
+    import pytest
+
+    from taskflow.telemetry.bus import Bus
+    from taskflow.telemetry.metrics import Metrics
 
 
 def test_a_broken_listener_hurts_nobody_and_is_reported_once(bus: Bus, capsys: pytest.CaptureFixture[str]) -> None:

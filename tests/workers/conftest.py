@@ -1,4 +1,4 @@
-"""What the tests of the workers share: asyncio, and servers on loopback that answer as they are told."""
+"""What the tests of the workers share: servers on loopback that answer as they are told."""
 
 from __future__ import annotations
 
@@ -10,11 +10,6 @@ from aiohttp import web
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Serve = Callable[..., AbstractAsyncContextManager[str]]
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.fixture

@@ -249,13 +249,27 @@ async def test_silence_ends_with_the_total_timeout(serve, monkeypatch: pytest.Mo
 
 async def test_total_timeout_spans_redirects(serve, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WEBHOOK_TIMEOUT_S", "0.3")
-    began = time.monotonic()
 
-    async with serve(_silence) as last, serve(Inbox(307, headers={"Location": last})) as url:
+    async def slow_circle(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(0.1)
+        return web.Response(status=307, headers={"Location": "/hook"})
+
+    async with serve(slow_circle) as url:
         with pytest.raises(TimeoutError):
             await deliver(url, {})
 
-    assert time.monotonic() - began < 2
+
+async def test_connection_that_does_not_come_about_has_a_timeout_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WEBHOOK_CONNECT_TIMEOUT_S", "0.2")
+
+    with socket.socket() as full, socket.socket() as first, socket.socket() as second:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)  # nobody accepts: once its backlog is full, the system leaves further callers without an answer
+        for caller in (first, second):
+            caller.setblocking(False)
+            caller.connect_ex(full.getsockname())
+        with pytest.raises(TimeoutError, match=r"no connection within 0\.2 s"):
+            await deliver(f"http://127.0.0.1:{full.getsockname()[1]}/hook", {})
 
 
 @pytest.mark.parametrize(("status", "error"), [(200, None), (422, GiveUp), (500, DeliveryFailed)])
@@ -459,6 +473,18 @@ def _resolve(monkeypatch: pytest.MonkeyPatch, answers: list[list[str]]) -> None:
         ]
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+async def test_receiver_cannot_set_cookies(serve, monkeypatch: pytest.MonkeyPatch):
+    inbox = Inbox(headers={"Set-Cookie": "seen=before; Path=/"})
+    _resolve(monkeypatch, [["127.0.0.1"]])
+
+    async with serve(inbox) as url, open_sender(WebhookSettings(keys=(KEY,), allow_private=True)) as sender:
+        for webhook_id in ("1", "2"):
+            target = URL(url).with_host("cookies.example.org")
+            await sender.post(target, b"{}", webhook_id=webhook_id, event="", headers={})
+
+    assert ["Cookie" in request.headers for request in inbox.requests] == [False, False]
 
 
 async def _post_guarded(url: str) -> None:

@@ -1,0 +1,139 @@
+"""One connection to the file: its settings, how it waits for the lock, and what its errors mean."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+
+from taskflow.brokers.sqlite import schema
+from taskflow.errors import BrokerError, BrokerUnavailable, ConfigError
+
+OLDEST_SQLITE = (3, 35, 0)  # UPDATE … FROM came with 3.33, RETURNING with 3.35
+
+# SQLite's own busy handler backs off to 100 ms and starves the second process for a second; this shares fairly.
+LOCK_PAUSE_S = 0.0005
+_RETRY_AFTER_S = {"locked": 1.0, "full": 5.0}  # a disk seldom gets space within a second
+_BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
+_GONE = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH})
+_BROKEN = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+
+
+def connect(path: str, *, synchronous: str, busy_s: float) -> sqlite3.Connection:
+    """A connection to the file, which is made, or brought up to date, if need be."""
+    deadline = time.monotonic() + busy_s
+    while True:
+        try:
+            return _connect(path, synchronous, deadline)
+        except sqlite3.Error as error:
+            if not is_busy(error) or time.monotonic() >= deadline:
+                raise
+        time.sleep(LOCK_PAUSE_S)
+
+
+def _connect(path: str, synchronous: str, deadline: float) -> sqlite3.Connection:
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        raise ConfigError(f"this Python has SQLite {sqlite3.sqlite_version}; taskflow needs 3.35 or newer")
+    connection = sqlite3.connect(
+        path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=512
+    )
+    try:
+        version = schema.version_of(connection, path)
+        if version == 0:  # heard only before the first table, and it wants the write lock: a reader must not wait for it
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise ConfigError(f"{path} cannot have a write-ahead log (journal mode {mode}): use a local file system")
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
+        connection.execute("PRAGMA temp_store = MEMORY")
+        connection.execute("PRAGMA cache_size = -32768")  # KiB: the hot pages of a million jobs
+        connection.execute("PRAGMA journal_size_limit = 67108864")  # a log that one burst made long is cut again
+        if version < schema.VERSION:
+            begin(connection, deadline)
+            schema.migrate(connection, schema.version_of(connection, path))
+            connection.execute("COMMIT")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def begin(connection: sqlite3.Connection, deadline: float) -> None:
+    """Take the write lock; `sqlite3.OperationalError` when another process still has it at `deadline` (monotonic)."""
+    while True:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if not is_busy(error) or time.monotonic() >= deadline:
+                raise
+        else:
+            return
+        time.sleep(LOCK_PAUSE_S)
+
+
+def commit(connection: sqlite3.Connection, deadline: float) -> None:
+    """End the transaction; waits as `begin` does, should another process be in the way even now."""
+    while True:
+        try:
+            connection.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            if not is_busy(error) or time.monotonic() >= deadline:
+                raise
+        else:
+            return
+        time.sleep(LOCK_PAUSE_S)
+
+
+def roll_back(connection: sqlite3.Connection) -> None:
+    """End the transaction, if SQLite has not ended it itself."""
+    if connection.in_transaction:
+        with contextlib.suppress(sqlite3.Error):  # the error that brought us here is the one to tell
+            connection.execute("ROLLBACK")
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    return _code(error) in _BUSY
+
+
+def is_own_fault(error: sqlite3.Error) -> bool:
+    """Whether the statement is to blame, and not the file, the disk or another process."""
+    code = _code(error)
+    return code not in _BUSY | _GONE | _BROKEN | {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM}
+
+
+def translated(error: sqlite3.Error, path: str) -> BrokerError:
+    """Our error for one of SQLite's: what happened, where, what to do."""
+    code = _code(error)
+    if code in _BUSY:
+        return _unavailable(
+            "locked",
+            f"{path} is locked by another process: nothing was changed. Retry; if it lasts, look for a process that "
+            "holds a transaction open (an sqlite3 shell, a backup)",
+        )
+    if code in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}:
+        return _unavailable(
+            "full",
+            f"{path} cannot be written ({error}): nothing was changed. Free space on its disk, or raise the limit of "
+            "its size; taskflow goes on by itself then",
+        )
+    if code in _GONE:
+        return _unavailable(
+            "unreachable",
+            f"{path} cannot be opened for writing ({error}): its folder must exist, and this user must be allowed to "
+            "write the file and the folder",
+        )
+    if code in _BROKEN:
+        return BrokerError(
+            f"{path} is damaged or no SQLite database ({error}): stop all workers, keep a copy, and restore a backup "
+            f"or try `sqlite3 {path} .recover`"
+        )
+    return BrokerError(f"SQLite refused a statement on {path} ({error}): this is a bug of taskflow, please report it")
+
+
+def _unavailable(kind: str, message: str) -> BrokerUnavailable:
+    return BrokerUnavailable(message, kind=kind, retry_after_s=_RETRY_AFTER_S.get(kind, 5.0))
+
+
+def _code(error: sqlite3.Error) -> int:
+    """The primary result code; 0 for errors of Python's module itself."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF

@@ -1,0 +1,108 @@
+"""A worker's lease and its beats: the claims that it vouches for."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from taskflow.brokers.base import BeatReply
+from taskflow.brokers.sqlite import connection as connecting
+from taskflow.brokers.sqlite.tx import Tx
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+def renew(tx: Tx, worker: str, lease_s: float) -> int:
+    """The worker lives for another `lease_s`; returns its number."""
+    (number,) = tx.execute(
+        "INSERT INTO worker (name, expires_at) VALUES (?, ?)"
+        " ON CONFLICT (name) DO UPDATE SET expires_at = excluded.expires_at RETURNING id",
+        (worker, tx.now + lease_s),
+    ).fetchone()
+    return int(number)
+
+
+def beat(tx: Tx, worker: str, tokens: Mapping[str, int], lease_s: float) -> BeatReply:
+    """As `Broker.beat`. Only what changed is written: a claim that was missing, or is back."""
+    number = renew(tx, worker, lease_s)
+    (answer,) = tx.execute(
+        "SELECT json_group_array(json_array(seq, id, token, missed, cancel_requested))"
+        " FROM job INDEXED BY job_running WHERE worker = ? AND state = 3",
+        (number,),
+    ).fetchone()
+    held: set[str] = set()
+    missing: list[int] = []
+    back: list[int] = []
+    cancel: list[str] = []
+    for seq, job_id, token, missed, cancel_requested in json.loads(answer):
+        if tokens.get(job_id) != token:
+            missing.append(seq)
+            continue
+        held.add(job_id)
+        if missed:
+            back.append(seq)
+        if cancel_requested:
+            cancel.append(job_id)
+    for seqs, change in ((missing, "missed + 1"), (back, "0")):
+        if seqs:
+            tx.execute(
+                f"UPDATE job SET missed = {change} WHERE seq IN (SELECT value FROM json_each(?))",  # noqa: S608
+                (json.dumps(seqs),),
+            )
+    return BeatReply(tuple(job_id for job_id in tokens if job_id not in held), tuple(cancel))
+
+
+def leave(tx: Tx, worker: str) -> None:
+    """As `Broker.leave`: the lease ends now, the next `reclaim` takes what is left."""
+    tx.execute("UPDATE worker SET expires_at = -1 WHERE name = ?", (worker,))
+    tx.execute(
+        "DELETE FROM worker WHERE name = ? AND NOT EXISTS (SELECT 1 FROM job WHERE worker = worker.id AND state = 3)",
+        (worker,),
+    )
+
+
+class SqliteBeat:
+    """Beats over a connection of its own, from a thread that no handler can block. See `SyncBeat`."""
+
+    def __init__(self, path: str, synchronous: str, busy_s: float, wall: Callable[[], float]) -> None:
+        self._path, self._synchronous, self._busy_s, self._wall = path, synchronous, busy_s, wall
+        self._connection: sqlite3.Connection | None = None
+        self._lock = threading.Lock()
+
+    def beat(self, worker: str, tokens: Mapping[str, int], lease_s: float) -> BeatReply:
+        """As `Broker.beat`; waits no longer for the lock than a third of the lease, when the next beat is due."""
+        busy_s = min(self._busy_s, lease_s / 3)
+        with self._lock:
+            try:
+                return self._beat(worker, tokens, lease_s, busy_s)
+            except sqlite3.Error as error:
+                if not connecting.is_busy(error):
+                    self._drop()
+                raise connecting.translated(error, self._path) from error
+
+    def _beat(self, worker: str, tokens: Mapping[str, int], lease_s: float, busy_s: float) -> BeatReply:
+        deadline = time.monotonic() + busy_s
+        connection = self._connection
+        if connection is None:
+            connection = connecting.connect(self._path, synchronous=self._synchronous, busy_s=busy_s)
+            self._connection = connection
+        try:
+            connecting.begin(connection, deadline)
+            reply = beat(Tx(connection, self._wall(), {}), worker, tokens, lease_s)
+            connection.execute("COMMIT")
+        finally:
+            connecting.roll_back(connection)
+        return reply
+
+    def close(self) -> None:
+        with self._lock:
+            self._drop()
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None

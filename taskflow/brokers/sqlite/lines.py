@@ -1,0 +1,104 @@
+"""Threads that do the work of verbs, in order: `Line`. Each verb is an `Op`, answered through its loop.
+
+All ops that wait are taken at once, so that one commit, and one wake-up of the loop, serve the whole group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+GROUP_ROWS = 5_000  # of one group: a bound for how long other processes wait for the lock
+
+
+@dataclass(slots=True, eq=False)
+class Op:
+    """One verb: `call` gets whatever the line works with. `rows` tells how much work it is."""
+
+    call: Callable[[Any], Any]
+    future: asyncio.Future[Any]
+    rows: int = 1
+    answer: Any = None
+    error: BaseException | None = None
+
+
+class Line:
+    """One thread that serves ops in groups: `serve` sets each op's answer or error, and never raises.
+
+    `serve_late` is called after the seconds that `late_s` names (None: nothing is due), and when the line ends.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        serve: Callable[[list[Op]], None],
+        *,
+        late_s: Callable[[], float | None] = lambda: None,
+        serve_late: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._serve, self._late_s, self._serve_late = serve, late_s, serve_late
+        self._ops: SimpleQueue[Op | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def put(self, op: Op) -> None:
+        self._ops.put(op)
+
+    async def stop(self) -> None:
+        """Serve what waits, then end the thread."""
+        self._ops.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _run(self) -> None:
+        while True:
+            late_s = self._late_s()
+            try:
+                op = self._ops.get(timeout=late_s)
+            except Empty:
+                self._serve_late()
+                continue
+            is_last = self._serve_group(op)
+            if late_s is not None:  # even when ops keep coming
+                self._serve_late()
+            if is_last:
+                return
+
+    def _serve_group(self, op: Op | None) -> bool:
+        """Serve `op` and all that waits behind it; True when the line is told to end."""
+        ops: list[Op] = []
+        rows = 0
+        with contextlib.suppress(Empty):
+            while op is not None:
+                if not op.future.cancelled():  # nobody waits for it any more, and nothing was done yet
+                    ops.append(op)
+                    rows += op.rows
+                if rows >= GROUP_ROWS:
+                    break
+                op = self._ops.get_nowait()
+        if ops:
+            self._serve(ops)
+            answer(ops)
+        return op is None
+
+
+def answer(ops: list[Op]) -> None:
+    """Hand the answers to the loop: one wake-up for all."""
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to hear
+        ops[0].future.get_loop().call_soon_threadsafe(_resolve, ops)
+
+
+def _resolve(ops: list[Op]) -> None:
+    for op in ops:
+        if op.future.done():  # its caller was cancelled
+            continue
+        if op.error is None:
+            op.future.set_result(op.answer)
+        else:
+            op.future.set_exception(op.error)

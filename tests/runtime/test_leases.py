@@ -1,0 +1,326 @@
+"""A worker vouches for what it holds, and stops trusting itself before the broker does."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from taskflow.brokers.base import BeatReply, ClaimRequest, Retention, Settlement
+from taskflow.brokers.memory import MemoryBroker
+from taskflow.core import events
+from taskflow.core.decision import Complete, Release
+from taskflow.core.job import Claim
+from taskflow.errors import BrokerUnavailable
+from taskflow.runtime.calls import BrokerCalls
+from taskflow.runtime.leases import Leases
+from taskflow.testing import Faults, VirtualClock, all_blocked
+from tests.runtime.made import put
+
+pytestmark = pytest.mark.anyio
+
+LEASE_S = 9.0
+
+
+class Bench:
+    """Leases over a memory broker, and what they say."""
+
+    def __init__(self, broker: Any = None, clock: Any = None, lease_s: float = LEASE_S) -> None:
+        self.clock = VirtualClock() if clock is None else clock
+        self.memory = MemoryBroker(self.clock)
+        self.faults = Faults(self.memory)
+        self.events: list[Any] = []
+        self.lost: list[dict[str, int]] = []
+        self.cancelled: list[dict[str, int]] = []
+        self.distrusted_at: list[float] = []
+        self.leases = Leases(
+            self.faults if broker is None else broker(self.memory),
+            BrokerCalls(self.clock, random.Random(1), self.events.append),
+            self.clock,
+            worker="w",
+            lease_s=lease_s,
+            on_lost=lambda claims: self.lost.append(dict(claims)),
+            on_cancel=lambda claims: self.cancelled.append(dict(claims)),
+            on_distrust=lambda: self.distrusted_at.append(self.clock.now()),
+        )
+
+    async def claim(self, *ids: str, worker: str = "w") -> list[Claim]:
+        await put(self.memory, *ids)
+        claims = await self.memory.claim(ClaimRequest(worker, ("default",), 100, 100, 1, LEASE_S))
+        if worker == "w":
+            for claim in claims:
+                self.leases.hold(claim.job_id, claim.token)
+        return claims
+
+    async def reclaim(self) -> list[str]:
+        return [job.job_id for job in await self.memory.reclaim(max_lost=3, retention=Retention())]
+
+
+async def test_claims_are_kept_as_long_as_the_worker_beats() -> None:
+    bench = Bench()
+    await bench.leases.start()
+    await bench.claim("a")
+
+    taken: list[str] = []
+    for _ in range(100):
+        await bench.clock.advance(LEASE_S / 3)
+        taken += await bench.reclaim()
+
+    assert taken == []
+    assert bench.leases.is_trusted
+    await bench.leases.close()
+
+
+async def test_a_worker_that_cannot_beat_stops_trusting_itself_before_the_broker_stops_trusting_it() -> None:
+    bench = Bench()
+    await bench.leases.start()
+    await bench.claim("a")
+    await bench.clock.advance(1)
+    bench.faults.cut("beat")
+
+    while not bench.distrusted_at:
+        await bench.clock.advance(0.05)
+    taken = await bench.reclaim()
+
+    assert not bench.leases.is_trusted
+    assert bench.distrusted_at[0] <= LEASE_S
+    assert taken == []
+    await bench.leases.close()
+
+
+async def test_trust_counts_from_when_the_beat_was_sent_not_from_its_answer() -> None:
+    clock = VirtualClock()
+
+    class Slow(Faults):
+        async def beat(self, *args: Any) -> BeatReply:
+            reply = await self._broker.beat(*args)
+            if args[1]:
+                await clock.sleep(8.0)
+            return reply
+
+    bench = Bench(Slow, clock)
+    await bench.leases.start()
+    await bench.claim("a")
+
+    await clock.advance(LEASE_S / 3 + 8.0)  # the second beat was sent at 3, and is answered at 11
+    trusted_at_11 = bench.leases.is_trusted
+    await clock.advance(0.2)
+    trusted_at_11_2 = bench.leases.is_trusted
+
+    assert trusted_at_11
+    assert not trusted_at_11_2
+    await bench.leases.close()
+
+
+async def test_trust_comes_back_with_the_first_beat_after_an_outage() -> None:
+    bench = Bench()
+    await bench.leases.start()
+    bench.faults.cut("beat")
+    await bench.clock.advance(60)
+    failures = sum(isinstance(event, events.BrokerFailed) for event in bench.events)
+    bench.faults.mend()
+
+    await bench.clock.advance(LEASE_S / 12)
+
+    assert bench.leases.is_trusted
+    assert failures <= 60 / (LEASE_S / 12)
+    assert any(isinstance(event, events.BrokerRecovered) for event in bench.events)
+    await bench.leases.close()
+
+
+async def test_a_lost_claim_is_told_with_its_token() -> None:
+    bench = Bench()
+    await bench.leases.start()
+    (claim,) = await bench.claim("a")
+    await bench.memory.settle([Settlement("a", claim.token, Release())])
+
+    await bench.clock.advance(LEASE_S / 3)
+
+    assert bench.lost == [{"a": claim.token}]
+    await bench.leases.close()
+
+
+async def test_what_was_settled_or_claimed_anew_while_the_beat_was_under_way_is_not_lost() -> None:
+    clock = VirtualClock()
+
+    class Slow(Faults):
+        async def beat(self, *args: Any) -> BeatReply:
+            reply = await self._broker.beat(*args)
+            if args[1]:
+                await clock.sleep(1.0)
+            return reply
+
+    bench = Bench(Slow, clock)
+    await bench.leases.start()
+    first, again = await bench.claim("settled", "again")
+    await bench.memory.settle([Settlement(claim.job_id, claim.token, Release()) for claim in (first, again)])
+
+    await clock.advance(LEASE_S / 3 + 0.5)  # the beat is on its way back: both are lost, as it saw them
+    bench.leases.drop(first.job_id, first.token)
+    (newer,) = [claim for claim in await bench.claim() if claim.job_id == "again"]
+    await clock.advance(1.0)
+
+    assert bench.lost == []
+    assert bench.leases.holds("again", newer.token)
+    assert not bench.leases.holds("again", again.token)
+    await bench.leases.close()
+
+
+async def test_a_cancel_is_told_to_the_worker_that_runs_the_job() -> None:
+    bench = Bench()
+    await bench.leases.start()
+    (claim,) = await bench.claim("a")
+    await bench.memory.cancel(["a"])
+
+    await bench.clock.advance(LEASE_S / 3)
+
+    assert bench.cancelled == [{"a": claim.token}]
+    await bench.leases.close()
+
+
+async def test_a_job_that_runs_half_a_minute_past_its_timeout_is_no_longer_vouched_for() -> None:
+    bench = Bench()
+    await bench.leases.start()
+    stuck, fine = await bench.claim("stuck", "fine")
+    bench.leases.limit("stuck", stuck.token, bench.clock.now() + 10)
+    bench.leases.limit("fine", fine.token, bench.clock.now() + 1_000)
+
+    await bench.clock.advance(40)
+    before = await bench.reclaim()
+    await bench.clock.advance(2 * LEASE_S / 3)
+    after = await bench.reclaim()
+
+    assert before == []
+    assert after == ["stuck"]
+    await bench.leases.close()
+
+
+async def test_a_job_that_has_ended_is_vouched_for_until_the_broker_knows() -> None:
+    bench = Bench()
+    await bench.leases.start()
+    (claim,) = await bench.claim("a")
+    bench.leases.limit("a", claim.token, bench.clock.now() + 10)
+    bench.leases.ended("a", claim.token)
+
+    await bench.clock.advance(1_000)  # an outage of the settlements, say
+
+    assert await bench.reclaim() == []
+    (reply,) = await bench.memory.settle([Settlement("a", claim.token, Complete())])
+    assert reply.answer == "applied"
+    await bench.leases.close()
+
+
+async def test_a_word_about_an_old_claim_does_not_touch_the_new_one() -> None:
+    bench = Bench()
+    bench.leases.hold("a", 2)
+
+    bench.leases.drop("a", 1)
+    bench.leases.ended("a", 1)
+
+    assert bench.leases.holds("a", 2)
+    assert not bench.leases.holds("a", 1)
+
+
+async def test_the_beats_outlive_an_error_that_no_broker_translated() -> None:
+    class Broken(Faults):
+        broken = 0
+
+        async def beat(self, worker: str, tokens: Mapping[str, int], lease_s: float) -> BeatReply:
+            if self.broken:
+                self.broken -= 1
+                raise ZeroDivisionError
+            return await self._broker.beat(worker, tokens, lease_s)
+
+    bench = Bench(Broken)
+    await bench.leases.start()
+    bench.leases._broker.broken = 1  # type: ignore[attr-defined]
+
+    await bench.clock.advance(60)
+
+    assert bench.leases.is_trusted
+    (failed,) = [event for event in bench.events if isinstance(event, events.BrokerFailed)]
+    assert "ZeroDivisionError" in failed.message
+    assert "test_leases.py" in failed.message
+    await bench.leases.close()
+
+
+class Beats:
+    """A beat over a connection of its own, which can break."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, int]] = []
+        self.threads: set[str] = set()
+        self.error: Exception | None = None
+        self.closed = threading.Event()
+
+    def beat(self, _worker: str, tokens: Mapping[str, int], _lease_s: float) -> BeatReply:
+        self.threads.add(threading.current_thread().name)
+        if self.error is not None:
+            raise self.error
+        self.seen.append(dict(tokens))
+        return BeatReply()
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+class OtherProcess(Faults):
+    """A broker that wants its beats from a thread."""
+
+    beats: Beats
+
+    def sync_beat(self) -> Beats:
+        self.beats = Beats()
+        return self.beats
+
+
+async def until(holds: Any) -> None:
+    end = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.001)
+
+
+async def test_a_handler_that_blocks_the_loop_does_not_stop_the_beats() -> None:
+    from taskflow.clock import LoopClock
+
+    bench = Bench(OtherProcess, LoopClock(), lease_s=1.2)
+    await bench.leases.start()
+    beats: Beats = bench.leases._broker.beats  # type: ignore[attr-defined]
+
+    end = time.monotonic() + 10
+    while len(beats.seen) < 4 and time.monotonic() < end:
+        time.sleep(0.01)  # noqa: ASYNC251 - this is the handler that blocks
+    await all_blocked()
+
+    assert len(beats.seen) >= 4  # more than a lease
+    assert bench.distrusted_at == []
+    assert bench.leases.is_trusted
+    await bench.leases.close()
+    assert beats.closed.is_set()
+
+
+@pytest.mark.parametrize("error", [BrokerUnavailable("gone"), OSError("a driver's own")])
+async def test_the_beating_thread_outlives_whatever_its_connection_raises(error: Exception) -> None:
+    from taskflow.clock import LoopClock
+
+    bench = Bench(OtherProcess, LoopClock(), lease_s=0.2)
+    await bench.leases.start()
+    beats: Beats = bench.leases._broker.beats  # type: ignore[attr-defined]
+
+    beats.error = error
+    await until(lambda: bench.distrusted_at)
+    beats.error = None
+    await until(lambda: bench.leases.is_trusted)
+
+    assert any(isinstance(event, events.BrokerFailed) for event in bench.events)
+    assert any(isinstance(event, events.BrokerRecovered) for event in bench.events) == isinstance(
+        error, BrokerUnavailable
+    )
+    await bench.leases.close()
+    assert beats.threads == {"taskflow-beats"}

@@ -1,0 +1,224 @@
+"""What became of a job is told until it is heard: once, fenced, and in spite of its neighbours."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from taskflow.brokers.base import ClaimRequest, Retention, Settlement, SettleReply
+from taskflow.brokers.memory import MemoryBroker
+from taskflow.core import events
+from taskflow.core.decision import Complete, Decision, Snooze
+from taskflow.core.job import Claim, JobState
+from taskflow.errors import BrokerError
+from taskflow.runtime.calls import BrokerCalls
+from taskflow.runtime.settle import Ended, GateHold, Settler
+from taskflow.testing import Faults, VirtualClock, all_blocked
+from tests.runtime.made import put
+
+pytestmark = pytest.mark.anyio
+
+
+class Bench:
+    """A settler at work on a memory broker."""
+
+    def __init__(self, broker: Any = None) -> None:
+        self.clock = VirtualClock()
+        self.memory = MemoryBroker(self.clock)
+        self.faults = Faults(self.memory)
+        self.events: list[Any] = []
+        self.held: dict[str, int] = {}
+        rng = random.Random(1)
+        broker = self.faults if broker is None else broker(self.memory)
+        calls = BrokerCalls(self.clock, rng, self.events.append)
+        self.settler = Settler(broker, calls, self.clock, self.events.append, self._forget)
+        self.task = asyncio.create_task(self.settler.run())
+
+    def _forget(self, job_id: str, _token: int) -> None:
+        self.held.pop(job_id, None)
+
+    async def claim(self, *ids: str, **changes: Any) -> list[Claim]:
+        await put(self.memory, *ids, **changes)
+        claims = await self.memory.claim(ClaimRequest("w", ("default",), 100, 100, 1, 10.0))
+        self.held.update((claim.job_id, claim.token) for claim in claims)
+        return claims
+
+    def end(self, claim: Claim, decision: Decision | None = None, hold: GateHold | None = None) -> None:
+        self.settler.push(Ended(claim, decision or Complete(), claim.job_id, 0.0, hold))
+
+    def said(self, kind: type) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    async def states(self, *ids: str) -> list[JobState]:
+        found = await self.memory.states(ids)
+        return [found[job_id] for job_id in ids]
+
+    async def stop(self) -> None:
+        self.task.cancel()
+        await asyncio.wait([self.task])
+
+
+async def test_what_piles_up_during_one_round_trip_is_the_next_batch() -> None:
+    sizes: list[int] = []
+
+    class Counting(Faults):
+        async def settle(self, settlements: Sequence[Settlement]) -> list[SettleReply]:
+            sizes.append(len(settlements))
+            await asyncio.sleep(0)
+            return await self._broker.settle(settlements)
+
+    bench = Bench(Counting)
+    claims = await bench.claim("a", "b", "c", "d")
+
+    bench.end(claims[0])
+    await asyncio.sleep(0)
+    for claim in claims[1:]:
+        bench.end(claim)
+    await all_blocked()
+
+    assert sizes == [1, 3]
+    assert bench.held == {}
+    await bench.stop()
+
+
+async def test_a_lost_reply_is_told_again_and_announced_once() -> None:
+    bench = Bench()
+    (claim,) = await bench.claim("a")
+    bench.faults.lose_reply("settle")
+
+    bench.end(claim)
+    await bench.clock.advance(10)
+
+    assert await bench.states("a") == [JobState.SUCCEEDED]
+    assert len(bench.said(events.JobSettled)) == 1
+    assert bench.said(events.SettlementStale) == []
+    assert bench.settler.unsettled == 0
+    await bench.stop()
+
+
+async def test_settlements_outlive_an_outage_that_is_asked_about_at_most_every_few_seconds() -> None:
+    bench = Bench()
+    claims = await bench.claim("a", "b")
+    bench.faults.cut("settle")
+
+    bench.end(claims[0])
+    await bench.clock.advance(300)
+    bench.end(claims[1])
+    failures = len(bench.said(events.BrokerFailed))
+    unsettled = bench.settler.unsettled
+    bench.faults.mend()
+    await bench.clock.advance(10)
+
+    assert unsettled == 2
+    assert 300 / 5 <= failures <= 300 / 2.5 + 10
+    assert await bench.states("a", "b") == [JobState.SUCCEEDED] * 2
+    assert len(bench.said(events.BrokerRecovered)) == 1
+    await bench.stop()
+
+
+async def test_a_late_word_is_announced_as_stale_and_changes_nothing() -> None:
+    bench = Bench()
+    (claim,) = await bench.claim("a")
+    await bench.memory.leave("w")
+    await bench.memory.reclaim(max_lost=3, retention=Retention())
+    (newer,) = await bench.memory.claim(ClaimRequest("other", ("default",), 1, 1, 1, 10.0))
+
+    bench.end(claim)
+    await all_blocked()
+
+    assert [event.token for event in bench.said(events.SettlementStale)] == [claim.token]
+    assert bench.said(events.JobSettled) == []
+    assert await bench.states("a") == [JobState.RUNNING]
+    assert newer.token > claim.token
+    await bench.stop()
+
+
+@pytest.mark.parametrize("error", [BrokerError("this one is not for me"), RuntimeError("a driver's own")])
+async def test_one_settlement_that_is_refused_does_not_take_its_batch_along(error: Exception) -> None:
+    class Picky(Faults):
+        async def settle(self, settlements: Sequence[Settlement]) -> list[SettleReply]:
+            if any(settlement.job_id == "b" for settlement in settlements):
+                raise error
+            return await self._broker.settle(settlements)
+
+    bench = Bench(Picky)
+    claims = await bench.claim("a", "b", "c")
+
+    for claim in claims:
+        bench.end(claim)
+    await all_blocked()
+
+    assert await bench.states("a", "b", "c") == [JobState.SUCCEEDED, JobState.RUNNING, JobState.SUCCEEDED]
+    assert bench.held == {}  # b is not vouched for any more: its lease ends, and another worker has a try
+    assert len(bench.said(events.BrokerFailed)) == 1
+    assert not bench.task.done()
+    await bench.stop()
+
+
+async def test_a_gate_is_held_before_the_jobs_that_say_so_are_back_in_their_queue() -> None:
+    bench = Bench()
+    first, second = await bench.claim("a", "b", gates=("smtp",))
+
+    bench.end(first, Snooze(0.0, "no"), GateHold("smtp", 5.0, "short"))
+    bench.end(second, Snooze(0.0, "no"), GateHold("smtp", 60.0, "long"))
+    await all_blocked()
+    siblings = await bench.memory.claim(ClaimRequest("w", ("default",), 100, 100, 1, 10.0))
+
+    assert siblings == []
+    assert [(event.gate, event.for_s) for event in bench.said(events.GateHeld)] == [("smtp", 60.0)]
+    await bench.stop()
+
+
+async def test_a_gate_that_cannot_be_held_is_no_reason_to_lose_the_settlement() -> None:
+    class NoGates(Faults):
+        async def gate(self, *_args: object) -> None:
+            raise BrokerError("no gates here")
+
+    bench = Bench(NoGates)
+    (claim,) = await bench.claim("a")
+
+    bench.end(claim, None, GateHold("smtp", 5.0, "open"))
+    await all_blocked()
+
+    assert await bench.states("a") == [JobState.SUCCEEDED]
+    assert len(bench.said(events.BrokerFailed)) == 1
+    await bench.stop()
+
+
+async def test_idle_returns_when_the_last_word_was_heard_and_not_before() -> None:
+    bench = Bench()
+    (claim,) = await bench.claim("a")
+    bench.faults.cut("settle")
+    bench.end(claim)
+    idle = asyncio.create_task(bench.settler.idle())
+
+    await bench.clock.advance(60)
+    before = idle.done()
+    bench.faults.mend()
+    await bench.clock.advance(10)
+
+    assert not before
+    assert idle.done()
+    await bench.stop()
+
+
+async def test_what_a_cancelled_run_had_in_hand_is_told_by_the_next() -> None:
+    bench = Bench()
+    (claim,) = await bench.claim("a")
+    bench.faults.cut("settle")
+    bench.end(claim)
+    await all_blocked()
+
+    await bench.stop()
+    bench.faults.mend()
+    unsettled = bench.settler.unsettled
+    bench.task = asyncio.create_task(bench.settler.run())
+    await all_blocked()
+
+    assert unsettled == 1
+    assert await bench.states("a") == [JobState.SUCCEEDED]
+    await bench.stop()

@@ -1,0 +1,204 @@
+"""Threads of sync handlers: bounded, in order, given up on without being lost, and never in the way of the exit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import subprocess
+import sys
+import threading
+import time
+from typing import NoReturn
+
+import pytest
+
+from taskflow.runtime.threads import NoThread, ThreadSlots
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_slots_are_handed_on_in_order_of_arrival() -> None:
+    slots = ThreadSlots(1)
+    order: list[int] = []
+
+    async def take(number: int) -> None:
+        await slots.take()
+        order.append(number)
+        slots.give_back()
+
+    assert slots.try_take()
+    tasks = [asyncio.create_task(take(number)) for number in range(5)]
+    await asyncio.sleep(0)
+    slots.give_back()
+    await asyncio.gather(*tasks)
+
+    assert order == [0, 1, 2, 3, 4]
+    assert slots.taken == 0
+
+
+async def test_whoever_comes_new_does_not_overtake_those_who_wait() -> None:
+    slots = ThreadSlots(1)
+    await slots.take()
+    waiting = asyncio.create_task(slots.take())
+    await asyncio.sleep(0)
+
+    slots.give_back()
+
+    assert not slots.try_take()
+    await waiting
+
+
+async def test_a_slot_handed_over_in_the_moment_of_a_cancellation_is_passed_on() -> None:
+    slots = ThreadSlots(1)
+    await slots.take()
+    first, second = (asyncio.create_task(slots.take()) for _ in range(2))
+    await asyncio.sleep(0)
+
+    slots.give_back()
+    first.cancel()
+    await asyncio.wait([first, second])
+
+    assert first.cancelled()
+    assert second.done()
+    assert slots.taken == 1
+
+
+async def test_a_waiter_that_is_cancelled_just_before_a_slot_is_free_ends_by_that_cancellation() -> None:
+    slots = ThreadSlots(1)
+    await slots.take()
+    first, second = (asyncio.create_task(slots.take()) for _ in range(2))
+    await asyncio.sleep(0)
+
+    first.cancel()
+    slots.give_back()
+    await asyncio.wait([first, second])
+
+    assert first.cancelled()
+    assert not second.cancelled()
+    assert slots.taken == 1
+
+
+async def test_work_runs_in_a_copy_of_the_callers_context() -> None:
+    variable = contextvars.ContextVar("variable", default="outside")
+    variable.set("caller")
+    slots = ThreadSlots(1)
+    await slots.take()
+
+    def work() -> str:
+        before = variable.get()
+        variable.set("thread")
+        return before
+
+    assert await slots.start(work) == "caller"
+    assert variable.get() == "caller"
+    slots.close()
+
+
+async def test_no_more_threads_than_slots_ever_start_and_they_are_used_again() -> None:
+    slots = ThreadSlots(2)
+    names: set[str] = set()
+
+    async def one() -> None:
+        await slots.take()
+        names.add(await slots.start(lambda: threading.current_thread().name))
+        slots.give_back()
+
+    await asyncio.gather(*[one() for _ in range(50)])
+
+    assert len(names) <= 2
+    slots.close()
+
+
+@pytest.mark.parametrize("error", [StopIteration("stop"), SystemExit(2), KeyboardInterrupt(), asyncio.CancelledError()])
+async def test_what_is_raised_in_a_thread_never_stops_the_loop(error: BaseException) -> None:
+    slots = ThreadSlots(1)
+    await slots.take()
+
+    def work() -> NoReturn:
+        raise error
+
+    with pytest.raises(RuntimeError, match=type(error).__name__) as raised:
+        await slots.start(work)
+
+    assert raised.value.__cause__ is error
+    slots.close()
+
+
+async def test_work_that_gets_no_thread_is_refused_and_never_runs_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    slots = ThreadSlots(1)
+    await slots.take()
+    ran: list[str] = []
+
+    def refuse(_thread: threading.Thread) -> NoReturn:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(NoThread, match="can't start new thread"):
+            slots.start(lambda: ran.append("refused"))
+    await slots.start(lambda: ran.append("next"))
+
+    assert ran == ["next"]
+    slots.close()
+
+
+async def test_idle_threads_end_when_the_pool_is_closed() -> None:
+    slots = ThreadSlots(1)
+    await slots.take()
+    thread = await slots.start(threading.current_thread)
+
+    slots.close()
+    await asyncio.to_thread(thread.join, 10)
+
+    assert not thread.is_alive()
+
+
+async def test_a_thread_holds_nothing_of_its_last_job() -> None:
+    import gc
+    import weakref
+
+    class Large:
+        pass
+
+    slots = ThreadSlots(1)
+    await slots.take()
+    large = Large()
+    seen = weakref.ref(large)
+
+    await slots.start(lambda: seen() is large)
+    del large
+    await asyncio.sleep(0)
+    end = time.monotonic() + 10
+    while seen() is not None and time.monotonic() < end:
+        gc.collect()
+        await asyncio.sleep(0.001)
+
+    assert seen() is None
+    slots.close()
+
+
+def test_a_thread_that_hangs_does_not_hold_up_the_exit() -> None:
+    program = """
+import asyncio, threading
+from taskflow import Settings, TaskFlow
+from taskflow.settings import BrokerSettings
+flow = TaskFlow(settings=Settings(broker=BrokerSettings(url="memory://")))
+started = threading.Event()
+@flow.task(timeout=0.05)
+def hangs() -> None:
+    started.set()
+    threading.Event().wait()
+async def main():
+    async with flow.worker(drain=0):
+        await hangs.submit()
+        while not started.is_set():
+            await asyncio.sleep(0.001)
+    print("left")
+asyncio.run(main())
+"""
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+
+    assert done.stderr == ""
+    assert done.stdout == "left\n"
+    assert done.returncode == 0
