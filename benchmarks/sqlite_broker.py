@@ -86,7 +86,14 @@ async def ours(
     await broker.open()
     base = uuid.uuid4().hex[:20]
     made = [
-        Job(f"{base}{n:012x}", "send_mail", "mail", PAYLOAD, lane=f"tenant-{n % lanes}" if lanes > 1 else "", gates=gates)
+        Job(
+            f"{base}{n:012x}",
+            "send_mail",
+            "mail",
+            PAYLOAD,
+            lane=f"tenant-{n % lanes}" if lanes > 1 else "",
+            gates=gates,
+        )
         for n in range(jobs)
     ]
     begun = time.perf_counter()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__version__ = "0.1.0"
-
 from loguru import logger as _logger
 
 from taskflow.app import TaskFlow
@@ -33,6 +31,7 @@ from taskflow.runtime.control import GiveUp, RetryLater, Snooze
 from taskflow.runtime.current import CurrentJob, current_job
 from taskflow.settings import Settings
 from taskflow.tasks import Call, JobHandle, Task
+from taskflow.version import __version__
 
 # Silent when embedded, until the application asks: `taskflow.telemetry.logs.enable()`.
 _logger.disable("taskflow")
@@ -72,5 +71,6 @@ __all__ = [
     "TaskflowError",
     "Timeout",
     "UnknownTask",
+    "__version__",
     "current_job",
 ]

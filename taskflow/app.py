@@ -103,6 +103,8 @@ class TaskFlow:
         explicit = {key: value for key, value in declared.items() if value is not None}
 
         def register(function: Any) -> AnyTask:
+            if isinstance(function, Task):  # of another flow
+                function = function.fn
             if not callable(function):
                 raise ConfigError(f"@flow.task takes a function, got {function!r}")
             task_name = name or getattr(function, "__name__", "")

@@ -17,9 +17,10 @@ from taskflow.errors import ConfigError
 from taskflow.runtime.shield import to_its_end
 from taskflow.runtime.worker import Stopped, Worker, WorkerParts
 from taskflow.settings import DEFAULT_HTTP_PORT
-from taskflow.sharing import shared_gates
+from taskflow.settings.sharing import shared_gates
 from taskflow.telemetry.health import Health
 from taskflow.telemetry.metrics import Metrics
+from taskflow.version import __version__
 
 if TYPE_CHECKING:
     import random
@@ -27,11 +28,12 @@ if TYPE_CHECKING:
 
     from taskflow.brokers.base import FullBroker, QueueCounts
     from taskflow.clock import Clock
+    from taskflow.core.gate import Gate
     from taskflow.http.server import HealthServer
     from taskflow.settings import Settings
     from taskflow.tasks import AnyTask
     from taskflow.telemetry.bus import Bus
-    from taskflow.tuning import TaskPolicy
+    from taskflow.settings.tuning import TaskPolicy
 
 _TEARDOWN_S = 30.0  # for lifespans and connections to end: what Kubernetes gives a whole pod
 
@@ -162,16 +164,16 @@ class RunningWorker:
             prefetch=concurrency if prefetch is None else prefetch,
             threads=min(settings.worker.threads, concurrency),
             rng=flow.rng,
-            on_counts=self._on_counts,
+            on_sample=self._on_sample,
         )
 
-    def _on_counts(self, counts: list[QueueCounts]) -> None:
-        self.metrics.sample(counts, self._flow.clock.now())
+    def _on_sample(self, counts: list[QueueCounts], gates: list[Gate]) -> None:
+        clock = self._flow.clock
+        self.metrics.sample(counts, clock.now())
+        self.metrics.sample_gates(gates, now=clock.wall())
 
     def _observe(self, worker: Worker, stack: AsyncExitStack) -> None:
         """Metrics and health listen while this worker lives."""
-        from taskflow import __version__  # noqa: PLC0415 - the package is being imported while this module is
-
         flow = self._flow
         self.metrics = Metrics(
             version=__version__,
@@ -191,7 +193,7 @@ class RunningWorker:
             {policy.breaker.name for policy in policies if policy.breaker is not None},
             _limiters(policies),
         )
-        self.health = Health(flow.clock, observe_lag=self.metrics.observe_loop_lag)
+        self.health = Health(flow.clock, observe_lag=self.metrics.observe_loop_lag, is_paused=lambda: worker.is_paused)
         for listener in (self.metrics, self.health):
             stack.callback(flow.bus.attach(listener))
         watching = asyncio.create_task(self.health.run(), name="taskflow health")

@@ -7,21 +7,23 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from taskflow.brokers.base import Cancelled, Final
-from taskflow.core.job import Job, JobState
-from taskflow.errors import ConfigError, JobCancelled, JobExpired, JobFailed, JobNotFound, PayloadError
+from taskflow.core.job import MAX_LANE_BYTES, Job, JobState
+from taskflow.errors import JobCancelled, JobExpired, JobFailed, JobNotFound, PayloadError
 from taskflow.runtime.codec import envelope
 from taskflow.runtime.ids import new_job_id
 from taskflow.runtime.task import Named, TaskDef, gate_names
-from taskflow.telemetry.context import current_correlation_id, current_traceparent
+from taskflow.telemetry.context import MAX_ID, current_correlation_id, current_traceparent
 
 if TYPE_CHECKING:
     from taskflow.core import specs
     from taskflow.runtime.client import Client
     from taskflow.settings import Settings
-    from taskflow.tuning import TaskPolicy
+    from taskflow.settings.tuning import TaskPolicy
+
+_NEVER = float("inf")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -62,13 +64,17 @@ class Options:
             if not ok:
                 raise PayloadError(f"options({name}=): must be {wants}, got {getattr(self, name)!r}")
 
-        check(0 <= self.delay < float("inf"), "delay", "seconds from 0 on")
-        check(self.key is None or 0 < len(self.key) <= 255, "key", "a string of 1 to 255 characters")
-        check(self.priority is None or self.priority in range(10), "priority", "0 to 9")
-        check(self.queue is None or bool(self.queue), "queue", "a name")
+        check(_is_number(self.delay) and 0 <= self.delay < _NEVER, "delay", "seconds from 0 on")
+        check(self.priority is None or (type(self.priority) is int and 0 <= self.priority <= 9), "priority", "0 to 9")
+        for name, most in (("key", 255), ("queue", 100), ("job_id", 100), ("correlation_id", MAX_ID)):
+            value = getattr(self, name)
+            ok = value is None or (isinstance(value, str) and 0 < len(value) <= most and value.isprintable())
+            check(ok, name, f"1 to {most} printable characters")
+        ok = self.lane is None or (isinstance(self.lane, str) and len(self.lane.encode()) <= MAX_LANE_BYTES)
+        check(ok, "lane", f"a string of at most {MAX_LANE_BYTES} bytes")
         for name in ("timeout", "deadline", "max_wait"):
             value = getattr(self, name)
-            check(value is None or value > 0, name, "more than 0 seconds")
+            check(value is None or (_is_number(value) and 0 < value < _NEVER), name, "more than 0 seconds")
         if self.retry is not None and (self.retry.on != (Exception,) or self.retry.never or self.retry.budget):
             raise PayloadError(
                 "options(retry=): only its numbers travel with a job; on=, never= and budget= belong in @flow.task"
@@ -88,6 +94,10 @@ class Options:
         """What counts where the task's policies are resolved."""
         named = ("timeout", "deadline", "max_wait", "priority", "queue", "retry")
         return {name: value for name in named if (value := getattr(self, name)) is not None}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 _NO_OPTIONS = Options()
@@ -125,9 +135,7 @@ class JobHandle(Generic[R]):
             data = final.result
             if data is None:
                 return cast("R", None)
-            if self._definition is None:
-                raise ConfigError(f"job {self.id} is of a task that is not registered here: its result cannot be read")
-            return cast("R", self._definition.codec.load_result(data))
+            return cast("R", from_json(data) if self._definition is None else self._definition.codec.load_result(data))
         raise _ended_badly(self.id, final)
 
     async def status(self) -> JobState:
@@ -160,7 +168,7 @@ def _ended_badly(job_id: str, final: Final) -> Exception:
         case JobState.EXPIRED:
             return JobExpired(f"job {job_id} expired before it was done{why}")
         case _:
-            failed = JobFailed(f"job {job_id} is dead after {error.attempt if error else 0} attempts{why}")
+            failed = JobFailed(f"job {job_id} is dead{'' if error is None else f' after attempt {error.attempt}'}{why}")
             if error is not None and error.stack:
                 failed.add_note(error.stack)
             return failed
@@ -170,11 +178,11 @@ class Task(Generic[P, R, C]):
     """A function that can be called as ever, and submitted as a job."""
 
     def __init__(self, flow: Flow, definition: TaskDef, fn: Callable[P, C]) -> None:
+        functools.update_wrapper(self, fn)  # first: it brings along what other decorators left on the function
         self._flow = flow
         self.definition = definition
         self.fn = fn
         self._plan: _Plan | None = None
-        functools.update_wrapper(self, fn)
 
     @property
     def name(self) -> str:

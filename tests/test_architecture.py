@@ -20,7 +20,7 @@ OURS = sorted([*ROOT.glob("taskflow/**/*.py"), *ROOT.glob("workers/**/*.py")])
 BROKERS = sorted(ROOT.glob("taskflow/brokers/**/*.py"))
 
 # The only readers of the environment: the settings, and whoever starts a process and hands its own environment on.
-READERS = {"taskflow/settings.py", "taskflow/cli/supervise.py"}
+READERS = {"taskflow/settings/__init__.py", "taskflow/cli/supervise.py"}
 # What a user may import. The ready-made workers live on nothing else: they show what users can do.
 PUBLIC = {"taskflow", "taskflow.errors", "taskflow.testing"}
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from taskflow.core.specs import Retry
 from taskflow.errors import ConfigError
-from taskflow.reference import env_name, mask_url
-from taskflow.sections import is_loopback
+from taskflow.settings.reference import env_name, mask_url
+from taskflow.settings.sections import is_loopback
 from taskflow.settings import (
     LEAVES,
     TASK_LEAVES,
@@ -22,7 +22,7 @@ from taskflow.settings import (
     reference,
     unknown_variables,
 )
-from taskflow.tuning import resolve
+from taskflow.settings.tuning import resolve
 
 # Every documented variable, a value for it, and how tables show that value.
 SAMPLES = {
@@ -126,14 +126,14 @@ def test_only_settings_reads_the_environment():
 
     root = Path(taskflow.__file__).parent
     # Handing the whole of it on to a child process is not reading it.
-    texts = {path.name: path.read_text().replace("**os.environ", "") for path in root.rglob("*.py")}
+    texts = {path.relative_to(root).as_posix(): path.read_text().replace("**os.environ", "") for path in root.rglob("*.py")}
     readers = {
         name
         for name, text in texts.items()
         if "environ." in text or "environ[" in text or "environ " in text or "getenv" in text
     }
 
-    assert readers == {"settings.py"}
+    assert readers == {"settings/__init__.py"}
 
 
 def test_the_defaults_are_the_documented_ones():

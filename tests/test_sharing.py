@@ -9,7 +9,7 @@ from taskflow import TaskFlow
 from taskflow.core.gate import Declare, Rate
 from taskflow.core.specs import Bulkhead, CircuitBreaker, RateLimit
 from taskflow.settings import Settings
-from taskflow.sharing import disagreements, shared_gates
+from taskflow.settings.sharing import disagreements, shared_gates
 
 TASKS = {name: {"bulkhead": Bulkhead("smtp", 9), "rate": RateLimit("smtp", "2/s", burst=4)} for name in ("a", "b", "c")}
 

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from taskflow.core.specs import Bulkhead, CircuitBreaker, RateLimit, Retry
 from taskflow.errors import ConfigError
-from taskflow.reference import env_name, task_key
+from taskflow.settings.reference import env_name, task_key
 from taskflow.runtime.task import TaskDef
 from taskflow.settings import LEAVES, TASK_LEAVES, Settings
-from taskflow.tuning import explain, resolve, unknown_tasks
+from taskflow.settings.tuning import explain, resolve, unknown_tasks
 
 
 def _env(**values):

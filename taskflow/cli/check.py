@@ -22,14 +22,14 @@ from taskflow.cli.shown import count_of
 from taskflow.errors import BrokerError, ConfigError
 from taskflow.running import queue_weights
 from taskflow.settings import Settings, unknown_variables
-from taskflow.sharing import disagreements
-from taskflow.tuning import unknown_tasks
+from taskflow.settings.sharing import disagreements
+from taskflow.settings.tuning import unknown_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from taskflow.app import TaskFlow
-    from taskflow.tuning import TaskPolicy
+    from taskflow.settings.tuning import TaskPolicy
 
 _SPARE_FILES = 100  # for the interpreter, logs, the broker and HTTP, beside those of the jobs
 

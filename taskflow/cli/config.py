@@ -14,7 +14,7 @@ from taskflow.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from taskflow.reference import Leaf
+    from taskflow.settings.reference import Leaf
     from taskflow.settings import Settings
 
 _COLUMNS = ("variable", "default", "unit", "meaning")
@@ -121,7 +121,7 @@ def _tell(messages: Iterable[str]) -> None:
 def _task_policies(app: str | None, settings: Settings) -> dict[str, dict[str, dict[str, str]]]:
     """Of each task each leaf, with its value, its source and the variable that overrides it."""
     from taskflow.cli.loading import load_app  # noqa: PLC0415
-    from taskflow.tuning import explain, unknown_tasks  # noqa: PLC0415
+    from taskflow.settings.tuning import explain, unknown_tasks  # noqa: PLC0415
 
     tasks = load_app(app, settings).tasks
     _tell(str(misspelt) for misspelt in unknown_tasks(settings, tasks))
@@ -151,8 +151,8 @@ def _check(app: str | None) -> tuple[list[str], list[str]]:
 
 def _check_tasks(app: str | None, settings: Settings) -> tuple[list[str], list[str]]:
     from taskflow.cli.loading import load_app  # noqa: PLC0415
-    from taskflow.sharing import disagreements  # noqa: PLC0415
-    from taskflow.tuning import resolve, unknown_tasks  # noqa: PLC0415
+    from taskflow.settings.sharing import disagreements  # noqa: PLC0415
+    from taskflow.settings.tuning import resolve, unknown_tasks  # noqa: PLC0415
 
     problems: list[str] = []
     suspicious: list[str] = list(settings.warnings)

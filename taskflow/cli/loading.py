@@ -15,8 +15,8 @@ import click
 from taskflow.app import TaskFlow
 from taskflow.errors import ConfigError
 from taskflow.settings import Settings
-from taskflow.sharing import disagreements
-from taskflow.tuning import unknown_tasks
+from taskflow.settings.sharing import disagreements
+from taskflow.settings.tuning import unknown_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -23,8 +23,8 @@ _COMMANDS = {
     "queue": ("taskflow.cli.queue:queue", "Look at queues, pause, resume and purge them."),
     "dead": ("taskflow.cli.dead:dead", "Look at dead letters, retry and purge them."),
     "status": ("taskflow.cli.status:status", "Everything at a glance."),
-    "health": ("taskflow.cli.status:health", "Ask a running worker whether it is live, or ready."),
-    "check": ("taskflow.cli.status:check", "Check configuration, app and broker, and change nothing."),
+    "health": ("taskflow.cli.health:health", "Ask a running worker whether it is live, or ready."),
+    "check": ("taskflow.cli.check:check", "Check configuration, app and broker, and change nothing."),
     "config": ("taskflow.cli.config:config", "Show, check and explain the configuration."),
 }
 
@@ -60,7 +60,7 @@ class Commands(click.Group):
 
 def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if value:
-        from taskflow import __version__  # noqa: PLC0415 - `--help` does not need all of taskflow
+        from taskflow.version import __version__  # noqa: PLC0415
 
         click.echo(__version__)
         ctx.exit()

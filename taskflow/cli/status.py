@@ -1,4 +1,4 @@
-"""`taskflow status`: everything at a glance. Its siblings `health` and `check` ask a worker, and the configuration."""
+"""`taskflow status`: everything at a glance."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from taskflow.cli.check import check
 from taskflow.cli.exits import Exit
-from taskflow.cli.health import health
 from taskflow.cli.operating import open_for_operator, sqlite_file
 from taskflow.cli.queue import print_queues
 from taskflow.cli.running import print_json, run_async
@@ -22,8 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from taskflow.brokers.base import QueueCounts
-
-__all__ = ["check", "health", "status"]
 
 
 @click.command()

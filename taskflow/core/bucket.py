@@ -26,7 +26,7 @@ def is_countable(interval_s: float, burst: int) -> bool:
 def available(tat: float, *, now: float, interval_s: float, burst: int) -> int:
     """How many may start now: 0 to `burst`."""
     debt_s = _counted(tat, now, interval_s, burst) - now
-    return max(0, burst - max(0, math.ceil((debt_s - _ROUNDING_S) / interval_s)))
+    return max(0, burst - math.ceil((debt_s - _ROUNDING_S) / interval_s))
 
 
 def take(tat: float, count: int, *, now: float, interval_s: float, burst: int) -> float:

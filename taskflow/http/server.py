@@ -14,7 +14,7 @@ from aiohttp import web
 
 from taskflow.errors import ConfigError
 from taskflow.http.problems import problem
-from taskflow.sections import is_loopback
+from taskflow.settings.sections import is_loopback
 from taskflow.telemetry.logs import announce
 
 if TYPE_CHECKING:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from taskflow.runtime.task import TaskDef
     from taskflow.runtime.threads import ThreadSlots
     from taskflow.settings import Settings
-    from taskflow.tuning import TaskPolicy
+    from taskflow.settings.tuning import TaskPolicy
 
 _UNKNOWN_FIRST_S, _UNKNOWN_MOST_S = 5.0, 300.0
 _NO_THREAD_S = 5.0

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from taskflow.clock import Clock
     from taskflow.core.job import Claim
     from taskflow.core.specs import CircuitBreaker
-    from taskflow.tuning import TaskPolicy
+    from taskflow.settings.tuning import TaskPolicy
 
 _MOST = 10_000  # breakers: lane keys come from arguments, so their number has no bound of its own
 _LEAST_S = 0.1  # a wait that rounds to nothing would have the job claimed again at once, and again

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from taskflow.brokers.base import Accepted
+from taskflow.brokers.base import Accepted, Receipt
 from taskflow.core import events
-from taskflow.errors import QueueFull, ResultTimeout
+from taskflow.errors import BrokerUnavailable, QueueFull, ResultTimeout
 
 if TYPE_CHECKING:
     import random
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 BATCH = 500  # jobs in one round trip: past that, larger batches gain little and hold the broker up longer
 _LONGEST_WAIT_S = 3_600.0
+# A reply that was lost on its way looks like an outage. Asking again with the same ids tells, and submits nothing
+# twice; a caller who asks again has other ids.
+_SURE_S = 1.0
+_FIRST_PAUSE_S, _MOST_PAUSE_S = 0.05, 2.0
 
 
 class Client:
@@ -47,7 +51,7 @@ class Client:
         bound = self._settings.queue.max_size
         bounds = dict.fromkeys((job.queue for job in jobs), bound) if len(jobs) > 1 else {jobs[0].queue: bound}
         if len(jobs) == 1:
-            (receipt,) = await self.broker.submit(jobs, bounds)
+            (receipt,) = await self._send(jobs, bounds)
             if receipt.accepted is Accepted.NEW:
                 self._emit(events.JobsSubmitted(jobs[0].queue, jobs[0].task, 1))
                 return [receipt.job_id]
@@ -59,7 +63,11 @@ class Client:
             wait_s, what = 0.0, Accepted.QUEUE_FULL
             for start in range(0, len(left), BATCH):
                 chunk = left[start : start + BATCH]
-                receipts = await self.broker.submit(chunk, bounds)
+                try:
+                    receipts = await self._send(chunk, bounds)
+                except BrokerUnavailable as error:
+                    error.add_note(f"of {len(jobs):,} jobs, {len(ids):,} are in")
+                    raise
                 for job, receipt in zip(chunk, receipts, strict=True):
                     if receipt.accepted in (Accepted.QUEUE_FULL, Accepted.GATE_FULL):
                         refused.append(job)
@@ -71,6 +79,19 @@ class Client:
             if left:
                 await self._wait_for_room(left, wait_s, what, give_up_at, list(ids.values()))
         return [ids[job.id] for job in jobs]
+
+    async def _send(self, jobs: Sequence[Job], bounds: dict[str, int]) -> list[Receipt]:
+        """One round trip, and for a moment another. Raises `BrokerUnavailable`: nobody knows then what got through."""
+        began = self.clock.now()
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                return await self.broker.submit(jobs, bounds)
+            except BrokerUnavailable:
+                if self.clock.now() - began >= _SURE_S:
+                    raise
+                await self.clock.sleep(pause_s * (0.5 + self._rng.random() / 2))
+                pause_s *= 2
 
     async def _wait_for_room(
         self, left: list[Job], wait_s: float, what: Accepted, give_up_at: float, accepted: list[str]
@@ -105,13 +126,24 @@ class Client:
             self._emit(events.JobsDeduplicated(queue, task, count))
 
     async def final(self, job_id: str, timeout: float | None) -> Final:
-        """How the job ended. Raises `ResultTimeout` if it has not in `timeout` seconds (None: wait for ever)."""
+        """How the job ended. Raises `ResultTimeout` if it has not in `timeout` seconds (None: wait for ever).
+
+        An outage of the broker is waited out, within `timeout`; then `BrokerUnavailable` is raised.
+        """
         give_up_at = float("inf") if timeout is None else self.clock.now() + timeout
-        left_s = _LONGEST_WAIT_S if timeout is None else max(0.0, timeout)
+        pause_s = _FIRST_PAUSE_S
         while True:
-            found = await self.broker.finals((job_id,), min(_LONGEST_WAIT_S, left_s))
+            left_s = min(_LONGEST_WAIT_S, give_up_at - self.clock.now())
+            try:
+                found = await self.broker.finals([job_id], max(0.0, left_s))
+            except BrokerUnavailable:
+                left_s = give_up_at - self.clock.now()
+                if left_s <= 0:
+                    raise
+                await self.clock.sleep(min(left_s, pause_s * (0.5 + self._rng.random() / 2)))
+                pause_s = min(_MOST_PAUSE_S, pause_s * 2)
+                continue
             if found:
                 return found[job_id]
-            left_s = max(0.0, give_up_at - self.clock.now())
-            if not left_s:
+            if self.clock.now() >= give_up_at:
                 raise ResultTimeout(f"job {job_id} is not final after {timeout:g} s; it goes on, ask again later")

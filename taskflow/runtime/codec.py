@@ -6,8 +6,10 @@ The envelope is `{"v": 1, "args": {...}}`, with `cid` (correlation id), `tp` (tr
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
+import types
 import typing
 from typing import (
     TYPE_CHECKING,
@@ -16,8 +18,16 @@ from typing import (
     NotRequired,  # pydantic's own dependency: before 3.12 it takes no other
 )
 
-from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError, from_json, to_json
+from pydantic import (
+    ConfigDict,
+    PydanticSchemaGenerationError,
+    PydanticUserError,
+    SecretBytes,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic_core import CoreConfig, PydanticSerializationError, SchemaSerializer, from_json, to_json
 from typing_extensions import TypedDict
 
 from taskflow.errors import ConfigError, PayloadError
@@ -27,6 +37,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 _KINDS = inspect.Parameter
+_SERIALIZER = CoreConfig(ser_json_bytes="base64", ser_json_inf_nan="strings")
 
 
 class Envelope(NamedTuple):
@@ -45,19 +56,32 @@ class NewerEnvelope(Exception):
 class Codec:
     """Reads and writes the arguments and the result of one function."""
 
-    __slots__ = ("_accepts_more", "_dump", "_names", "_positional_only", "_read", "_result", "name")
+    __slots__ = (
+        "_accepts_more",
+        "_args",
+        "_dump_args",
+        "_dump_result",
+        "_is_plain",
+        "_names",
+        "_positional_only",
+        "_read",
+        "_result",
+        "defaults",
+        "name",
+    )
 
     def __init__(self, name: str, fn: Callable[..., Any]) -> None:
         self.name = name
         try:
             signature = inspect.signature(fn)
-            hints = typing.get_type_hints(fn, include_extras=True)
+            hints = typing.get_type_hints(_function_of(fn), include_extras=True)
         except (NameError, TypeError, ValueError) as error:
             raise ConfigError(f"task {name!r}: cannot read the signature of {fn!r}: {error}") from error
         fields: dict[str, Any] = {}
         self._names: tuple[str, ...] = ()
-        self._positional_only: tuple[str, ...] = ()
+        self._positional_only: dict[str, Any] = {}  # name → default
         self._accepts_more = False
+        self.defaults: dict[str, Any] = {}
         for parameter in signature.parameters.values():
             if parameter.kind is _KINDS.VAR_POSITIONAL:
                 raise ConfigError(
@@ -69,10 +93,12 @@ class Codec:
                 continue
             kind = hints.get(parameter.name, Any)
             fields[parameter.name] = kind if parameter.default is _KINDS.empty else NotRequired[kind]
+            if parameter.default is not _KINDS.empty:
+                self.defaults[parameter.name] = parameter.default
             if parameter.kind is not _KINDS.KEYWORD_ONLY:
                 self._names += (parameter.name,)
             if parameter.kind is _KINDS.POSITIONAL_ONLY:
-                self._positional_only += (parameter.name,)
+                self._positional_only[parameter.name] = parameter.default
         extra: typing.Literal["allow", "forbid"] = "allow" if self._accepts_more else "forbid"
         args = _typed_dict("Arguments", fields, extra)
         envelope = _typed_dict(
@@ -86,15 +112,24 @@ class Codec:
             },
             "forbid",
         )
+        self._is_plain = all(_is_plain(kind) for kind in hints.values())
+        returns = hints.get("return", Any)
         try:
-            self._dump = TypeAdapter(args)
-            self._read = TypeAdapter(envelope)
-            returns = hints.get("return", Any)
-            self._result: TypeAdapter[Any] = TypeAdapter(Any if returns is None else returns)
+            self._args: TypeAdapter[Any] = TypeAdapter(args)
+            self._read: TypeAdapter[Any] = TypeAdapter(envelope)
+            self._result = _result_adapter(Any if returns is None else returns)
         except (PydanticSchemaGenerationError, PydanticUserError) as error:
             raise ConfigError(
                 f"task {name!r}: an annotation of {fn!r} is not one that JSON can carry: {str(error).splitlines()[0]}"
             ) from error
+        if secret := next((name for name, kind in hints.items() if name != "return" and _is_secret(kind)), None):
+            raise ConfigError(
+                f"task {name!r}: {secret} is a secret, which JSON would carry as asterisks; pass the secret's name, and "
+                f"look it up in the handler"
+            )
+        # pydantic's own serializer leaves out what the configuration of a TypedDict says of bytes and infinity.
+        self._dump_args = SchemaSerializer(self._args.core_schema, _SERIALIZER)
+        self._dump_result = SchemaSerializer(self._result.core_schema, _SERIALIZER)
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """All arguments by name. Raises `PayloadError` for too many, or one that is given twice."""
@@ -112,23 +147,35 @@ class Codec:
         return bound
 
     def dump(self, bound: Mapping[str, Any]) -> bytes:
-        """JSON of arguments that were validated. Raises `PayloadError` that names each argument that does not fit."""
-        adapter = self._dump
+        """JSON of arguments that were validated, and that can be read again.
+
+        Raises `PayloadError` that names each argument that does not fit.
+        """
+        validator = self._args.validator
         try:
-            return adapter.serializer.to_json(adapter.validator.validate_python(bound))
+            data = self._dump_args.to_json(
+                validator.validate_python(bound), warnings="error", round_trip=True, by_alias=True
+            )
+            if not self._is_plain:
+                validator.validate_json(data)  # models may write what they do not read
         except ValidationError as error:
             raise PayloadError(f"{self.name}(): {_problems(error)}") from None
         except PydanticSerializationError as error:
             raise PayloadError(f"{self.name}(): an argument is no JSON: {_plain(error)}") from None
+        except Exception as error:
+            raise PayloadError(f"{self.name}(): validating an argument raised {type(error).__name__}") from error
+        return data
 
     def load(self, payload: bytes) -> Envelope:
         """The envelope, its arguments validated. Raises `PayloadError`, or `NewerEnvelope`."""
         try:
             read = self._read.validator.validate_json(payload)
-        except ValidationError as error:
+        except Exception as error:
             if (version := version_of(payload)) is not None and version > VERSION:
                 raise NewerEnvelope from None
-            raise PayloadError(f"{self.name}(): {_problems(error)}") from None
+            if isinstance(error, ValidationError):
+                raise PayloadError(f"{self.name}(): {_problems(error)}") from None
+            raise PayloadError(f"{self.name}(): validating an argument raised {type(error).__name__}") from error
         if read["v"] > VERSION:
             raise NewerEnvelope
         get = read.get
@@ -139,15 +186,15 @@ class Codec:
         if not self._positional_only:
             return (), args
         rest = dict(args)
-        return tuple(rest.pop(name) for name in self._positional_only if name in rest), rest
+        return tuple(rest.pop(name, default) for name, default in self._positional_only.items()), rest
 
     def dump_result(self, result: Any, *, max_bytes: int) -> bytes | None:
         """JSON of what the handler returned; None for None. Raises `PayloadError` if it is no JSON, or too large."""
         if result is None:
             return None
         try:
-            data = self._result.serializer.to_json(result, warnings="none")
-        except (PydanticSerializationError, ValueError, RecursionError) as error:
+            data = self._dump_result.to_json(result, warnings="none", round_trip=True, by_alias=True)
+        except Exception as error:  # noqa: BLE001 - a model's own serializer may raise anything
             raise PayloadError(
                 f"{self.name}() returned a {type(result).__name__} that is no JSON: {_plain(error)}"
             ) from None
@@ -164,7 +211,7 @@ class Codec:
             return None
         try:
             return self._result.validator.validate_json(data)
-        except ValidationError:  # the annotation changed since the job ran: the plain JSON says more than an error
+        except Exception:  # noqa: BLE001 - the annotation changed since the job ran: the plain JSON says more than an error
             return from_json(data)
 
 
@@ -197,9 +244,41 @@ def _typed_dict(name: str, fields: dict[str, Any], extra: typing.Literal["allow"
     make: Any = TypedDict  # the functional form, with names that are known only now
     made = make(name, fields)
     made.__pydantic_config__ = ConfigDict(
-        extra=extra, arbitrary_types_allowed=False, ser_json_bytes="base64", val_json_bytes="base64"
+        extra=extra,
+        arbitrary_types_allowed=False,
+        val_json_bytes="base64",
+        validate_by_name=True,
+        validate_by_alias=True,
     )
     return made
+
+
+def _result_adapter(kind: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(kind, config=ConfigDict(val_json_bytes="base64"))
+    except PydanticUserError:  # a model has its own configuration
+        return TypeAdapter(kind)
+
+
+def _function_of(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Where the annotations of `fn` stand, if it is a partial or an object that can be called."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    return fn if inspect.isroutine(fn) or inspect.isclass(fn) or hasattr(fn, "__wrapped__") else type(fn).__call__
+
+
+_PLAIN = frozenset({int, float, str, bool, type(None)})
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether JSON reads every value of this kind as it was written."""
+    if typing.get_origin(kind) in (list, dict, typing.Union, types.UnionType):
+        return all(_is_plain(part) for part in typing.get_args(kind))
+    return isinstance(kind, type) and kind in _PLAIN
+
+
+def _is_secret(kind: Any) -> bool:
+    return kind in (SecretStr, SecretBytes) or any(_is_secret(part) for part in typing.get_args(kind))
 
 
 def _problems(error: ValidationError) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskflow.core.outcome import ErrorRecord, Failed, Interrupted, Invalid, Outcome, Overdue, Rejected, Succeeded
@@ -10,13 +11,15 @@ from taskflow.errors import BrokerUnavailable, PayloadError, TaskflowError
 from taskflow.errors import Rejected as RejectedError
 from taskflow.runtime.control import GiveUp, RetryLater, Snooze
 from taskflow.runtime.slot import CANCELLED, TIMEOUT
+from taskflow.telemetry.redaction import scrub, scrub_stack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from taskflow.runtime.task import TaskDef
 
-_MAX_MESSAGE, _MAX_STACK = 2_000, 16_384
+_MAX_MESSAGE = 2_000  # characters
+_OURS = str(Path(__file__).parent)
 _BAD_DATA = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
 _REJECTED_S = 1.0  # where whoever turned the call away does not say when to come back
 _NOTHING = Succeeded(None)
@@ -49,10 +52,10 @@ def failed(error: BaseException, *, covers: Callable[[BaseException], bool]) -> 
     """The outcome of a handler that raised `error`."""
     match error:
         case Snooze():
-            return Rejected(_clean(error.reason, _MAX_MESSAGE), error.seconds)
+            return Rejected(_clean(error.reason[:_MAX_MESSAGE]), error.seconds)
         case RetryLater():
             return Failed(
-                ErrorRecord("RetryLater", _clean(error.reason, _MAX_MESSAGE), "transient"),
+                ErrorRecord("RetryLater", _clean(error.reason[:_MAX_MESSAGE]), "transient"),
                 retry_after_s=error.seconds,
             )
         case GiveUp():
@@ -66,7 +69,7 @@ def failed(error: BaseException, *, covers: Callable[[BaseException], bool]) -> 
 
 def invalid(error: TaskflowError) -> Outcome:
     """The outcome of a job whose payload does not fit."""
-    return Invalid(ErrorRecord(type(error).__name__, _clean(_text(error), _MAX_MESSAGE), "bad_payload"))
+    return Invalid(ErrorRecord(type(error).__name__, _clean(_text(error)[:_MAX_MESSAGE]), "bad_payload"))
 
 
 def overdue(reason: str) -> Outcome:
@@ -85,15 +88,16 @@ def kind_of(error: BaseException) -> str:
 
 
 def record(error: BaseException, *, kind: str) -> ErrorRecord:
-    """The error as it is kept: type, message, whole stack without local variables; the newest part if it is long."""
-    return ErrorRecord(type(error).__qualname__, _clean(_text(error), _MAX_MESSAGE), kind, _stack(error))
+    """The error as it is kept: type, message, the whole stack without local variables. Secrets that show are hidden."""
+    return ErrorRecord(type(error).__qualname__, _clean(scrub(_text(error), _MAX_MESSAGE)), kind, _stack(error))
 
 
 def _stack(error: BaseException) -> str:
-    stack = "".join(traceback.format_exception(error))
-    if len(stack) > _MAX_STACK:
-        stack = f"[{len(stack) - _MAX_STACK} characters left out]\n{stack[-_MAX_STACK:]}"
-    return _clean(stack, len(stack))
+    """The traceback, from the handler on: how the runtime got there helps nobody at night."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_OURS):
+        frames = frames.tb_next
+    return _clean(scrub_stack("".join(traceback.format_exception(type(error), error, frames or error.__traceback__))))
 
 
 def _text(error: BaseException) -> str:
@@ -103,9 +107,9 @@ def _text(error: BaseException) -> str:
         return "(its text cannot be had: __str__ raised)"
 
 
-def _clean(text: object, most: int) -> str:
-    """Text that every broker can keep: no lone surrogates, no NUL, at most `most` characters."""
-    return str(text)[:most].encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+def _clean(text: object) -> str:
+    """Text that every broker can keep: no lone surrogates, no NUL."""
+    return str(text).encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
 def label(outcome: Outcome) -> str:

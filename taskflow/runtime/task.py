@@ -12,7 +12,7 @@ from taskflow.core import specs
 from taskflow.core.job import MAX_GATES, MAX_LANE_BYTES
 from taskflow.errors import ConfigError, PayloadError
 from taskflow.runtime.codec import Codec
-from taskflow.tuning import TaskPolicy, resolve
+from taskflow.settings.tuning import TaskPolicy, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -65,7 +65,7 @@ class TaskDef:
         if self.lane is None:
             return ""
         try:
-            lane = self.lane(**args)
+            lane = self.lane(**{**self.codec.defaults, **args})
         except Exception as error:
             raise PayloadError(f"{self.name}(): lane= raised {type(error).__name__}: {error}") from error
         if not isinstance(lane, str) or len(lane.encode()) > MAX_LANE_BYTES:

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable
 
-    from taskflow.brokers.base import Broker, QueueCounts
+    from taskflow.brokers.base import FullBroker, QueueCounts
     from taskflow.clock import Clock
+    from taskflow.core.gate import Gate
     from taskflow.runtime.calls import BrokerCalls
     from taskflow.settings import Settings
 
@@ -27,14 +28,14 @@ class Upkeep:
 
     def __init__(
         self,
-        broker: Broker,
+        broker: FullBroker,
         calls: BrokerCalls,
         clock: Clock,
         *,
         settings: Settings,
         rng: random.Random,
         emit: Callable[[events.Event], None],
-        on_counts: Callable[[list[QueueCounts]], None],
+        on_sample: Callable[[list[QueueCounts], list[Gate]], None],
         is_trusted: Callable[[], bool],
     ) -> None:
         self._broker = broker
@@ -42,7 +43,7 @@ class Upkeep:
         self._clock = clock
         self._rng = rng
         self._emit = emit
-        self._on_counts = on_counts
+        self._on_sample = on_sample
         self._is_trusted = is_trusted
         self._max_lost = settings.worker.max_lost
         keep = settings.retention
@@ -60,7 +61,8 @@ class Upkeep:
                     for job in await self._calls.until_heard("reclaim", self._reclaim):
                         self._announce(job)
                 if self._clock.now() - sampled_at >= _SAMPLE_S:
-                    self._on_counts(await self._calls.until_heard("counts", self._broker.counts))
+                    counts = await self._calls.until_heard("counts", self._broker.counts)
+                    self._on_sample(counts, await self._calls.until_heard("gates", self._broker.gates))
                     sampled_at = self._clock.now()
             except BrokerError as error:
                 self._calls.failed("reclaim", error, self._pause_s)

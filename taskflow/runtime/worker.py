@@ -36,8 +36,9 @@ from taskflow.runtime.upkeep import Upkeep
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
 
-    from taskflow.brokers.base import Broker, QueueCounts
+    from taskflow.brokers.base import FullBroker, QueueCounts
     from taskflow.clock import Clock
+    from taskflow.core.gate import Gate
     from taskflow.core.job import Claim
     from taskflow.runtime.task import TaskDef
     from taskflow.settings import Settings
@@ -51,8 +52,8 @@ _FRUITLESS = 20  # claims in a row that find nothing though the broker says ther
 _BREATH_S = 0.05
 
 
-def _ignore_counts(_counts: list[QueueCounts]) -> None:
-    """Nobody asked for them."""
+def _ignore_sample(_counts: list[QueueCounts], _gates: list[Gate]) -> None:
+    """Nobody asked for it."""
 
 
 class Held(NamedTuple):
@@ -75,7 +76,7 @@ class WorkerParts:
     """What a worker is made of; `TaskFlow.worker` puts it together."""
 
     name: str
-    broker: Broker
+    broker: FullBroker
     tasks: Mapping[str, TaskDef]
     settings: Settings
     bus: Bus
@@ -85,7 +86,7 @@ class WorkerParts:
     prefetch: int
     threads: int
     rng: random.Random = field(default_factory=random.Random)
-    on_counts: Callable[[list[QueueCounts]], None] = _ignore_counts
+    on_sample: Callable[[list[QueueCounts], list[Gate]], None] = _ignore_sample
 
 
 class Worker:
@@ -136,7 +137,7 @@ class Worker:
             settings=parts.settings,
             rng=parts.rng,
             emit=emit,
-            on_counts=parts.on_counts,
+            on_sample=parts.on_sample,
             is_trusted=lambda: self._leases.is_trusted,
         )
         self._buffer: deque[Held] = deque()

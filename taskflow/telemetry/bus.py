@@ -46,7 +46,11 @@ class Bus:
 
         def detach() -> None:
             for event_type, added in mine:
-                self._listeners[event_type] = [one for one in self._listeners[event_type] if one is not added]
+                left = [one for one in self._listeners.get(event_type, ()) if one is not added]
+                if left:
+                    self._listeners[event_type] = left
+                else:
+                    self._listeners.pop(event_type, None)
 
         return detach
 

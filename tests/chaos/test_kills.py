@@ -158,7 +158,9 @@ async def test_a_worker_that_was_stopped_past_its_lease_changes_nothing(flow: Ta
 async def stale_settlements(port: int) -> float:
     async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/metrics") as answer:
         text = await answer.text()
-    return sum(float(value) for value in re.findall(r"^taskflow_stale_settlements_total\{.*\} (\S+)$", text, re.M))
+    return sum(
+        float(value) for value in re.findall(r"^taskflow_stale_settlements_total\{.*\} (\S+)$", text, re.MULTILINE)
+    )
 
 
 async def test_sigterm_hands_back_what_outlives_the_drain_and_spends_no_attempt(flow: TaskFlow, tmp_path: Path) -> None:

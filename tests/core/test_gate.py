@@ -61,6 +61,31 @@ def gates(draw: st.DrawFn, name: str = "http") -> Gate:
 PARENTS = st.none() | gates()
 
 
+def test_a_new_gate_says_nothing_and_is_open() -> None:
+    assert Gate("smtp") == Gate(
+        name="smtp",
+        generation=0,
+        held_until=0.0,
+        reason="",
+        ramp=None,
+        limit=None,
+        limit_override=None,
+        rate=None,
+        rate_override=None,
+        live=0,
+        tat=0.0,
+    )
+    assert Rate(1.0) == Rate(1.0, 1)
+    assert Hold(1.0) == Hold(1.0, "")
+    assert Declare() == Declare(None, None)
+
+
+@pytest.mark.parametrize("kind", [Gate, Rate, *get_args(GateChange)])
+def test_what_travels_cannot_be_changed(kind: Any) -> None:
+    assert kind.__dataclass_params__.frozen
+    assert "__slots__" in vars(kind)
+
+
 # ---- words ----
 
 

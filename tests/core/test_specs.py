@@ -18,7 +18,7 @@ NAMED: dict[type, dict[str, Any]] = {
     Bulkhead: {"limit": 1},
     RateLimit: {"rate": "1/s"},
 }
-NO_NUMBERS = ["5", None, True, math.nan, math.inf, -math.inf, 1e10, [1]]
+NO_NUMBERS = ["5", None, True, math.nan, math.inf, -math.inf, 1e9 + 0.5, [1]]
 NO_COUNTS = [0, -1, 2.0, 2.5, "5", True, math.nan, math.inf, None, 10**10]
 
 

@@ -841,8 +841,10 @@ async def test_a_worker_that_cannot_start_leaves_nothing_running_and_nothing_ope
 
         @flow.lifespan
         async def resources(ended: list[str] = ended) -> Any:
-            yield
-            ended.append("lifespan")
+            try:
+                yield
+            finally:
+                ended.append("lifespan")
 
         before = asyncio.all_tasks()
         with pytest.raises(BrokerUnavailable):
@@ -983,7 +985,7 @@ async def test_a_listener_that_raises_never_hurts_a_job(capsys: pytest.CaptureFi
         await t.advance(30)
 
         assert await job.result(0) == "done"
-    assert capsys.readouterr().err.count("ZeroDivisionError") == 1
+    assert capsys.readouterr().err.count("jobs go on") == 1
 
 
 # --- threads ------------------------------------------------------------

@@ -14,6 +14,7 @@ from taskflow.brokers.base import BeatReply, Cancelled, QueueCounts, Reclaimed, 
 from taskflow.brokers.sqlite import claim as claiming
 from taskflow.brokers.sqlite import leases, operate, reading, settle, submit, wake
 from taskflow.brokers.sqlite.lines import Line, Op
+from taskflow.brokers.sqlite.listening import Listening
 from taskflow.brokers.sqlite.settle import Settling
 from taskflow.brokers.sqlite.upkeep import Upkeep
 from taskflow.brokers.sqlite.waiting import Waiters, WorkWaiter, settled
@@ -77,21 +78,16 @@ class SqliteBroker:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._write_line: Line | None = None
         self._read_line: Line | None = None
+        self._look_line: Line | None = None
         self._waiters = Waiters()
         self._turns: claiming.Turns = {}
         self._upkeep = Upkeep()
-        self._ear: wake.Ear | None = None
-        self._ear_kinds = 0
-        self._ear_renewed_at = 0.0
-        self._ear_lock = asyncio.Lock()
-        self._finals_poll: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """As `Broker.open`. Makes the file, but not its folder."""
         if self._write_line is not None:
             return
         self._loop = asyncio.get_running_loop()
-        self._ear_lock = asyncio.Lock()
         self._writer = Writer(
             self._path,
             synchronous=self._synchronous,
@@ -99,39 +95,34 @@ class SqliteBroker:
             wall=self._wall,
             committed=self._committed,
         )
-        self._reader = Reader(self._path, synchronous=self._synchronous, busy_s=self._busy_s)
         bell = self._writer.bell
+        self._reader = self._new_reader()
+        self._listening = Listening(self, self._waiters, bell)
         self._write_line = Line(
             "taskflow-sqlite-write", self._writer.serve, late_s=bell.late_s, serve_late=bell.ring_late
         )
         self._read_line = Line("taskflow-sqlite-read", self._reader.serve)
         try:
-            await self._write(_nothing)
+            await self.write(_nothing)
         except BaseException:
             await self.close()
             raise
 
     async def close(self) -> None:
         """What was asked is still done; whoever waits returns."""
-        write_line, read_line = self._write_line, self._read_line
-        if write_line is None or read_line is None:
+        if self._write_line is None:
             return
-        if self._ear is not None:
-            port, ear, self._ear = self._ear.port, self._ear, None
-            asyncio.get_running_loop().remove_reader(ear.fileno())
-            ear.close()
-            with contextlib.suppress(BrokerError):  # its row ends by itself
-                await self._write(lambda tx: tx.execute("DELETE FROM listener WHERE port = ?", (port,)) and None)
-        self._write_line = self._read_line = None
-        self._ear_kinds, self._ear_renewed_at = 0, 0.0
-        if self._finals_poll is not None:
-            self._finals_poll.cancel()
-            self._finals_poll = None
+        await self._listening.close()
+        lines = (self._write_line, self._read_line, self._look_line)
+        self._write_line = self._read_line = self._look_line = None
         self._waiters.tell_all()
-        await write_line.stop()
-        await read_line.stop()
+        for line in lines:
+            if line is not None:
+                await line.stop()
         self._writer.bell.close()
         self._reader.drop()
+        if lines[2] is not None:
+            self._looker.drop()
         self._writer.drop()
 
     # ---- what the runtime asks ----
@@ -140,11 +131,11 @@ class SqliteBroker:
         """As `Broker.submit`. A queue that `bounds` does not name has no bound."""
         if not jobs:
             return []
-        return await self._write(lambda tx: submit.submit(tx, jobs, bounds), rows=len(jobs))
+        return await self.write(lambda tx: submit.submit(tx, jobs, bounds), rows=len(jobs))
 
     async def claim(self, request: ClaimRequest) -> list[Claim]:
         """As `Broker.claim`."""
-        return await self._write(lambda tx: claiming.claim(tx, request, self._turns), rows=request.limit)
+        return await self.write(lambda tx: claiming.claim(tx, request, self._turns), rows=request.limit)
 
     async def wait(self, request: ClaimRequest, timeout_s: float) -> None:
         """As `Broker.wait`."""
@@ -153,17 +144,16 @@ class SqliteBroker:
         waiter = WorkWaiter()
         self._waiters.work.add(waiter)
         try:
-            poll_s = await self._listen(wake.WORK)
             while self._write_line is not None:
+                poll_s = await self._listening.listen(wake.WORK)
                 now = self._wall()
-                at, queues = await self._read(lambda connection: reading.next_instant(connection, request, now))
+                at, queues = await self.read(partial(reading.next_instant, request=request, now=now))
                 left_s = deadline - loop.time()
-                if at <= self._wall() or left_s <= 0:
+                if at <= now or left_s <= 0:
                     return
                 waiter.queues = set(queues) if len(queues) == len(set(request.queues)) else None
                 await settled(waiter.future, min(left_s, poll_s, at - now))
                 waiter.again()
-                poll_s = await self._listen(wake.WORK)
         finally:
             self._waiters.work.discard(waiter)
 
@@ -171,11 +161,11 @@ class SqliteBroker:
         """As `Broker.settle`."""
         if not settlements:
             return []
-        return await self._write(Settling(settlements), rows=len(settlements))
+        return await self.write(Settling(settlements), rows=len(settlements))
 
     async def beat(self, worker: str, tokens: Mapping[str, int], lease_s: float) -> BeatReply:
         """As `Broker.beat`."""
-        return await self._write(lambda tx: leases.beat(tx, worker, tokens, lease_s), rows=len(tokens))
+        return await self.write(lambda tx: leases.beat(tx, worker, tokens, lease_s), rows=len(tokens))
 
     def sync_beat(self) -> SyncBeat | None:
         """As `Broker.sync_beat`."""
@@ -183,13 +173,13 @@ class SqliteBroker:
 
     async def leave(self, worker: str) -> None:
         """As `Broker.leave`: the lease ends now, the next `reclaim` takes what is left."""
-        await self._write(lambda tx: leases.leave(tx, worker))
+        await self.write(lambda tx: leases.leave(tx, worker))
 
     async def note(self, notes: Sequence[Note]) -> list[Settled]:
         """As `Broker.note`."""
         if not notes:
             return []
-        return await self._write(lambda tx: settle.note(tx, notes), rows=len(notes))
+        return await self.write(lambda tx: settle.note(tx, notes), rows=len(notes))
 
     async def finals(self, job_ids: Sequence[str], timeout_s: float) -> dict[str, Final]:
         """As `Broker.finals`. Thousands may wait: what this process ends wakes only those who wait for it."""
@@ -199,17 +189,16 @@ class SqliteBroker:
         self._waiters.add_finals(job_ids, ended)
         try:
             while job_ids:
-                kept, found = await self._read(lambda connection: reading.finals(connection, job_ids))
+                kept, found = await self.read(lambda connection: reading.finals(connection, job_ids))
                 if found:
                     return found
                 if not kept:
-                    raise JobNotFound(
-                        f"no such job is kept: {', '.join(islice(job_ids, 3))}; the id is wrong, or its retention is over"
-                    )
+                    asked = ", ".join(islice(job_ids, 3))
+                    raise JobNotFound(f"no such job is kept: {asked}; the id is wrong, or its retention is over")
                 if timeout_s <= 0:
                     break
-                await self._listen(wake.FINALS)
-                self._poll_finals()
+                await self._listening.listen(wake.FINALS)
+                self._listening.look_for_finals()
                 if not await settled(ended, deadline - loop.time()) or self._write_line is None:
                     break
                 self._waiters.remove_finals(job_ids, ended)
@@ -221,41 +210,40 @@ class SqliteBroker:
 
     async def gate(self, name: str, change: GateChange, generation: int | None = None) -> Gate:
         """As `Broker.gate`."""
-        return await self._write(lambda tx: operate.change_gate(tx, name, change, generation))
+        return await self.write(lambda tx: operate.change_gate(tx, name, change, generation))
 
     async def reclaim(self, *, max_lost: int, retention: Retention) -> list[Reclaimed]:
         """As `Broker.reclaim`."""
-        moved = await self._write(lambda tx: self._upkeep.reclaim(tx, max_lost, retention), rows=retention.rows)
-        return moved
+        return await self.write(lambda tx: self._upkeep.reclaim(tx, max_lost, retention), rows=retention.rows)
 
     async def counts(self) -> list[QueueCounts]:
         """As `Broker.counts`."""
         now = self._wall()
-        return await self._read(lambda connection: reading.counts(connection, now))
+        return await self._look(lambda connection: reading.counts(connection, now))
 
     # ---- what a person asks ----
 
     async def show(self, job_id: str) -> JobInfo | None:
         """As `Operator.show`."""
-        return await self._read(lambda connection: reading.show(connection, job_id))
+        return await self._look(lambda connection: reading.show(connection, job_id))
 
     async def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
         """As `Operator.states`."""
-        return await self._read(lambda connection: reading.states(connection, job_ids))
+        return await self.read(lambda connection: reading.states(connection, job_ids))
 
     async def jobs(
         self, *, state: JobState | None = None, queue: str | None = None, task: str | None = None, limit: int = 100
     ) -> list[JobInfo]:
         """As `Operator.jobs`."""
-        return await self._read(lambda connection: reading.jobs(connection, state, queue, task, limit))
+        return await self._look(lambda connection: reading.jobs(connection, state, queue, task, limit))
 
     async def cancel(self, job_ids: Sequence[str]) -> list[Cancelled]:
         """As `Operator.cancel`."""
-        return await self._write(lambda tx: operate.cancel(tx, job_ids), rows=len(job_ids))
+        return await self.write(lambda tx: operate.cancel(tx, job_ids), rows=len(job_ids))
 
     async def retry(self, job_ids: Sequence[str]) -> list[Retried]:
         """As `Operator.retry`."""
-        return await self._write(lambda tx: operate.retry(tx, job_ids), rows=len(job_ids))
+        return await self.write(lambda tx: operate.retry(tx, job_ids), rows=len(job_ids))
 
     async def purge(self, *, state: JobState, queue: str | None = None, task: str | None = None) -> int:
         """As `Operator.purge`, in bounded transactions. What runs is not touched."""
@@ -264,7 +252,7 @@ class SqliteBroker:
         count, after = 0, 0
         while True:
             call = partial(operate.purge_some, state=state, queue=queue, task=task, after=after)
-            purged, last = await self._write(call, rows=operate.PURGED_AT_ONCE)
+            purged, last = await self.write(call, rows=operate.PURGED_AT_ONCE)
             count += purged
             if last is None:
                 return count
@@ -272,27 +260,36 @@ class SqliteBroker:
 
     async def pause(self, queue: str) -> None:
         """As `Operator.pause`."""
-        await self._write(lambda tx: operate.pause(tx, queue, is_paused=True))
+        await self.write(lambda tx: operate.pause(tx, queue, is_paused=True))
 
     async def resume(self, queue: str) -> None:
         """As `Operator.resume`."""
-        await self._write(lambda tx: operate.pause(tx, queue, is_paused=False))
+        await self.write(lambda tx: operate.pause(tx, queue, is_paused=False))
 
     async def gates(self) -> list[Gate]:
         """As `Operator.gates`, by name."""
-        return await self._read(reading.gates)
+        return await self._look(reading.gates)
 
     async def finish_batch(self, batch: str) -> None:
         """As `Operator.finish_batch`."""
-        await self._write(lambda tx: operate.finish_batch(tx, batch))
+        await self.write(lambda tx: operate.finish_batch(tx, batch))
 
     # ---- to the threads and back ----
 
-    async def _write(self, call: Callable[[Tx], T], *, rows: int = 1) -> T:
+    async def write(self, call: Callable[[Tx], T], *, rows: int = 1) -> T:
+        """What `call` answers, once it is committed. `rows` tells how much work it is."""
         return await self._ask(self._write_line, call, rows)
 
-    async def _read(self, call: Callable[[sqlite3.Connection], T]) -> T:
+    async def read(self, call: Callable[[sqlite3.Connection], T]) -> T:
+        """What `call` answers, soon: for what runs all day."""
         return await self._ask(self._read_line, call, 1)
+
+    async def _look(self, call: Callable[[sqlite3.Connection], T]) -> T:
+        """What `call` answers, in its time: lists for people may read a whole table, and hold up nobody."""
+        if self._look_line is None and self._read_line is not None:
+            self._looker = self._new_reader()
+            self._look_line = Line("taskflow-sqlite-look", self._looker.serve)
+        return await self._ask(self._look_line, call, 1)
 
     async def _ask(self, line: Line | None, call: Callable[[Any], T], rows: int) -> T:
         if line is None:
@@ -300,6 +297,9 @@ class SqliteBroker:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         line.put(Op(call, future, rows))
         return await future
+
+    def _new_reader(self) -> Reader:
+        return Reader(self._path, synchronous=self._synchronous, busy_s=self._busy_s)
 
     def _committed(self, effects: Effects) -> None:
         """Called in the writer's thread: tell who waits in our loop."""
@@ -312,46 +312,6 @@ class SqliteBroker:
             if effects.finals and self._waiters.finals:
                 loop.call_soon_threadsafe(self._waiters.tell_finals, effects.finals)
 
-    # ---- other processes ----
-
-    async def _listen(self, kind: int) -> float:
-        """Be told by other processes; returns how often to look all the same."""
-        if self._ear_kinds & kind and time.monotonic() - self._ear_renewed_at < wake.RENEW_S:
-            return _POLL_S if self._ear is not None else _DEAF_POLL_S
-        async with self._ear_lock:
-            if self._ear_kinds & kind and time.monotonic() - self._ear_renewed_at < wake.RENEW_S:
-                return _POLL_S if self._ear is not None else _DEAF_POLL_S
-            if self._ear is None:
-                magic = await self._read(wake.magic_of)
-                with contextlib.suppress(OSError):
-                    ear = wake.Ear(magic, self._waiters.tell_work, self._heard_finals)
-                    asyncio.get_running_loop().add_reader(ear.fileno(), ear.hear)
-                    self._ear = ear
-            self._ear_kinds |= kind
-            self._ear_renewed_at = time.monotonic()
-            if self._ear is None:
-                return _DEAF_POLL_S
-            await self._write(partial(wake.register, port=self._ear.port, kinds=self._ear_kinds))
-            self._writer.bell.own_port = self._ear.port
-        return _POLL_S
-
-    def _heard_finals(self, job_ids: list[str]) -> None:
-        self._waiters.tell_finals(job_ids or list(self._waiters.finals))
-
-    def _poll_finals(self) -> None:
-        """One slow look for all who wait, while somebody does."""
-        if self._finals_poll is None or self._finals_poll.done():
-            self._finals_poll = asyncio.get_running_loop().create_task(self._look_for_finals())
-
-    async def _look_for_finals(self) -> None:
-        while self._waiters.finals and self._write_line is not None:
-            with contextlib.suppress(BrokerError):  # those who wait meet it themselves
-                await asyncio.sleep(await self._listen(wake.FINALS))
-                waiting = list(self._waiters.finals)
-                self._waiters.tell_finals(await self._read(lambda connection: reading.final_ids(connection, waiting)))
-
 
 def _nothing(_: Tx) -> None:
     """An op that only needs the file to be there."""
-
-

@@ -170,9 +170,21 @@ def _hand_over(tx: Tx, queue: Queue, taken: list[int], token: int) -> list[Claim
             (json.dumps(taken[start : start + _FETCH]),),
         ).fetchone()
         place = 0
-        for seq, job_id, task, length, lane, gates_text, priority, *counters, ready_at, end_at, span_s, why, noted in (
-            json.loads(answer)
-        ):
+        for (
+            seq,
+            job_id,
+            task,
+            length,
+            lane,
+            gates_text,
+            priority,
+            *counters,
+            ready_at,
+            end_at,
+            span_s,
+            why,
+            noted,
+        ) in json.loads(answer):
             payload = blob[place : place + length]
             place += length
             checkpoint = None

@@ -145,9 +145,7 @@ def park(tx: Tx, queue: Queue, lanes: Sequence[Lane]) -> None:
             admission = gating.admit(tx.gate(name), tx.parent(name), now=tx.now)
             if admission.room == 0:
                 break
-        tx.execute(
-            "UPDATE lane SET stand = ?, gate = ?, parked_at = ? WHERE id = ?", (PARKED, name, tx.now, lane.id)
-        )
+        tx.execute("UPDATE lane SET stand = ?, gate = ?, parked_at = ? WHERE id = ?", (PARKED, name, tx.now, lane.id))
         wakes[name] = NEVER if admission.look_again_at is None else admission.look_again_at
     for name, at in wakes.items():
         row = tx.execute("SELECT wake_at FROM queue_gate WHERE queue = ? AND gate = ?", (queue.id, name)).fetchone()

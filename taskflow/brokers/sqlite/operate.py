@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from taskflow.brokers.sqlite.tx import Tx
     from taskflow.core.gate import Gate, GateChange
 
-PURGED_AT_ONCE = 1_000  # rows of one transaction: others have their turn in between
+PURGED_AT_ONCE = 1_000  # jobs of one transaction: others have their turn in between
+_LOOKED_AT = 20_000  # rows, to find them
 
 
 def change_gate(tx: Tx, name: str, change: GateChange, generation: int | None) -> Gate:
@@ -82,25 +83,24 @@ def _is_taken(tx: Tx, key: str) -> bool:
 
 
 def purge_some(tx: Tx, state: JobState, queue: str | None, task: str | None, after: int) -> tuple[int, int | None]:
-    """Purge some jobs whose row number is above `after`: how many, and the last one looked at (None: that was all)."""
+    """Purge some jobs whose row number is above `after`: how many, and where to go on (None: that was all)."""
     number = STATE_NUMBER[state]
-    queue_id = None
-    if queue is not None:
-        asked = tx.queue(queue)
-        if asked is None:
-            return 0, None
-        queue_id = asked.id
+    asked = None if queue is None else tx.queue(queue)
+    if queue is not None and asked is None:
+        return 0, None
+    (last,) = tx.execute("SELECT max(seq) FROM job").fetchone()
+    until = after + _LOOKED_AT
     found = tx.execute(
-        "SELECT j.seq, j.queue, j.id, (?1 IS NULL OR j.queue = ?1) AND (?2 IS NULL OR b.task = ?2) FROM job j"
-        " CROSS JOIN body b ON b.seq = j.seq WHERE j.state = ?3 AND j.seq > ?4 ORDER BY j.seq LIMIT ?5",
-        (queue_id, task, number, after, PURGED_AT_ONCE),
+        "SELECT j.seq, j.queue, j.id FROM job j CROSS JOIN body b ON b.seq = j.seq WHERE j.seq > ?1 AND j.seq <= ?2"
+        " AND j.state = ?3 AND (?4 IS NULL OR j.queue = ?4) AND (?5 IS NULL OR b.task = ?5) ORDER BY j.seq LIMIT ?6",
+        (after, until, number, None if asked is None else asked.id, task, PURGED_AT_ONCE),
     ).fetchall()
-    mine = [row for row in found if row[3]]
     if state in FINAL:
-        upkeep.forget(tx, [(seq, of, number) for seq, of, _, _ in mine])
-    elif mine:
-        cancel(tx, [job_id for _, _, job_id, _ in mine])
-    return len(mine), found[-1][0] if len(found) == PURGED_AT_ONCE else None
+        upkeep.forget(tx, [(seq, of, number) for seq, of, _ in found])
+    else:
+        cancel(tx, [job_id for _, _, job_id in found])
+    reached = found[-1][0] if len(found) == PURGED_AT_ONCE else until
+    return len(found), None if reached >= (last or 0) else reached
 
 
 def pause(tx: Tx, name: str, *, is_paused: bool) -> None:
@@ -114,6 +114,6 @@ def pause(tx: Tx, name: str, *, is_paused: bool) -> None:
 
 def finish_batch(tx: Tx, batch: str) -> None:
     """As `Operator.finish_batch`."""
-    tx.execute("UPDATE batch SET is_finished = 1, results_until = 0, results_seq = 0 WHERE name = ? AND id > 0", (batch,))
-
-
+    tx.execute(
+        "UPDATE batch SET is_finished = 1, results_until = 0, results_seq = 0 WHERE name = ? AND id > 0", (batch,)
+    )

@@ -1,5 +1,7 @@
 """What is read without a lock, through a connection that never writes: readers never wait for writers."""
 
+# ruff: noqa: S608 - values are always parameters; what is pasted into SQL are our own constants
+
 from __future__ import annotations
 
 import json
@@ -9,7 +11,6 @@ from taskflow.brokers.base import ClaimRequest, ErrorInfo, Final, JobInfo, Queue
 from taskflow.brokers.sqlite import lanes
 from taskflow.brokers.sqlite.schema import GATED, STATE_NUMBER, STATES, SUSPECT
 from taskflow.brokers.sqlite.tx import GATE_ROWS, NEVER, gate_of
-from taskflow.core.job import JobState
 from taskflow.core.window import DrainRate
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from taskflow.core.gate import Gate
+    from taskflow.core.job import JobState
 
 _FINAL_FROM = 4  # the state numbers of final states start here
 _ERROR = "attempt, at, type, message, kind, stack"
@@ -32,7 +34,7 @@ def next_instant(connection: sqlite3.Connection, request: ClaimRequest, now: flo
     )
     wake = "(SELECT min(wake_at) FROM queue_gate WHERE queue = q.id AND wake_at IS NOT NULL)"
     found = connection.execute(
-        f"SELECT q.id, q.is_paused, {is_open}, (SELECT min(due_at) FROM job WHERE queue = q.id AND state = 0),"  # noqa: S608
+        f"SELECT q.id, q.is_paused, {is_open}, (SELECT min(due_at) FROM job WHERE queue = q.id AND state = 0),"
         f" {wake if request.gated > 0 else 'NULL'} FROM queue q WHERE q.name IN (SELECT value FROM json_each(?))",
         (json.dumps(request.queues),),
     ).fetchall()
@@ -59,7 +61,7 @@ def finals(connection: sqlite3.Connection, job_ids: Iterable[str]) -> tuple[int,
 
 
 def _last_error(connection: sqlite3.Connection, seq: int) -> ErrorInfo | None:
-    row = connection.execute(f"SELECT {_ERROR} FROM error WHERE seq = ? ORDER BY n DESC LIMIT 1", (seq,)).fetchone()  # noqa: S608
+    row = connection.execute(f"SELECT {_ERROR} FROM error WHERE seq = ? ORDER BY n DESC LIMIT 1", (seq,)).fetchone()
     return None if row is None else ErrorInfo(*row)
 
 
@@ -81,7 +83,7 @@ def states(connection: sqlite3.Connection, job_ids: Sequence[str]) -> dict[str, 
 
 
 def counts(connection: sqlite3.Connection, now: float) -> list[QueueCounts]:
-    """As `Broker.counts`. The oldest ready job is the first of one of the lanes' lines, so each line is looked at once."""
+    """As `Broker.counts`. The oldest ready job is the first of a line in one of the lanes: each is looked at once."""
     found = connection.execute(
         "SELECT q.name, q.ready, q.scheduled, q.waiting, q.running, q.dead, (SELECT min((SELECT due_at FROM job"
         " WHERE lane = l.id AND state = 2 AND priority = p.value ORDER BY due_at LIMIT 1)) FROM lane l"
@@ -90,12 +92,17 @@ def counts(connection: sqlite3.Connection, now: float) -> list[QueueCounts]:
     )
     return [
         QueueCounts(
-            *row[:6],
-            oldest_ready_age_s=0.0 if row[6] is None else max(0.0, now - row[6]),
-            drain_per_s=DrainRate(row[7], row[8]).read(now=now),
-            paused=bool(row[9]),
+            name,
+            ready,
+            scheduled,
+            waiting,
+            running,
+            dead,
+            oldest_ready_age_s=0.0 if oldest is None else max(0.0, now - oldest),
+            drain_per_s=DrainRate(per_s, at).read(now=now),
+            paused=bool(paused),
         )
-        for row in found.fetchall()
+        for name, ready, scheduled, waiting, running, dead, oldest, per_s, at, paused in found.fetchall()
     ]
 
 
@@ -143,7 +150,7 @@ def _info(connection: sqlite3.Connection, row: tuple[Any, ...]) -> JobInfo:
     seq, job_id, task, queue, state, priority, lane, gates_text, key, *rest = row
     attempts, snoozes, lost, submitted_at, due_at, expires_at, started_at, finished_at, worker, reason, *tail = rest
     cancel_requested, progress, payload = tail
-    errors = connection.execute(f"SELECT {_ERROR} FROM error WHERE seq = ? ORDER BY n", (seq,))  # noqa: S608
+    errors = connection.execute(f"SELECT {_ERROR} FROM error WHERE seq = ? ORDER BY n", (seq,))
     return JobInfo(
         id=job_id,
         task=task,

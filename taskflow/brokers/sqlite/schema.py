@@ -42,8 +42,8 @@ _V1 = (
     "CREATE INDEX lane_open ON lane (queue, kind, top, id) WHERE stand = 1",
     "CREATE INDEX lane_parked ON lane (queue, gate, top DESC, parked_at, id) WHERE stand = 2",
     """CREATE TABLE gate (
-        name TEXT PRIMARY KEY, generation INTEGER NOT NULL, held_until REAL NOT NULL, reason TEXT NOT NULL, ramp INTEGER,
-        max_live INTEGER, max_live_override INTEGER, rate_interval_s REAL, rate_burst INTEGER,
+        name TEXT PRIMARY KEY, generation INTEGER NOT NULL, held_until REAL NOT NULL, reason TEXT NOT NULL,
+        ramp INTEGER, max_live INTEGER, max_live_override INTEGER, rate_interval_s REAL, rate_burst INTEGER,
         rate_override_interval_s REAL, rate_override_burst INTEGER, live INTEGER NOT NULL, tat REAL NOT NULL)""",
     # `pending`: ready + scheduled jobs of one queue with this gate. `wake_at`: when the lanes that are parked at it may
     # go on; NULL when none is.
@@ -55,8 +55,8 @@ _V1 = (
     "CREATE INDEX queue_gate_idle ON queue_gate (gate) WHERE pending = 0 AND wake_at IS NULL",
     # `settled`: the last token that settled. `ready_at`: NULL means due_at. `unique_key`: task and key.
     """CREATE TABLE job (
-        seq INTEGER PRIMARY KEY, id TEXT NOT NULL, queue INTEGER NOT NULL, lane INTEGER NOT NULL, state INTEGER NOT NULL,
-        priority INTEGER NOT NULL, due_at REAL NOT NULL, ready_at REAL, expires_at REAL NOT NULL,
+        seq INTEGER PRIMARY KEY, id TEXT NOT NULL, queue INTEGER NOT NULL, lane INTEGER NOT NULL,
+        state INTEGER NOT NULL, priority INTEGER NOT NULL, due_at REAL NOT NULL, ready_at REAL, expires_at REAL NOT NULL,
         attempts INTEGER NOT NULL DEFAULT 0, snoozes INTEGER NOT NULL DEFAULT 0, lost INTEGER NOT NULL DEFAULT 0,
         token INTEGER NOT NULL DEFAULT 0, settled INTEGER NOT NULL DEFAULT 0, worker INTEGER,
         missed INTEGER NOT NULL DEFAULT 0, started_at REAL, finished_at REAL,

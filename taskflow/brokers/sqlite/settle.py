@@ -27,22 +27,22 @@ if TYPE_CHECKING:
 _DONE = SettleReply(Settled.APPLIED, JobState.SUCCEEDED)
 
 
-class TooFast(Exception):  # noqa: N818
-    """The one statement did not match every row: do it again, with care. The transaction must be rolled back."""
+class TooFast(Exception):
+    """The one statement did not match every row: roll back, and do it again with care."""
 
 
 class Settling:
-    """One call of `settle`; remembers when the short way was wrong."""
+    """One call of `settle`. `is_careful` once the short way was wrong."""
 
-    __slots__ = ("_is_careful", "_settlements")
+    __slots__ = ("_settlements", "is_careful")
 
     def __init__(self, settlements: Sequence[Settlement]) -> None:
         self._settlements = settlements
-        self._is_careful = len({one[0] for one in settlements}) < len(settlements)  # the order matters
+        self.is_careful = len({one[0] for one in settlements}) < len(settlements)  # the order matters
 
     def __call__(self, tx: Tx) -> list[SettleReply]:
-        """As `Broker.settle`. Raises `TooFast` at most once."""
-        if self._is_careful:
+        """As `Broker.settle`. Raises `TooFast` only while it is not careful."""
+        if self.is_careful:
             return _settle_each(tx, self._settlements)
         quick: list[tuple[Held, bytes | None]] = []
         slow: list[Settlement] = []
@@ -55,7 +55,6 @@ class Settling:
             else:
                 slow.append(one)
         if quick and not _complete(tx, quick):
-            self._is_careful = True
             raise TooFast
         job_ids = [one[0] for one in self._settlements]
         tx.effects.ended += job_ids

@@ -1,5 +1,7 @@
 """Jobs into the queue: one insert for all jobs of a batch that differ only in id and payload."""
 
+# ruff: noqa: S608 - values are always parameters; what is pasted into SQL are our own constants
+
 from __future__ import annotations
 
 import json
@@ -11,7 +13,7 @@ from taskflow.brokers.sqlite.schema import READY, SCHEDULED
 from taskflow.core.window import retry_after_s
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from taskflow.brokers.sqlite.tx import Queue, Tx
     from taskflow.core.job import Job
@@ -20,6 +22,7 @@ MOST_S = 1e10  # three centuries: a longer wait is as good, and stays a number t
 
 _NEW = Accepted.NEW
 _MANY = 8  # jobs that are alike, from which one statement over JSON beats one a job
+_PIECE_BYTES = 64 * 1024 * 1024
 _JOB = "INSERT INTO job (seq, id, queue, lane, state, priority, due_at, expires_at, batch, unique_key)"
 _BODY = "INSERT INTO body (seq, payload, task, lane, gates, submitted_at, expires_s, expire_reason)"
 
@@ -95,7 +98,7 @@ def _insert(tx: Tx, batch: Iterable[list[tuple[int, Job]]]) -> None:
     """Store lists of jobs that differ only in id and payload."""
     few_jobs: list[tuple[object, ...]] = []
     few_bodies: list[tuple[object, ...]] = []
-    for same in batch:
+    for same in pieces(batch):
         job = same[0][1]
         hot, cold = _alike(tx, job)
         if len(same) < _MANY:
@@ -113,6 +116,21 @@ def _insert(tx: Tx, batch: Iterable[list[tuple[int, Job]]]) -> None:
     if few_jobs:
         tx.connection.executemany(f"{_JOB} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", few_jobs)
         tx.connection.executemany(f"{_BODY} VALUES (?, ?, ?, ?, ?, ?, ?, ?)", few_bodies)
+
+
+def pieces(batch: Iterable[list[tuple[int, Job]]]) -> Iterator[list[tuple[int, Job]]]:
+    """Lists whose payloads fit into one parameter: SQLite's longest value is a gigabyte."""
+    for same in batch:
+        piece: list[tuple[int, Job]] = []
+        size = 0
+        for one in same:
+            piece.append(one)
+            size += len(one[1].payload)
+            if size > _PIECE_BYTES:
+                yield piece
+                piece, size = [], 0
+        if piece:
+            yield piece
 
 
 def _alike(tx: Tx, job: Job) -> tuple[tuple[object, ...], tuple[object, ...]]:

@@ -3,6 +3,8 @@
 Queues and gates are read once, changed in here, and written once by `flush`, however many verbs share the commit.
 """
 
+# ruff: noqa: S608 - values are always parameters; what is pasted into SQL are our own constants
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -42,9 +44,7 @@ class Queue:
 
     def counted(self) -> tuple[int, ...]:
         count = self.count
-        return (
-            self.had_jobs, count[READY], count[SCHEDULED], count[WAITING], count[RUNNING], count[DEAD]
-        )
+        return (self.had_jobs, count[READY], count[SCHEDULED], count[WAITING], count[RUNNING], count[DEAD])
 
 
 @dataclass(slots=True)
@@ -55,6 +55,7 @@ class Effects:
     finals: list[str] = field(default_factory=list)  # jobs that ended
     held: dict[str, Held] = field(default_factory=dict)  # claims that were made
     ended: list[str] = field(default_factory=list)  # claims that were settled
+    is_upkeep: bool = False  # a moment to give space back
 
 
 class Tx:
@@ -81,7 +82,7 @@ class Tx:
         if queue is None:
             column = "name" if isinstance(key, str) else "id"
             row = self.execute(
-                "SELECT id, name, is_paused, had_jobs, ready, scheduled, waiting, running, dead, drain_per_s, drain_at"  # noqa: S608
+                "SELECT id, name, is_paused, had_jobs, ready, scheduled, waiting, running, dead, drain_per_s, drain_at"
                 f" FROM queue WHERE {column} = ?",
                 (key,),
             ).fetchone()
@@ -134,7 +135,9 @@ class Tx:
 
     def stir(self, name: str) -> None:
         """The gate may have opened: the next claims from the queues with lanes parked at it look."""
-        self._stir(self.execute("SELECT queue, gate, wake_at FROM queue_gate WHERE gate = ? AND wake_at IS NOT NULL", (name,)))
+        self._stir(
+            self.execute("SELECT queue, gate, wake_at FROM queue_gate WHERE gate = ? AND wake_at IS NOT NULL", (name,))
+        )
 
     def stir_family(self, name: str) -> None:
         """As `stir`, for all gates that are keyed by this family."""
@@ -169,9 +172,7 @@ class Tx:
     def _pending_of(self, queue: int, gate: str) -> list[int]:
         found = self._pending.get((queue, gate))
         if found is None:
-            row = self.execute(
-                "SELECT pending FROM queue_gate WHERE queue = ? AND gate = ?", (queue, gate)
-            ).fetchone()
+            row = self.execute("SELECT pending FROM queue_gate WHERE queue = ? AND gate = ?", (queue, gate)).fetchone()
             count = 0 if row is None else row[0]
             found = self._pending[queue, gate] = [count, count]
         return found

@@ -1,5 +1,7 @@
 """What must happen though nobody asks: take back what dead workers held, expire, prune, give space back."""
 
+# ruff: noqa: S608 - values are always parameters; what is pasted into SQL are our own constants
+
 from __future__ import annotations
 
 import contextlib
@@ -31,6 +33,7 @@ class Upkeep:
 
     def reclaim(self, tx: Tx, max_lost: int, retention: Retention) -> list[Reclaimed]:
         """As `Broker.reclaim`."""
+        tx.effects.is_upkeep = True
         moved: list[Reclaimed] = []
         _take_back(tx, max_lost, retention.rows, moved)
         _expire(tx, retention.rows - len(moved), moved)
@@ -54,9 +57,10 @@ class Upkeep:
         seen = tx.execute(f"{GATE_ROWS} WHERE name > ? ORDER BY name LIMIT ?", (self._last_gate, most)).fetchall()
         for row in seen:
             gate = gate_of(row)
-            if is_idle(gate, tx.now) and not tx.execute(
-                "SELECT 1 FROM queue_gate WHERE gate = ? LIMIT 1", (gate.name,)
-            ).fetchone():
+            if (
+                is_idle(gate, tx.now)
+                and not tx.execute("SELECT 1 FROM queue_gate WHERE gate = ? LIMIT 1", (gate.name,)).fetchone()
+            ):
                 tx.execute("DELETE FROM gate WHERE name = ?", (gate.name,))
         self._last_gate = seen[-1][0] if len(seen) == most else ""
 
@@ -153,7 +157,7 @@ def _prune_jobs(tx: Tx, retention: Retention) -> None:
             if most <= 0:
                 return
             old = tx.execute(
-                f"SELECT seq, queue, state FROM job INDEXED BY {index} WHERE batch = ? AND {states}"  # noqa: S608
+                f"SELECT seq, queue, state FROM job INDEXED BY {index} WHERE batch = ? AND {states}"
                 " AND finished_at <= ? ORDER BY finished_at LIMIT ?",
                 (batch, tx.now - keep_s, most),
             ).fetchall()
@@ -177,4 +181,4 @@ def give_space_back(connection: sqlite3.Connection) -> None:
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
         if free > _VACUUM_FROM_PAGES and free * 2 > pages:
             connection.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
-        connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()  # the file shrinks only now

@@ -62,8 +62,6 @@ class WorkWaiter:
             self.future = asyncio.get_running_loop().create_future()
 
 
-
-
 def resolve(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)

@@ -119,7 +119,9 @@ class Bell:
 class Ear:
     """Hears datagrams in the loop. `heard` gets the numbers of queues, or the ids of final jobs (empty: any)."""
 
-    def __init__(self, magic: bytes, heard_work: Callable[[set[int]], None], heard_finals: Callable[[list[str]], None]) -> None:
+    def __init__(
+        self, magic: bytes, heard_work: Callable[[set[int]], None], heard_finals: Callable[[list[str]], None]
+    ) -> None:
         self._magic, self._heard_work, self._heard_finals = magic, heard_work, heard_finals
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
@@ -168,5 +170,12 @@ def magic_of(connection: sqlite3.Connection) -> bytes:
 def register(tx: Tx, port: int, kinds: int) -> None:
     """From now on, and for `LISTEN_S`, this port is told."""
     now = time.time()
-    tx.execute("INSERT OR REPLACE INTO listener (port, kinds, expires_at) VALUES (?, ?, ?)", (port, kinds, now + LISTEN_S))
+    tx.execute(
+        "INSERT OR REPLACE INTO listener (port, kinds, expires_at) VALUES (?, ?, ?)", (port, kinds, now + LISTEN_S)
+    )
     tx.execute("DELETE FROM listener WHERE expires_at <= ?", (now,))
+
+
+def unregister(tx: Tx, port: int) -> None:
+    """Nobody is there any more."""
+    tx.execute("DELETE FROM listener WHERE port = ?", (port,))

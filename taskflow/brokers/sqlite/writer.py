@@ -6,16 +6,17 @@ back and each op of the group gets a transaction, and a fate, of its own.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from typing import TYPE_CHECKING
 
 from taskflow.brokers.sqlite import connection as connecting
 from taskflow.brokers.sqlite import upkeep
-from taskflow.brokers.sqlite.settle import TooFast
+from taskflow.brokers.sqlite.settle import Settling, TooFast
 from taskflow.brokers.sqlite.tx import Held, Tx
 from taskflow.brokers.sqlite.wake import Bell
-from taskflow.errors import TaskflowError
+from taskflow.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from taskflow.brokers.sqlite.lines import Op
     from taskflow.brokers.sqlite.tx import Effects
 
+_CHECK_S = 1.0  # between two looks whether the file is still there
 HELD_KEPT = 200_000  # claims remembered; beyond, settling them reads their rows
 
 
@@ -42,30 +44,34 @@ class Writer:
         self._path, self._synchronous, self._busy_s, self._wall = path, synchronous, busy_s, wall
         self._committed = committed
         self._connection: sqlite3.Connection | None = None
+        self._identity: tuple[int, int] | None = None
+        self._checked_at = 0.0
         self._held: dict[str, Held] = {}
 
     def serve(self, ops: list[Op]) -> None:
         """Give each op its answer or its error."""
         try:
-            self._commit(ops)
-        except TooFast:
-            self.serve(ops)  # the op knows better now
+            try:
+                self._commit(ops)
+            except TooFast:
+                for op in ops:
+                    if isinstance(op.call, Settling):
+                        op.call.is_careful = True
+                self._commit(ops)
         except sqlite3.Error as error:
-            if len(ops) > 1 and connecting.is_own_fault(error):
+            if connecting.is_own_fault(error) and len(ops) > 1:
                 self._serve_apart(ops)
                 return
             if not connecting.is_busy(error):
                 self.drop()  # a connection that met a full or broken disk is not trusted again
-            failure = connecting.translated(error, self._path)
-            failure.__cause__ = error
-            _fail(ops, failure)
-        except TaskflowError as error:
-            _fail(ops, error)
+            for op in ops:
+                op.error = connecting.translated(error, self._path)
+                op.error.__cause__ = error
         except Exception as error:  # noqa: BLE001 - an op's own fault, raised to its caller
             if len(ops) > 1:
                 self._serve_apart(ops)
             else:
-                _fail(ops, error)
+                ops[0].error = error
 
     def _serve_apart(self, ops: list[Op]) -> None:
         for op in ops:
@@ -73,10 +79,7 @@ class Writer:
 
     def _commit(self, ops: list[Op]) -> None:
         deadline = time.monotonic() + self._busy_s
-        connection = self._connection
-        if connection is None:
-            connection = connecting.connect(self._path, synchronous=self._synchronous, busy_s=self._busy_s)
-            self._connection = connection
+        connection = self._connected()
         try:
             connecting.begin(connection, deadline)
             tx = Tx(connection, self._wall(), self._held)
@@ -89,6 +92,25 @@ class Writer:
             connecting.roll_back(connection)
         self._follow(tx.effects)
         self.bell.ring(listeners, tx.effects)
+        if tx.effects.is_upkeep:
+            upkeep.give_space_back(connection)
+
+    def _connected(self) -> sqlite3.Connection:
+        connection = self._connection
+        if connection is not None and time.monotonic() - self._checked_at > _CHECK_S:
+            self._checked_at = time.monotonic()
+            if _identity(self._path) != self._identity:
+                self.drop()
+                raise BrokerUnavailable(
+                    f"{self._path} was removed or replaced while taskflow had it open: put the file back, or accept "
+                    "that its jobs are gone; a new file is made with the next call",
+                    kind="unreachable",
+                    retry_after_s=_CHECK_S,
+                )
+        if connection is None:
+            connection = connecting.connect(self._path, synchronous=self._synchronous, busy_s=self._busy_s)
+            self._connection, self._identity, self._checked_at = connection, _identity(self._path), time.monotonic()
+        return connection
 
     def _follow(self, effects: Effects) -> None:
         for job_id in effects.ended:
@@ -100,10 +122,6 @@ class Writer:
         if effects.work or effects.finals:
             self._committed(effects)
 
-    def give_space_back(self) -> None:
-        if self._connection is not None:
-            upkeep.give_space_back(self._connection)
-
     def drop(self) -> None:
         """Close the connection. The next group makes a new one."""
         if self._connection is not None:
@@ -111,9 +129,13 @@ class Writer:
             self._connection = None
 
 
-def _fail(ops: list[Op], error: BaseException) -> None:
-    for op in ops:
-        op.answer, op.error = None, error
+def _identity(path: str) -> tuple[int, int] | None:
+    """Which file stands under this path: SQLite would write on to one that was deleted, and all would be lost."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - the path is a string here
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 class Reader:
@@ -158,5 +180,3 @@ class Reader:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-
-

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_valid
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from taskflow.errors import ConfigError
-from taskflow.reference import (
+from taskflow.settings.reference import (
     PREFIX,
     InOurWords,
     Leaf,
@@ -29,7 +29,7 @@ from taskflow.reference import (
     task_key,
     text_of,
 )
-from taskflow.sections import (
+from taskflow.settings.sections import (
     DEFAULT_HTTP_PORT,
     LOADING,
     BreakerSettings,
@@ -49,7 +49,7 @@ from taskflow.sections import (
     any_case,
     leaf,
 )
-from taskflow.spelling import Misspelt, Spelling
+from taskflow.settings.spelling import Misspelt, Spelling
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo

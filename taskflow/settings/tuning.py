@@ -12,10 +12,10 @@ from pydantic import ValidationError
 
 from taskflow.core import specs
 from taskflow.errors import ConfigError
-from taskflow.reference import LeafPath, env_name, problems, task_key, text_of
-from taskflow.sections import LOADING, BreakerSettings, RetrySettings, TaskOverride, TaskSettings
+from taskflow.settings.reference import LeafPath, env_name, problems, task_key, text_of
+from taskflow.settings.sections import LOADING, BreakerSettings, RetrySettings, TaskOverride, TaskSettings
 from taskflow.settings import TASK_LEAVES, Settings
-from taskflow.spelling import Misspelt, nearest
+from taskflow.settings.spelling import Misspelt, nearest
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ from typing import Any
 
 from taskflow.core import specs
 from taskflow.core.gate import Declare, Rate
-from taskflow.reference import task_key
+from taskflow.settings.reference import task_key
 from taskflow.settings import Settings, TaskOverride
-from taskflow.tuning import TaskPolicy, resolve
+from taskflow.settings.tuning import TaskPolicy, resolve
 
 Tasks = Mapping[str, Mapping[str, Any]]  # what the decorator of each task says, by the task's name
 _Word = tuple[bool, float]  # whether an override says it, and what

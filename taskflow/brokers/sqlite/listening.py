@@ -1,0 +1,98 @@
+"""What a broker object does to hear of other processes' commits: its ear, its row among the listeners, the slow poll."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from taskflow.brokers.sqlite import reading, wake
+from taskflow.errors import BrokerError, BrokerUnavailable
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable
+
+    from taskflow.brokers.sqlite.tx import Tx
+    from taskflow.brokers.sqlite.waiting import Waiters
+
+T = TypeVar("T")
+
+_POLL_S = 1.0  # behind the datagrams, which may be lost
+_DEAF_POLL_S = 0.1  # while there is no port, or no row among the listeners
+
+
+class Lines(Protocol):
+    """The way to the writer's and the reader's thread."""
+
+    async def write(self, call: Callable[[Tx], T], *, rows: int = 1) -> T: ...
+
+    async def read(self, call: Callable[[sqlite3.Connection], T]) -> T: ...
+
+
+class Listening:
+    """From the first wait until `close`."""
+
+    def __init__(self, lines: Lines, waiters: Waiters, bell: wake.Bell) -> None:
+        self._lines, self._waiters, self._bell = lines, waiters, bell
+        self._ear: wake.Ear | None = None
+        self._kinds = 0
+        self._renewed_at = float("-inf")
+        self._poll_s = _DEAF_POLL_S
+        self._lock = asyncio.Lock()
+        self._looking: asyncio.Task[None] | None = None
+
+    async def listen(self, kind: int) -> float:
+        """Be told by other processes of this kind of event; returns how often to look all the same."""
+        if not self._is_heard(kind):
+            async with self._lock:
+                if not self._is_heard(kind):
+                    await self._register(kind)
+        return self._poll_s
+
+    def _is_heard(self, kind: int) -> bool:
+        return bool(self._kinds & kind) and time.monotonic() - self._renewed_at < wake.RENEW_S
+
+    async def _register(self, kind: int) -> None:
+        self._kinds |= kind
+        self._renewed_at = time.monotonic()
+        try:
+            if self._ear is None:
+                magic = await self._lines.read(wake.magic_of)
+                ear = wake.Ear(magic, self._waiters.tell_work, self._heard_finals)
+                asyncio.get_running_loop().add_reader(ear.fileno(), ear.hear)
+                self._ear = ear
+            await self._lines.write(partial(wake.register, port=self._ear.port, kinds=self._kinds))
+            self._bell.own_port = self._ear.port
+            self._poll_s = _POLL_S
+        except (OSError, NotImplementedError, BrokerUnavailable):  # no port, a loop that cannot, a full disk
+            self._poll_s = _DEAF_POLL_S
+
+    def _heard_finals(self, job_ids: list[str]) -> None:
+        self._waiters.tell_finals(job_ids or list(self._waiters.finals))
+
+    def look_for_finals(self) -> None:
+        """One slow look for all who wait for jobs to end, while somebody does."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.get_running_loop().create_task(self._look())
+
+    async def _look(self) -> None:
+        while self._waiters.finals:
+            with contextlib.suppress(BrokerError):  # those who wait meet it themselves
+                await asyncio.sleep(await self.listen(wake.FINALS))
+                waiting = list(self._waiters.finals)
+                self._waiters.tell_finals(await self._lines.read(partial(reading.final_ids, job_ids=waiting)))
+
+    async def close(self) -> None:
+        """While the lines still work."""
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
+        ear, self._ear = self._ear, None
+        if ear is not None:
+            asyncio.get_running_loop().remove_reader(ear.fileno())
+            ear.close()
+            with contextlib.suppress(BrokerError):  # its row ends by itself
+                await self._lines.write(partial(wake.unregister, port=ear.port))
