@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 from pydantic_core import from_json, to_json
@@ -103,8 +103,7 @@ def _is_number(value: object) -> bool:
 _NO_OPTIONS = Options()
 
 
-@dataclass(frozen=True, slots=True)
-class Call(Generic[R]):
+class Call(NamedTuple, Generic[R]):
     """One set of arguments, for `submit_many`. Made by `task.call(...)`."""
 
     task: str
@@ -249,17 +248,21 @@ class Task(Generic[P, R, C]):
         return JobHandle(self._flow, job_id, definition)
 
     async def _submit_calls(self, calls: Iterable[Call[R]], options: Options | None) -> list[JobHandle[R]]:
-        jobs = [self._from_call(call, options) for call in calls]
+        name, origin = self.name, Origin.here()
+        jobs = []
+        for task, arguments, own in calls:
+            if task != name:
+                raise PayloadError(f"{name}.submit_many() takes calls of {name!r}, got one of {task!r}")
+            jobs.append(self.prepare(arguments, own if options is None else options, origin))
         ids = await self._flow.client.submit(jobs) if jobs else []
-        return [JobHandle(self._flow, job_id, self.definition) for job_id in ids]
+        flow, definition = self._flow, self.definition
+        return [JobHandle(flow, job_id, definition) for job_id in ids]
 
-    def _from_call(self, call: Call[R], options: Options | None) -> Job:
-        if call.task != self.name:
-            raise PayloadError(f"{self.name}.submit_many() takes calls of {self.name!r}, got one of {call.task!r}")
-        return self.prepare(call.arguments, call.options if options is None else options)
+    def prepare(self, arguments: Mapping[str, Any], options: Options, origin: Origin | None = None) -> Job:
+        """The job record of one submission: validated, encoded, its gates and lane fixed.
 
-    def prepare(self, arguments: Mapping[str, Any], options: Options) -> Job:
-        """The job record of one submission: validated, encoded, its gates and lane fixed."""
+        `origin` is where it is submitted: found anew without it.
+        """
         definition, settings = self.definition, self._flow.settings
         if options is _NO_OPTIONS:
             if self._plan is None or self._plan.settings is not settings:
@@ -269,16 +272,16 @@ class Task(Generic[P, R, C]):
             plan = _Plan.of(settings, definition.policy(settings, options.policy_options()))
             carried = options.carried()
         args = definition.codec.dump(arguments)
-        lane = definition.lane_of(arguments) if options.lane is None else options.lane
+        lane = options.lane
+        if lane is None:
+            lane = "" if definition.lane is None else definition.lane_of(arguments)
+        correlation_id, traceparent = origin or Origin.here()
         return Job(
             options.job_id or new_job_id(),
             definition.name,
             plan.queue,
             envelope(
-                args,
-                correlation_id=options.correlation_id or current_correlation_id(),
-                traceparent=current_traceparent(),
-                options=to_json(carried) if carried else None,
+                args, options.correlation_id or correlation_id, traceparent, to_json(carried) if carried else None
             ),
             plan.priority,
             lane,
@@ -292,6 +295,18 @@ class Task(Generic[P, R, C]):
 
     def __repr__(self) -> str:
         return f"<task {self.name!r}>"
+
+
+class Origin(NamedTuple):
+    """What a job inherits from where it is submitted."""
+
+    correlation_id: str | None
+    traceparent: str | None
+
+    @classmethod
+    def here(cls) -> Origin:
+        """Of this context."""
+        return cls(current_correlation_id(), current_traceparent())
 
 
 class _Plan(NamedTuple):
@@ -328,7 +343,7 @@ class TaskWithOptions(Generic[P, R, C]):
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         """As `Task.call`, with these options."""
-        return replace(self._task.call(*args, **kwargs), options=self._options)
+        return self._task.call(*args, **kwargs)._replace(options=self._options)
 
     async def submit_many(self, calls: Iterable[Call[R]]) -> list[JobHandle[R]]:
         """As `Task.submit_many`, with these options for all."""

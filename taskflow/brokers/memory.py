@@ -361,17 +361,18 @@ class MemoryBroker:
             refusal = self._refusal(job, queue, bound, refused, now)
             if refusal is not None:
                 return refusal
-        self._submitted += 1
+        self._submitted = seq = self._submitted + 1
         due_at = now + job.delay_s if job.delay_s > 0 else now
+        expires_at = due_at + job.expires_s
         state = _READY if due_at <= now else _SCHEDULED
-        row = _Row(job, queue, self._submitted, state, now, due_at, due_at, due_at + job.expires_s, due_at)
+        row = _Row(job, queue, seq, state, now, due_at, due_at, expires_at, due_at)
         self._rows[job.id] = row
         queue.had_jobs = True
         if job.key is not None:
             self._keys[job.task, job.key] = job.id
         if job.batch:
             self._batches.add(job.batch)
-        heapq.heappush(self._expiries, (row.expires_at, row.seq, row))
+        heapq.heappush(self._expiries, (expires_at, seq, row))
         queue.count[state] += 1
         for name in job.gates:
             self._gate(name).add_queued(queue, 1)
@@ -410,7 +411,7 @@ class MemoryBroker:
                 if job.priority > lane.top:
                     self._raise_lane(queue, lane, job.priority)
             lane.size += 1
-            if not line or (line[-1].due_at, line[-1].seq) < (row.due_at, row.seq):
+            if not line or (last := line[-1]).due_at < row.due_at or (last.due_at == row.due_at and last.seq < row.seq):
                 line.append(row)
             else:
                 insort(line, row, key=_order)

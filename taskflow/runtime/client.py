@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from taskflow.brokers.base import Accepted, Receipt
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 BATCH = 500  # jobs in one round trip: past that, larger batches gain little and hold the broker up longer
 _LONGEST_WAIT_S = 3_600.0
+_REFUSED = frozenset({Accepted.QUEUE_FULL, Accepted.GATE_FULL})
+_KNOWN = frozenset({Accepted.SAME_ID, Accepted.SAME_KEY})
 # A reply that was lost on its way looks like an outage. Asking again with the same ids tells, and submits nothing
 # twice; a caller who asks again has other ids.
 _SURE_S = 1.0
@@ -68,13 +71,19 @@ class Client:
                 except BrokerUnavailable as error:
                     error.add_note(f"of {len(jobs):,} jobs, {len(ids):,} are in")
                     raise
+                if all(receipt.accepted is Accepted.NEW for receipt in receipts):
+                    ids.update((receipt.job_id, receipt.job_id) for receipt in receipts)
+                    self._announce(events.JobsSubmitted, chunk)
+                    continue
                 for job, receipt in zip(chunk, receipts, strict=True):
-                    if receipt.accepted in (Accepted.QUEUE_FULL, Accepted.GATE_FULL):
+                    if receipt.accepted in _REFUSED:
                         refused.append(job)
                         wait_s, what = max(wait_s, receipt.retry_after_s), receipt.accepted
                     else:
                         ids[job.id] = receipt.job_id
-                self._count(chunk, [receipt.accepted for receipt in receipts])
+                answers = list(zip(chunk, receipts, strict=True))
+                self._announce(events.JobsSubmitted, [job for job, r in answers if r.accepted is Accepted.NEW])
+                self._announce(events.JobsDeduplicated, [job for job, r in answers if r.accepted in _KNOWN])
             left = refused
             if left:
                 await self._wait_for_room(left, wait_s, what, give_up_at, list(ids.values()))
@@ -112,18 +121,9 @@ class Client:
         # Jittered, so that those who wait do not all come back in the same moment.
         await self.clock.sleep(min(patience_s, max(0.01, wait_s) * (0.5 + self._rng.random())))
 
-    def _count(self, jobs: list[Job], answers: list[Accepted]) -> None:
-        new: dict[tuple[str, str], int] = {}
-        known: dict[tuple[str, str], int] = {}
-        for job, answer in zip(jobs, answers, strict=True):
-            if answer is Accepted.NEW:
-                new[job.queue, job.task] = new.get((job.queue, job.task), 0) + 1
-            elif answer in (Accepted.SAME_ID, Accepted.SAME_KEY):
-                known[job.queue, job.task] = known.get((job.queue, job.task), 0) + 1
-        for (queue, task), count in new.items():
-            self._emit(events.JobsSubmitted(queue, task, count))
-        for (queue, task), count in known.items():
-            self._emit(events.JobsDeduplicated(queue, task, count))
+    def _announce(self, event: type[events.JobsSubmitted | events.JobsDeduplicated], jobs: Sequence[Job]) -> None:
+        for (queue, task), count in Counter((job.queue, job.task) for job in jobs).items():
+            self._emit(event(queue, task, count))
 
     async def final(self, job_id: str, timeout: float | None) -> Final:
         """How the job ended. Raises `ResultTimeout` if it has not in `timeout` seconds (None: wait for ever).

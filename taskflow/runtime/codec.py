@@ -37,6 +37,11 @@ if TYPE_CHECKING:
 
 VERSION = 1
 _KINDS = inspect.Parameter
+# Bytes as base64, infinity as words: JSON has neither. Said twice, since pydantic's serializer of a TypedDict leaves
+# out the first, and those of dataclasses within it leave out the second.
+_CONFIG = ConfigDict(
+    ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="strings", populate_by_name=True
+)
 _SERIALIZER = CoreConfig(ser_json_bytes="base64", ser_json_inf_nan="strings")
 
 
@@ -112,22 +117,21 @@ class Codec:
             },
             "forbid",
         )
+        returns = hints.pop("return", Any)
         self._is_plain = all(_is_plain(kind) for kind in hints.values())
-        returns = hints.get("return", Any)
         try:
             self._args: TypeAdapter[Any] = TypeAdapter(args)
             self._read: TypeAdapter[Any] = TypeAdapter(envelope)
-            self._result = _result_adapter(Any if returns is None else returns)
+            self._result = _result_adapter(returns)
         except (PydanticSchemaGenerationError, PydanticUserError) as error:
             raise ConfigError(
                 f"task {name!r}: an annotation of {fn!r} is not one that JSON can carry: {str(error).splitlines()[0]}"
             ) from error
-        if secret := next((name for name, kind in hints.items() if name != "return" and _is_secret(kind)), None):
+        if secret := next((name for name, kind in hints.items() if _is_secret(kind)), None):
             raise ConfigError(
-                f"task {name!r}: {secret} is a secret, which JSON would carry as asterisks; pass the secret's name, and "
-                f"look it up in the handler"
+                f"task {name!r}: {secret} is a secret, which JSON would carry as asterisks; pass the secret's name, "
+                f"and look it up in the handler"
             )
-        # pydantic's own serializer leaves out what the configuration of a TypedDict says of bytes and infinity.
         self._dump_args = SchemaSerializer(self._args.core_schema, _SERIALIZER)
         self._dump_result = SchemaSerializer(self._result.core_schema, _SERIALIZER)
 
@@ -153,11 +157,11 @@ class Codec:
         """
         validator = self._args.validator
         try:
-            data = self._dump_args.to_json(
-                validator.validate_python(bound), warnings="error", round_trip=True, by_alias=True
-            )
-            if not self._is_plain:
-                validator.validate_json(data)  # models may write what they do not read
+            valid = validator.validate_python(bound)
+            if self._is_plain:
+                return self._dump_args.to_json(valid)  # without options: each one costs more than the dump itself
+            data = self._dump_args.to_json(valid, warnings="error", round_trip=True, by_alias=True)
+            validator.validate_json(data)  # models may write what they do not read
         except ValidationError as error:
             raise PayloadError(f"{self.name}(): {_problems(error)}") from None
         except PydanticSerializationError as error:
@@ -193,7 +197,10 @@ class Codec:
         if result is None:
             return None
         try:
-            data = self._dump_result.to_json(result, warnings="none", round_trip=True, by_alias=True)
+            if type(result) in _SCALARS:  # the serializer's options cost more than its work
+                data = to_json(result)
+            else:
+                data = self._dump_result.to_json(result, warnings="none", round_trip=True, by_alias=True)
         except Exception as error:  # noqa: BLE001 - a model's own serializer may raise anything
             raise PayloadError(
                 f"{self.name}() returned a {type(result).__name__} that is no JSON: {_plain(error)}"
@@ -216,7 +223,10 @@ class Codec:
 
 
 def envelope(
-    args: bytes, *, correlation_id: str | None = None, traceparent: str | None = None, options: bytes | None = None
+    args: bytes,
+    correlation_id: str | None = None,
+    traceparent: str | None = None,
+    options: bytes | None = None,
 ) -> bytes:
     """The payload of a job, from the JSON of its arguments."""
     if correlation_id is None and traceparent is None and options is None:
@@ -243,19 +253,15 @@ def version_of(payload: bytes) -> int | None:
 def _typed_dict(name: str, fields: dict[str, Any], extra: typing.Literal["allow", "forbid"]) -> Any:
     make: Any = TypedDict  # the functional form, with names that are known only now
     made = make(name, fields)
-    made.__pydantic_config__ = ConfigDict(
-        extra=extra,
-        arbitrary_types_allowed=False,
-        val_json_bytes="base64",
-        validate_by_name=True,
-        validate_by_alias=True,
-    )
+    made.__pydantic_config__ = ConfigDict(**_CONFIG, extra=extra)
     return made
 
 
 def _result_adapter(kind: Any) -> TypeAdapter[Any]:
+    if kind in (None, typing.NoReturn, typing.Never):
+        return TypeAdapter(Any)
     try:
-        return TypeAdapter(kind, config=ConfigDict(val_json_bytes="base64"))
+        return TypeAdapter(kind, config=_CONFIG)
     except PydanticUserError:  # a model has its own configuration
         return TypeAdapter(kind)
 
@@ -267,7 +273,8 @@ def _function_of(fn: Callable[..., Any]) -> Callable[..., Any]:
     return fn if inspect.isroutine(fn) or inspect.isclass(fn) or hasattr(fn, "__wrapped__") else type(fn).__call__
 
 
-_PLAIN = frozenset({int, float, str, bool, type(None)})
+_SCALARS = frozenset({int, str, bool})
+_PLAIN = _SCALARS | {float, type(None)}
 
 
 def _is_plain(kind: Any) -> bool:

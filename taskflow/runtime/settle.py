@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from taskflow.brokers.base import Settled, Settlement
 from taskflow.core import events
 from taskflow.core.gate import Hold
-from taskflow.errors import BrokerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,12 +52,15 @@ class Settler:
         clock: Clock,
         emit: Callable[[events.Event], None],
         forget: Callable[[str, int], None],
+        on_held: Callable[[], None],
     ) -> None:
         self._broker = broker
         self._calls = calls
         self._clock = clock
         self._emit = emit
         self._forget = forget
+        self._on_held = on_held
+        self._holds: dict[str, GateHold] = {}  # gates that are to be closed, for the longest time that was asked for
         self._pending: list[Ended] = []
         self._telling: list[Ended] = []
         self._wake: asyncio.Future[None] | None = None
@@ -69,9 +71,17 @@ class Settler:
         """Jobs that ended here and that the broker does not know of yet."""
         return len(self._pending) + len(self._telling)
 
+    @property
+    def is_holding(self) -> bool:
+        """Whether a gate is still to be closed: until then, no job that has one may be claimed."""
+        return bool(self._holds)
+
     def push(self, ended: Ended) -> None:
         """Settle this soon. Never waits."""
         self._pending.append(ended)
+        hold = ended.hold
+        if hold is not None and (hold.gate not in self._holds or hold.for_s > self._holds[hold.gate].for_s):
+            self._holds[hold.gate] = hold
         if self._wake is not None:
             if not self._wake.done():
                 self._wake.set_result(None)
@@ -114,8 +124,8 @@ class Settler:
                 future.set_result(None)
 
     async def _tell(self, batch: list[Ended]) -> None:
-        if any(ended.hold is not None for ended in batch):
-            await self._close_gates(batch)
+        if self._holds:
+            await self._close_gates()
         settlements = [Settlement(e.claim.job_id, e.claim.token, e.decision) for e in batch]
         replies = await self._calls.until_heard("settle", lambda: self._broker.settle(settlements))
         emit, forget = self._emit, self._forget
@@ -127,25 +137,25 @@ class Settler:
             else:  # APPLIED, or ALREADY: an earlier try of this very batch got through and its reply was lost
                 emit(events.JobSettled(claim, ended.correlation_id, ended.decision, state, ended.total_s))
 
-    async def _close_gates(self, batch: list[Ended]) -> None:
-        """One hold for each gate, the longest; a gate that cannot be held is no reason to lose what became of jobs."""
-        holds: dict[str, GateHold] = {}
-        for ended in batch:
-            hold = ended.hold
-            if hold is not None and (hold.gate not in holds or hold.for_s > holds[hold.gate].for_s):
-                holds[hold.gate] = hold
-        for gate, for_s, reason in holds.values():
+    async def _close_gates(self) -> None:
+        """A gate that cannot be held is no reason to lose what became of jobs."""
+        while self._holds:
+            hold = next(iter(self._holds.values()))
+            gate, for_s, reason = hold
             try:
                 await self._calls.until_heard("gate", partial(self._broker.gate, gate, Hold(for_s, reason)))
-            except BrokerError as error:
+            except Exception as error:  # noqa: BLE001 - refused, or no broker translated it
                 self._calls.failed("gate", error, 0.0)
             else:
                 self._emit(events.GateHeld(gate, for_s, reason))
+            if self._holds[gate] is hold:  # no longer one was asked for meanwhile
+                del self._holds[gate]
+        self._on_held()
 
     async def _tell_each(self, batch: list[Ended]) -> None:
         for ended in batch:
             try:
-                await self._tell([ended._replace(hold=None)])
+                await self._tell([ended])
             except Exception as error:  # noqa: BLE001 - as above
                 self._forget(ended.claim.job_id, ended.claim.token)  # its lease will end, and another worker has a try
                 self._calls.failed("settle", error, 0.0)

@@ -115,7 +115,7 @@ class Worker:
             on_cancel=self._on_cancel,
             on_distrust=self._on_distrust,
         )
-        self._settler = Settler(parts.broker, calls, clock, emit, self._leases.drop)
+        self._settler = Settler(parts.broker, calls, clock, emit, self._leases.drop, self._ask_again)
         self._threads = ThreadSlots(parts.threads)
         self._attempts = Attempts(
             broker=parts.broker,
@@ -338,7 +338,7 @@ class Worker:
             or self._settler.unsettled > 2 * (self.concurrency + self._prefetch)
         ):
             return None
-        gated = max(0, free - buffered)
+        gated = 0 if self._settler.is_holding else max(0, free - buffered)
         suspects = 1 if gated and not self._suspects else 0
         return ClaimRequest(self.name, self._turns.next(), limit, gated, suspects, self._lease_s)
 
@@ -385,6 +385,10 @@ class Worker:
                 await asyncio.wait([waiting])
         return True
 
+    def _ask_again(self) -> None:
+        if self._wants_room:
+            self._make_room()
+
     def _make_room(self) -> None:
         self._wants_room = False
         if self._room is not None and not self._room.done():
@@ -417,8 +421,7 @@ class Worker:
         self._waking = False  # it may have been the one that was woken
         self._less.set()
         self._wake_slot()
-        if self._wants_room:
-            self._make_room()
+        self._ask_again()
 
     async def _serve(self) -> None:
         slot = Slot(self._clock, self._is_ending)
@@ -525,5 +528,4 @@ class Worker:
             self._attempts.ended = 0
             if self._buffer and self._busy >= self.concurrency:
                 self._give_back_unstarted(self._clock.now() - _UNSTARTED_S)
-            if self._wants_room:
-                self._make_room()
+            self._ask_again()

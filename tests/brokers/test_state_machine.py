@@ -59,8 +59,8 @@ a_job = st.fixed_dictionaries(
         "task": st.sampled_from(("send", "fetch")),
         "queue": st.sampled_from(QUEUES),
         "priority": st.sampled_from((0, 4, 4, 9)),
-        "lane": st.sampled_from(("", "a", "b")),
-        "gates": st.sampled_from(((), (), ("smtp",), ("http/a",), ("http/b",), ("smtp", "http/a"))),
+        "lane": st.sampled_from(("", "", "a")),
+        "gates": st.sampled_from(((), (), ("smtp",), ("smtp",), ("http/a",), ("http/b", "smtp"))),
         "key": st.sampled_from((None, None, None, None, None, "k1")),
         "delay_s": st.sampled_from((0.0, 0.0, 3.0)),
         "expires_s": st.sampled_from((10_000.0, 10_000.0, 20.0)),
@@ -268,12 +268,17 @@ class BrokerMachine(RuleBasedStateMachine):
 
     # ---- submit ----
 
-    @rule(fields=st.lists(a_job, min_size=1, max_size=5), bound=st.sampled_from((6, 1_000, 1_000)), repeat=a_pick)
-    def submit(self, fields: list[dict[str, Any]], bound: int, repeat: int) -> None:
+    @rule(
+        fields=st.lists(st.tuples(a_job, st.integers(1, 3)), min_size=1, max_size=4),
+        bound=st.sampled_from((6, 1_000, 1_000)),
+        repeat=a_pick,
+    )
+    def submit(self, fields: list[tuple[dict[str, Any], int]], bound: int, repeat: int) -> None:
         jobs = []
-        for one in fields:
-            self.number += 1
-            jobs.append(Job(id=f"{self.number:032x}", payload=b"{}", **one))
+        for one, copies in fields:
+            for _ in range(copies):
+                self.number += 1
+                jobs.append(Job(id=f"{self.number:032x}", payload=b"{}", **one))
         if repeat % 4 == 0 and self.jobs:
             jobs.append([*self.jobs.values()][repeat % len(self.jobs)].job)
 
@@ -491,6 +496,13 @@ class BrokerMachine(RuleBasedStateMachine):
     @rule(step_s=st.sampled_from((0.371_234_5, 1.139_871_1, 5.719_1, 31.913)))
     def advance(self, step_s: float) -> None:
         self.clock.advance(step_s)
+
+    @rule(worker=st.sampled_from(WORKERS), lease_s=st.sampled_from((8.0, 50.0)))
+    def live_on(self, worker: str, lease_s: float) -> None:
+        """One worker beats, all the others may be dead by the next upkeep."""
+        self.beat(worker, forget=False, pick=0, lease_s=lease_s)
+        self.clock.advance(17.318_7)
+        self.reclaim()
 
     @rule(worker=st.sampled_from(WORKERS))
     def leave(self, worker: str) -> None:
@@ -756,5 +768,5 @@ TestMemory.settings = settings(
 if find_spec("taskflow.brokers.sqlite") is not None:
     TestSqlite = SqliteMachine.TestCase
     TestSqlite.settings = settings(
-        max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=QUIET, print_blob=True
+        max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=QUIET, print_blob=True
     )

@@ -22,7 +22,9 @@ def make_flow(seed: int = 0, **settings: Any) -> TaskFlow:
 
 
 def make_claim(job_id: str = "a", token: int = 1, **changes: Any) -> Claim:
-    claim = Claim(job_id, token, "task", "default", b'{"v":1,"args":{}}', "", (), 4, 0, 0, 0, 0, 0, 1e9, "max_wait", None)
+    claim = Claim(
+        job_id, token, "task", "default", b'{"v":1,"args":{}}', "", (), 4, 0, 0, 0, 0, 0, 1e9, "max_wait", None
+    )
     return claim._replace(**changes)
 
 

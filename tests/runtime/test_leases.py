@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,12 +15,14 @@ from taskflow.brokers.base import BeatReply, ClaimRequest, Retention, Settlement
 from taskflow.brokers.memory import MemoryBroker
 from taskflow.core import events
 from taskflow.core.decision import Complete, Release
-from taskflow.core.job import Claim
 from taskflow.errors import BrokerUnavailable
 from taskflow.runtime.calls import BrokerCalls
 from taskflow.runtime.leases import Leases
 from taskflow.testing import Faults, VirtualClock, all_blocked
 from tests.runtime.made import put
+
+if TYPE_CHECKING:
+    from taskflow.core.job import Claim
 
 pytestmark = pytest.mark.anyio
 

@@ -35,8 +35,12 @@ class Bench:
         rng = random.Random(1)
         broker = self.faults if broker is None else broker(self.memory)
         calls = BrokerCalls(self.clock, rng, self.events.append)
-        self.settler = Settler(broker, calls, self.clock, self.events.append, self._forget)
+        self.held_again = 0
+        self.settler = Settler(broker, calls, self.clock, self.events.append, self._forget, self._on_held)
         self.task = asyncio.create_task(self.settler.run())
+
+    def _on_held(self) -> None:
+        self.held_again += 1
 
     def _forget(self, job_id: str, _token: int) -> None:
         self.held.pop(job_id, None)

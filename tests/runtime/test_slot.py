@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -308,10 +309,8 @@ async def test_a_cancellation_that_a_library_leaks_spends_the_task_not_the_job()
         task = asyncio.current_task()
         assert task is not None
         task.cancel()
-        try:
+        with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(0)
-        except asyncio.CancelledError:
-            pass
         return "done"
 
     runs = Runs(VirtualClock(), handler)

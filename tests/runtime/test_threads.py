@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from typing import NoReturn
 
 import pytest
@@ -162,11 +163,11 @@ async def test_a_thread_holds_nothing_of_its_last_job() -> None:
 
     slots = ThreadSlots(1)
     await slots.take()
-    large = Large()
-    seen = weakref.ref(large)
+    things = [Large()]
+    seen = weakref.ref(things[0])
 
-    await slots.start(lambda: seen() is large)
-    del large
+    await slots.start(partial(id, things[0]))
+    things.clear()
     await asyncio.sleep(0)
     end = time.monotonic() + 10
     while seen() is not None and time.monotonic() < end:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -16,11 +17,13 @@ from taskflow.brokers.base import ClaimRequest, JobInfo
 from taskflow.brokers.memory import MemoryBroker
 from taskflow.clock import LoopClock
 from taskflow.core import events
-from taskflow.core.job import Claim
 from taskflow.errors import BrokerUnavailable
 from taskflow.testing import Faults, TestFlow, all_blocked
 from tests.runtime.fleet import Fleet
 from tests.runtime.made import heard, make_flow, put
+
+if TYPE_CHECKING:
+    from taskflow.core.job import Claim
 
 pytestmark = pytest.mark.anyio
 
@@ -76,10 +79,8 @@ async def leak_a_cancellation() -> None:
     task = asyncio.current_task()
     assert task is not None
     task.cancel()
-    try:
+    with contextlib.suppress(asyncio.CancelledError):
         await asyncio.sleep(0)
-    except asyncio.CancelledError:
-        pass
 
 
 _VARIABLE = contextvars.ContextVar("variable", default="clean")
@@ -718,10 +719,8 @@ async def test_a_handler_that_does_not_stop_does_not_hold_up_the_end_and_its_job
         @flow.task(name="task")
         async def work() -> None:
             while not release.is_set():
-                try:
+                with contextlib.suppress(asyncio.CancelledError):
                     await release.wait()
-                except asyncio.CancelledError:
-                    pass
 
     fleet = Fleet(register)
     member = await fleet.start(concurrency=2, drain=1)

@@ -10,7 +10,6 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from taskflow.brokers.base import BeatReply, Cancelled, QueueCounts, Reclaimed, Retried
 from taskflow.brokers.sqlite import claim as claiming
 from taskflow.brokers.sqlite import leases, operate, reading, settle, submit, wake
 from taskflow.brokers.sqlite.lines import Line, Op
@@ -27,12 +26,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from taskflow.brokers.base import (
+        BeatReply,
+        Cancelled,
         ClaimRequest,
         Final,
         JobInfo,
         Note,
+        QueueCounts,
         Receipt,
+        Reclaimed,
         Retention,
+        Retried,
         Settled,
         Settlement,
         SettleReply,
@@ -104,6 +108,7 @@ class SqliteBroker:
         self._read_line = Line("taskflow-sqlite-read", self._reader.serve)
         try:
             await self.write(_nothing)
+            await self.read(_nothing)
         except BaseException:
             await self.close()
             raise
@@ -313,5 +318,5 @@ class SqliteBroker:
                 loop.call_soon_threadsafe(self._waiters.tell_finals, effects.finals)
 
 
-def _nothing(_: Tx) -> None:
+def _nothing(_: object) -> None:
     """An op that only needs the file to be there."""

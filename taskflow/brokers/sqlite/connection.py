@@ -16,6 +16,9 @@ LOCK_PAUSE_S = 0.0005
 _RETRY_AFTER_S = {"locked": 1.0, "full": 5.0}  # a disk seldom gets space within a second
 _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
 _GONE = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH})
+_UNREAD = frozenset(
+    {sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_DATA, sqlite3.SQLITE_IOERR_LOCK}
+)
 _BROKEN = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
@@ -36,32 +39,34 @@ def _connect(path: str, synchronous: str, deadline: float) -> sqlite3.Connection
         raise ConfigError(f"this Python has SQLite {sqlite3.sqlite_version}; taskflow needs 3.35 or newer")
     connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=512)
     try:
-        version = schema.version_of(connection, path)
-        if (
-            version == 0
-        ):  # heard only before the first table, and it wants the write lock: a reader must not wait for it
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-        if mode != "wal":
-            raise _no_log(path, mode)
-        connection.execute(f"PRAGMA synchronous = {synchronous}")
-        connection.execute("PRAGMA temp_store = MEMORY")
-        # Pages, 16 MiB of log: a hot page is written back once instead of four times, a checkpoint takes 50 ms.
-        connection.execute("PRAGMA wal_autocheckpoint = 4000")
-        connection.execute("PRAGMA cache_size = -32768")  # KiB: the hot pages of a million jobs
-        connection.execute("PRAGMA journal_size_limit = 67108864")  # a log that one burst made long is cut again
-        if version < schema.VERSION:
-            begin(connection, deadline)
-            schema.migrate(connection, schema.version_of(connection, path))
-            connection.execute("COMMIT")
+        _prepare(connection, path, synchronous, deadline)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _no_log(path: str, mode: str) -> ConfigError:
-    return ConfigError(f"{path} cannot have a write-ahead log (journal mode {mode}): use a local file system")
+def _prepare(connection: sqlite3.Connection, path: str, synchronous: str, deadline: float) -> None:
+    version = schema.version_of(connection, path)
+    if version < schema.VERSION:  # nothing is written to a file that is up to date: it may be locked
+        _bring_up_to_date(connection, path, version, deadline)
+    connection.execute(f"PRAGMA synchronous = {synchronous}")
+    connection.execute("PRAGMA temp_store = MEMORY")
+    # Pages, 16 MiB of log: a hot page is written back once instead of four times, a checkpoint takes 50 ms.
+    connection.execute("PRAGMA wal_autocheckpoint = 4000")
+    connection.execute("PRAGMA journal_size_limit = 67108864")  # a log that one burst made long is cut again
+    connection.execute("PRAGMA cache_size = -32768")  # KiB: the hot pages of a million jobs
+
+
+def _bring_up_to_date(connection: sqlite3.Connection, path: str, version: int, deadline: float) -> None:
+    if version == 0:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # heard only before the first table
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise ConfigError(f"{path} cannot have a write-ahead log (journal mode {mode}): use a local file system")
+    begin(connection, deadline)
+    schema.migrate(connection, schema.version_of(connection, path))
+    commit(connection, deadline)
 
 
 def begin(connection: sqlite3.Connection, deadline: float) -> None:
@@ -101,6 +106,11 @@ def is_busy(error: sqlite3.Error) -> bool:
     return _code(error) in _BUSY
 
 
+def is_full(error: sqlite3.Error) -> bool:
+    """Whether the disk has no space, or takes no more of this file."""
+    return _code(error) in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
+
+
 def is_own_fault(error: sqlite3.Error) -> bool:
     """Whether the statement is to blame, and not the file, the disk or another process."""
     code = _code(error)
@@ -116,7 +126,13 @@ def translated(error: sqlite3.Error, path: str) -> BrokerError:
             f"{path} is locked by another process: nothing was changed. Retry; if it lasts, look for a process that "
             "holds a transaction open (an sqlite3 shell, a backup)",
         )
-    if code in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}:
+    if getattr(error, "sqlite_errorcode", 0) in _UNREAD:
+        return _unavailable(
+            "disk",
+            f"the disk of {path} failed ({error}): nothing was changed. Look at the system's log; keep a copy of the "
+            "file and of those beside it (-wal, -shm)",
+        )
+    if is_full(error):
         return _unavailable(
             "full",
             f"{path} cannot be written ({error}): nothing was changed. Free space on its disk, or raise the limit of "

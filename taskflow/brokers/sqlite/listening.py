@@ -1,4 +1,4 @@
-"""What a broker object does to hear of other processes' commits: its ear, its row among the listeners, the slow poll."""
+"""How a broker object hears of other processes' commits: its ear, its row among the listeners, a slow poll."""
 
 from __future__ import annotations
 

@@ -56,10 +56,10 @@ _V1 = (
     # `settled`: the last token that settled. `ready_at`: NULL means due_at. `unique_key`: task and key.
     """CREATE TABLE job (
         seq INTEGER PRIMARY KEY, id TEXT NOT NULL, queue INTEGER NOT NULL, lane INTEGER NOT NULL,
-        state INTEGER NOT NULL, priority INTEGER NOT NULL, due_at REAL NOT NULL, ready_at REAL, expires_at REAL NOT NULL,
-        attempts INTEGER NOT NULL DEFAULT 0, snoozes INTEGER NOT NULL DEFAULT 0, lost INTEGER NOT NULL DEFAULT 0,
-        token INTEGER NOT NULL DEFAULT 0, settled INTEGER NOT NULL DEFAULT 0, worker INTEGER,
-        missed INTEGER NOT NULL DEFAULT 0, started_at REAL, finished_at REAL,
+        state INTEGER NOT NULL, priority INTEGER NOT NULL, due_at REAL NOT NULL, ready_at REAL,
+        expires_at REAL NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, snoozes INTEGER NOT NULL DEFAULT 0,
+        lost INTEGER NOT NULL DEFAULT 0, token INTEGER NOT NULL DEFAULT 0, settled INTEGER NOT NULL DEFAULT 0,
+        worker INTEGER, missed INTEGER NOT NULL DEFAULT 0, started_at REAL, finished_at REAL,
         cancel_requested INTEGER NOT NULL DEFAULT 0, has_result INTEGER NOT NULL DEFAULT 0,
         batch INTEGER NOT NULL DEFAULT 0, unique_key TEXT, reason TEXT)""",
     "CREATE UNIQUE INDEX job_id ON job (id)",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, assert_never
 from taskflow.brokers.base import Settled, SettleReply
 from taskflow.brokers.sqlite import lanes, rows
 from taskflow.brokers.sqlite.schema import RUNNING, STATES
-from taskflow.brokers.sqlite.submit import packed
+from taskflow.brokers.sqlite.submit import SLICE, packed
 from taskflow.core.decision import Bury, Cancel, Complete, Expire, Release, Retry, Snooze
 from taskflow.core.job import JobState
 
@@ -102,8 +102,7 @@ def put_results(tx: Tx, results: list[tuple[int, bytes]]) -> None:
     if results:
         slices, blob = packed(results)
         tx.execute(
-            "INSERT OR REPLACE INTO result (seq, data)"
-            " SELECT CAST(key AS INTEGER), substr(?, (value >> 32) + 1, value & 4294967295) FROM json_each(?)",
+            f"INSERT OR REPLACE INTO result (seq, data) SELECT CAST(key AS INTEGER), {SLICE} FROM json_each(?)",  # noqa: S608
             (blob, slices),
         )
 

@@ -109,8 +109,7 @@ def _insert(tx: Tx, batch: Iterable[list[tuple[int, Job]]]) -> None:
         tx.execute(f"{_JOB} SELECT CAST(key AS INTEGER), value, ?, ?, ?, ?, ?, ?, ?, ? FROM json_each(?)", (*hot, ids))
         slices, blob = packed((seq, job.payload) for seq, job in same)
         tx.execute(
-            f"{_BODY} SELECT CAST(key AS INTEGER), substr(?, (value >> 32) + 1, value & 4294967295), ?, ?, ?, ?, ?, ?"
-            " FROM json_each(?)",
+            f"{_BODY} SELECT CAST(key AS INTEGER), {SLICE}, ?, ?, ?, ?, ?, ? FROM json_each(?)",
             (blob, *cold, slices),
         )
     if few_jobs:
@@ -161,6 +160,10 @@ def _batch(tx: Tx, name: str) -> int:
         (name,),
     ).fetchone()
     return int(number)
+
+
+# In SQL, one of the values that `packed` packed. Of no bytes SQLite makes NULL.
+SLICE = "coalesce(substr(?, (value >> 32) + 1, value & 4294967295), x'')"
 
 
 def packed(values: Iterable[tuple[int, bytes]]) -> tuple[str, bytes]:

@@ -180,5 +180,6 @@ def give_space_back(connection: sqlite3.Connection) -> None:
         (free,) = connection.execute("PRAGMA freelist_count").fetchone()
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
         if free > _VACUUM_FROM_PAGES and free * 2 > pages:
-            connection.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
+            # By a script: `execute` takes one step of this statement, and each step gives back one page.
+            connection.executescript(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()  # the file shrinks only now

@@ -51,13 +51,7 @@ class Writer:
     def serve(self, ops: list[Op]) -> None:
         """Give each op its answer or its error."""
         try:
-            try:
-                self._commit(ops)
-            except TooFast:
-                for op in ops:
-                    if isinstance(op.call, Settling):
-                        op.call.is_careful = True
-                self._commit(ops)
+            self._commit_with_care(ops)
         except sqlite3.Error as error:
             if connecting.is_own_fault(error) and len(ops) > 1:
                 self._serve_apart(ops)
@@ -72,6 +66,22 @@ class Writer:
                 self._serve_apart(ops)
             else:
                 ops[0].error = error
+
+    def _commit_with_care(self, ops: list[Op]) -> None:
+        try:
+            self._commit(ops)
+        except TooFast:
+            for op in ops:
+                if isinstance(op.call, Settling):
+                    op.call.is_careful = True
+            self._commit(ops)
+        except sqlite3.Error as error:
+            if not connecting.is_full(error):
+                raise
+            # Most commits need no new page in the file, only room in the log: make some, and try once more.
+            self.drop()
+            self._connected().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            self._commit(ops)
 
     def _serve_apart(self, ops: list[Op]) -> None:
         for op in ops:

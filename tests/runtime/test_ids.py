@@ -1,0 +1,34 @@
+"""Job ids sort by the time at which they were made, and are never made twice."""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+from taskflow.runtime.ids import derived_job_id, new_job_id
+
+
+def test_ids_are_in_order_and_unique() -> None:
+    ids = [new_job_id() for _ in range(10_000)]
+
+    assert ids == sorted(ids)
+    assert len(set(ids)) == len(ids)
+
+
+def test_an_id_is_a_uuid_of_version_7_that_tells_when_it_was_made() -> None:
+    before = time.time() - 0.01
+
+    made = uuid.UUID(new_job_id())
+
+    assert made.version == 7
+    assert made.variant == uuid.RFC_4122
+    assert before <= (made.int >> 80) / 1_000 <= time.time() + 1
+
+
+def test_a_derived_id_is_the_same_for_the_same_parts_and_no_other() -> None:
+    made = derived_job_id("file", "1")
+
+    assert made == derived_job_id("file", "1")
+    assert made != derived_job_id("file1", "")
+    assert made != derived_job_id("file", "11")
+    assert uuid.UUID(made).version == 8
