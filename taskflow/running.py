@@ -24,18 +24,18 @@ from taskflow.version import __version__
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from taskflow.brokers.base import FullBroker, QueueCounts
     from taskflow.clock import Clock
     from taskflow.core.gate import Gate
     from taskflow.http.server import HealthServer
     from taskflow.settings import Settings
+    from taskflow.settings.tuning import TaskPolicy
     from taskflow.tasks import AnyTask
     from taskflow.telemetry.bus import Bus
-    from taskflow.settings.tuning import TaskPolicy
 
-_TEARDOWN_S = 30.0  # for lifespans and connections to end: what Kubernetes gives a whole pod
+_END_S = 10.0  # for the HTTP server to let go of its clients
 
 
 class Flow(Protocol):
@@ -114,18 +114,16 @@ class RunningWorker:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        """Drain, then end the lifespans and what else there is: also when the surrounding task or scope is cancelled.
+        """Drain, also when the surrounding task or scope is cancelled; then end the lifespans and what else there is.
 
         A second cancellation cuts off what runs, and hands it back.
         """
         cancelled: asyncio.CancelledError | None = None
-        with anyio.CancelScope(shield=True) as scope:
-            async with self._stack:
-                try:
-                    await self.stop()
-                except asyncio.CancelledError as error:
-                    cancelled = error  # raised below: what ends now ends in order
-                scope.deadline = anyio.current_time() + _TEARDOWN_S
+        async with self._stack:
+            try:
+                await self.stop()
+            except asyncio.CancelledError as error:
+                cancelled = error  # raised below: what ends now ends in order
         if cancelled is not None:
             raise cancelled
 
@@ -209,12 +207,18 @@ class RunningWorker:
         port = DEFAULT_HTTP_PORT if http.port is None else http.port
         server = HealthServer(self.metrics, self.health, http.host, port, token)
         self.port = await server.start()
-        stack.push_async_callback(server.stop)
+        stack.push_async_callback(_shielded, server.stop)
 
 
 async def _end(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def _shielded(end: Callable[[], Awaitable[None]]) -> None:
+    """A cancelled scope must not leave a port open."""
+    with anyio.move_on_after(_END_S, shield=True):
+        await end()
 
 
 def _limiters(policies: Iterable[TaskPolicy]) -> dict[str, int | None]:

@@ -622,7 +622,6 @@ async def test_a_worker_whose_surroundings_are_cancelled_drains_all_the_same(how
     @flow.lifespan
     async def resources() -> Any:
         yield
-        await asyncio.sleep(0)
         ended.append("lifespan")
 
     async def surroundings() -> None:

@@ -1,0 +1,248 @@
+"""The typed face of a task: plain calls, options that say what is wrong with them, and what a submission carries."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from typing import Any
+
+import pytest
+
+from taskflow import Bulkhead, CircuitBreaker, JobCancelled, PayloadError, RateLimit, Retry
+from taskflow.tasks import Options
+from tests.runtime.made import make_flow
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_plain_call_is_the_function_itself() -> None:
+    flow = make_flow()
+
+    @flow.task(queue="mail")
+    async def send(to: str) -> str:
+        """Sends."""
+        return to
+
+    @flow.task
+    def count(words: str) -> int:
+        return len(words)
+
+    assert await send("ada") == "ada"
+    assert count("abc") == 3
+    assert (send.__name__, send.__doc__, send.name) == ("send", "Sends.", "send")
+    assert repr(send) == "<task 'send'>"
+
+
+async def test_what_other_decorators_left_on_a_function_does_not_replace_what_a_task_is() -> None:
+    flow = make_flow()
+
+    def mark(fn: Any) -> Any:
+        @functools.wraps(fn)
+        async def wrapped(*args: Any, **kwargs: Any) -> Any:
+            return await fn(*args, **kwargs)
+
+        wrapped.fn = "something"  # type: ignore[attr-defined]
+        wrapped.definition = "else"  # type: ignore[attr-defined]
+        return wrapped
+
+    @flow.task
+    @mark
+    async def work(number: int) -> int:
+        return number
+
+    async with flow.test() as t:
+        job = await work.submit(3)
+        await t.run_until_idle()
+
+        assert await job.result(0) == await work(3) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"delay": -1}, "options(delay=): must be seconds from 0 on, got -1"),
+        ({"delay": math.inf}, "delay"),
+        ({"delay": math.nan}, "delay"),
+        ({"delay": "60"}, "delay"),
+        ({"delay": True}, "delay"),
+        ({"key": ""}, "options(key=): must be 1 to 255 printable characters, got ''"),
+        ({"key": "x" * 256}, "key"),
+        ({"key": 7}, "key"),
+        ({"key": "a\nb"}, "key"),
+        ({"priority": 10}, "options(priority=): must be 0 to 9, got 10"),
+        ({"priority": -1}, "priority"),
+        ({"priority": 4.0}, "priority"),
+        ({"queue": ""}, "queue"),
+        ({"timeout": 0}, "options(timeout=): must be more than 0 seconds, got 0"),
+        ({"timeout": math.inf}, "timeout"),
+        ({"deadline": -5}, "deadline"),
+        ({"max_wait": math.nan}, "max_wait"),
+        ({"lane": "x" * 201}, "options(lane=): must be a string of at most 200 bytes"),
+        ({"lane": "é" * 101}, "lane"),
+        ({"lane": 5}, "lane"),
+        ({"correlation_id": "a\nb"}, "correlation_id"),
+        ({"job_id": ""}, "job_id"),
+        ({"retry": Retry(on=(OSError,))}, "only its numbers travel"),
+        ({"retry": Retry(never=(OSError,))}, "only its numbers travel"),
+    ],
+)
+async def test_options_that_do_not_fit_say_so(options: dict[str, Any], words: str) -> None:
+    flow = make_flow()
+
+    @flow.task
+    async def work() -> None: ...
+
+    with pytest.raises(PayloadError) as refused:
+        work.options(**options)
+    assert words in str(refused.value)
+
+
+async def test_options_reach_the_broker_and_the_worker() -> None:
+    flow = make_flow()
+
+    @flow.task(retry=Retry(attempts=1), timeout=300)
+    async def work() -> None:
+        await flow.clock.sleep(100)
+
+    async with flow.test() as t:
+        await t.broker.pause("slow")
+        chosen = work.options(
+            delay=60,
+            key="k",
+            priority=9,
+            queue="default",
+            timeout=7,
+            deadline=600,
+            lane="l",
+            retry=Retry(attempts=4, base=2, jitter="none"),
+        )
+        job = await chosen.submit()
+        found = await t.broker.show(job.id)
+        assert found is not None
+        await t.advance(60 + 7)
+        after = await t.broker.show(job.id)
+        assert after is not None
+
+    assert (found.key, found.priority, found.queue, found.lane) == ("k", 9, "default", "l")
+    assert found.due_at - found.submitted_at == 60
+    assert found.expires_at - found.due_at == 600
+    assert json.loads(found.payload)["opt"] == {"timeout": 7, "retry": [4, 2, 2, 60, "none"]}
+    assert (after.state, after.attempts) == ("scheduled", 1)
+    assert after.due_at - after.submitted_at == pytest.approx(60 + 7 + 2)
+    assert after.errors[0].kind == "timeout"
+
+
+async def test_calls_carry_their_own_options_and_options_for_all_replace_them() -> None:
+    flow = make_flow()
+
+    @flow.task
+    async def work(number: int) -> None: ...
+
+    async with flow.test() as t:
+        t.running.worker.pause()
+        own = await work.submit_many([work.options(priority=7).call(1), work.call(2)])
+        all_same = await work.options(priority=1).submit_many([work.options(priority=7).call(1), work.call(2)])
+        found = [await t.broker.show(job.id) for job in own + all_same]
+
+    assert [job.priority for job in found if job is not None] == [7, 4, 1, 1]
+
+
+async def test_submit_many_sends_nothing_when_one_call_does_not_fit() -> None:
+    flow = make_flow()
+
+    @flow.task
+    async def work(number: int) -> None: ...
+
+    @flow.task
+    async def other(number: int) -> None: ...
+
+    async with flow.test() as t:
+        with pytest.raises(PayloadError, match="number"):
+            await work.submit_many([work.call(1), work.call("no")])  # type: ignore[arg-type]
+        with pytest.raises(PayloadError, match="takes calls of 'work', got one of 'other'"):
+            await work.submit_many([work.call(1), other.call(1)])
+        none = await work.submit_many([])
+
+        assert await t.broker.counts() == []
+    assert none == []
+
+
+async def test_the_gates_of_a_job_are_its_named_policies_and_the_lane_keys_those_that_say_so() -> None:
+    flow = make_flow()
+
+    @flow.task(
+        breaker=CircuitBreaker("http", per_lane=True),
+        bulkhead=Bulkhead("http", 5, per_lane=True),
+        rate=RateLimit("api", "10/s"),
+        lane=lambda host, port=80: f"{host}:{port}",
+    )
+    async def call(host: str, port: int = 80) -> None: ...
+
+    async with flow.test() as t:
+        t.running.worker.pause()
+        jobs = [await call.submit("a"), await call.submit("b", port=8080), await call.options(lane="c").submit("d")]
+        found = [await t.broker.show(job.id) for job in jobs]
+
+    assert [job.gates for job in found if job is not None] == [
+        ("api", "http/a:80"),
+        ("api", "http/b:8080"),
+        ("api", "http/c"),
+    ]
+    assert [job.lane for job in found if job is not None] == ["a:80", "b:8080", "c"]
+
+
+@pytest.mark.parametrize(
+    ("lane", "words"),
+    [
+        (lambda to: to.missing, "lane= raised AttributeError"),
+        (lambda to: 7, "must return a string"),
+        (lambda to: "x" * 300, "at most 200 bytes"),
+        (lambda: "", "lane= raised TypeError"),
+    ],
+)
+async def test_a_lane_that_cannot_be_had_is_refused_at_submit(lane: Any, words: str) -> None:
+    flow = make_flow()
+
+    @flow.task(lane=lane)
+    async def work(to: str) -> None: ...
+
+    async with flow.test():
+        with pytest.raises(PayloadError, match=words):
+            await work.submit("ada")
+
+
+async def test_a_cancelled_job_is_told_to_whoever_awaits_it() -> None:
+    flow = make_flow()
+
+    @flow.task
+    async def work() -> None: ...
+
+    async with flow.test():
+        job = await work.options(delay=60).submit()
+
+        assert await job.cancel()
+        assert not await job.cancel()
+        with pytest.raises(JobCancelled):
+            await job.result()
+    assert repr(job) == f"<job {job.id}>"
+
+
+async def test_a_handle_can_be_made_again_from_the_id() -> None:
+    flow = make_flow()
+
+    @flow.task
+    async def work() -> tuple[int, int]:
+        return (1, 2)
+
+    async with flow.test() as t:
+        job = await work.submit()
+        await t.run_until_idle()
+
+        assert await flow.job(job.id, work).result(0) == (1, 2)
+        assert await flow.job(job.id).result(0) == [1, 2]
+
+
+def test_the_defaults_are_no_options() -> None:
+    assert Options().carried() == {}
+    assert Options().policy_options() == {}
