@@ -12,15 +12,16 @@ import argparse
 import asyncio
 import sqlite3
 import statistics
+import sys
 import tempfile
 import time
 import uuid
 from pathlib import Path
 
-from taskflow.brokers.base import ClaimRequest, Settlement
+from taskflow.brokers.base import ClaimRequest, Retention, Settlement
 from taskflow.brokers.sqlite import SqliteBroker
 from taskflow.core.decision import Complete
-from taskflow.core.job import Job
+from taskflow.core.job import Claim, Job
 
 PAYLOAD = b'{"v":1,"args":{"to":"ada@example.org","body":"hello"},"correlation_id":"0123456789abcdef"}'
 DONE = Complete(b'{"sent":true}')
@@ -143,6 +144,66 @@ async def one_by_one(folder: Path, synchronous: str, jobs: int, callers: int) ->
     return jobs / (ended - begun)
 
 
+_OTHER = """
+import asyncio, sys, time
+from taskflow.brokers.sqlite import SqliteBroker
+from taskflow.core.job import Job
+async def main():
+    broker = SqliteBroker(sys.argv[1], synchronous=sys.argv[2])
+    await broker.open()
+    for n, _ in enumerate(sys.stdin):
+        at = time.time()
+        await broker.submit([Job(f"{n:032x}", "work", "q", str(at).encode())], {})
+    await broker.close()
+asyncio.run(main())
+"""
+
+
+async def woken(folder: Path, synchronous: str, times: int) -> list[float]:
+    """Milliseconds from the call of `submit` in another process to the answer of `claim` in this one, idle before."""
+    path = folder / f"wake-{uuid.uuid4().hex}.db"
+    broker = SqliteBroker(path, synchronous=synchronous)
+    await broker.open()
+    other = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _OTHER, str(path), synchronous, stdin=asyncio.subprocess.PIPE
+    )
+    assert other.stdin is not None
+    request = ClaimRequest("w", ("q",), 10, 10, 1, 30.0)
+    took_ms: list[float] = []
+    for _ in range(times):
+        other.stdin.write(b"go\n")
+        claims: list[Claim] = []
+        while not claims:
+            await broker.wait(request, 5.0)
+            claims = await broker.claim(request)
+        took_ms.append((time.time() - float(claims[0].payload)) * 1_000)
+        await broker.settle([Settlement(one.job_id, one.token, DONE) for one in claims])
+        await asyncio.sleep(0.02)  # idle again
+    other.stdin.close()
+    await other.wait()
+    await broker.close()
+    return sorted(took_ms)
+
+
+async def idle(folder: Path, seconds: float) -> float:
+    """Percent of a core that a worker costs that waits, beats and looks after the file, and finds nothing to do."""
+    broker = SqliteBroker(folder / f"idle-{uuid.uuid4().hex}.db")
+    await broker.open()
+    beats = broker.sync_beat()
+    request = ClaimRequest("w", ("q",), 10, 10, 1, 10.0)
+    end = time.perf_counter() + seconds
+    before = time.process_time()
+    while time.perf_counter() < end:
+        await broker.claim(request)
+        await asyncio.to_thread(beats.beat, "w", {}, 10.0)
+        await broker.reclaim(max_lost=3, retention=Retention())
+        await broker.wait(request, min(3.3, end - time.perf_counter()))
+    spent = time.process_time() - before
+    beats.close()
+    await broker.close()
+    return spent / seconds * 100
+
+
 def show(name: str, rate: float, against: float | None = None) -> None:
     print(f"{name:<58}{rate:>10,.0f}/s" + ("" if against is None else f"   {rate / against:5.2f} of bare"))
 
@@ -151,6 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=30_000)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--synchronous", nargs="+", default=["NORMAL", "FULL"])
     parser.add_argument("--folder", type=Path, default=None)
     asked = parser.parse_args()
     jobs = asked.jobs
@@ -161,7 +223,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(dir=asked.folder) as name:
         folder = Path(name)
-        for synchronous in ("NORMAL", "FULL"):
+        for synchronous in asked.synchronous:
             print(f"\nsynchronous={synchronous}, {jobs:,} jobs, batch 100, results kept, median of {asked.runs}")
             submit, work = median(lambda s=synchronous: bare(folder, s, jobs, 100))
             show("bare FIFO: submit by 500", submit)
@@ -181,6 +243,9 @@ def main() -> None:
             show("one lane, batch 10: claim + settle", got[1])
             (rate,) = median(lambda s=synchronous: (asyncio.run(one_by_one(folder, s, jobs // 5, 100)),))
             show("single submits from 100 tasks", rate)
+            took_ms = asyncio.run(woken(folder, synchronous, 200))
+            print(f"submit in one process to claim in another: p50 {took_ms[100]:.1f} ms, p99 {took_ms[198]:.1f} ms")
+        print(f"\nidle worker: {asyncio.run(idle(folder, 15.0)):.2f} % of a core")
 
 
 if __name__ == "__main__":

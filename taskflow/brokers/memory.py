@@ -59,6 +59,8 @@ _SWEEP_FROM = 64  # ended rows in a container, below which sweeping is not worth
 _READY, _SCHEDULED, _RUNNING, _DEAD = JobState.READY, JobState.SCHEDULED, JobState.RUNNING, JobState.DEAD
 _NEW, _APPLIED = Accepted.NEW, Settled.APPLIED  # an enum's member costs as much as a call on Python 3.11
 _BOUNDED = frozenset({_READY, _SCHEDULED})  # what the bound of a queue counts
+_CLAIMED = TRANSITIONS[_READY]["claim"]
+_COMPLETED = TRANSITIONS[_RUNNING]["complete"]
 _NEVER = float("inf")
 
 
@@ -123,7 +125,7 @@ class MemoryBroker:
             if left.gated > 0:
                 self._wake_lanes(queue, left, now)
             rows = self._claim_in_turn(queue, request.limit, left, now)
-            claims += [self._hand_over(row, worker, now) for row in rows]
+            claims += self._hand_over(queue, rows, worker, now)
             if left.limit <= 0:
                 break
         return claims
@@ -168,7 +170,10 @@ class MemoryBroker:
                 continue
             row.settled_token = token
             self._end_claim(row, freed, is_unused=isinstance(decision, Release))
-            self._apply(row, decision, now)
+            if type(decision) is Complete:
+                self._complete(row, decision.result, now)
+            else:
+                self._apply(row, decision, now)
             if row.finished_at is not None:
                 left[row.queue] = left.get(row.queue, 0) + 1
             replies.append(SettleReply(_APPLIED, row.state))
@@ -226,6 +231,10 @@ class MemoryBroker:
 
     async def finals(self, job_ids: Sequence[str], timeout_s: float) -> dict[str, Final]:
         """As `Broker.finals`. Thousands may wait, each for its own job: a wake-up costs one look into a dict."""
+        if len(job_ids) == 1:
+            row = self._rows.get(job_ids[0])
+            if row is not None and row.finished_at is not None:
+                return {row.job.id: row.final()}
         kept = [row for job_id in job_ids if (row := self._rows.get(job_id)) is not None]
         found = {row.job.id: row.final() for row in kept if row.finished_at is not None}
         if found or not job_ids:
@@ -494,33 +503,42 @@ class MemoryBroker:
             taken += rows
         return taken
 
-    def _hand_over(self, row: _Row, worker: _Worker, now: float) -> Claim:
-        self._move(row, "claim")
-        self._token += 1
-        row.token = self._token
-        row.worker = worker
-        row.vouched = worker.beats
-        row.started_at = now
-        job = row.job
-        worker.claims[job.id] = row
-        return Claim(
-            job.id,
-            row.token,
-            job.task,
-            job.queue,
-            job.payload,
-            job.lane,
-            job.gates,
-            job.priority,
-            row.attempts,
-            row.snoozes,
-            row.lost,
-            max(0.0, now - row.ready_at),
-            max(0.0, now - row.first_due_at),
-            row.expires_at - now,
-            job.expire_reason,
-            row.checkpoint,
-        )
+    def _hand_over(self, queue: _Queue, rows: list[_Row], worker: _Worker, now: float) -> list[Claim]:
+        """These rows of `queue` are the worker's now. Written out, for once: every job passes here."""
+        queue.count[_READY] -= len(rows)
+        queue.count[_CLAIMED] += len(rows)
+        token, beats, held = self._token, worker.beats, worker.claims
+        claims: list[Claim] = []
+        for row in rows:
+            token += 1
+            row.state, row.token, row.worker, row.vouched, row.started_at = _CLAIMED, token, worker, beats, now
+            job_id, task, name, payload, priority, lane, gates, _, _, _, expire_reason, _ = row.job
+            held[job_id] = row
+            for gate in gates:
+                self._gate(gate).add_queued(queue, -1)
+            waited_s, age_s = now - row.ready_at, now - row.first_due_at
+            claims.append(
+                Claim(
+                    job_id,
+                    token,
+                    task,
+                    name,
+                    payload,
+                    lane,
+                    gates,
+                    priority,
+                    row.attempts,
+                    row.snoozes,
+                    row.lost,
+                    waited_s if waited_s > 0 else 0.0,
+                    age_s if age_s > 0 else 0.0,
+                    row.expires_at - now,
+                    expire_reason,
+                    row.checkpoint,
+                )
+            )
+        self._token = token
+        return claims
 
     # ---- gates ----
 
@@ -606,9 +624,7 @@ class MemoryBroker:
     def _apply(self, row: _Row, decision: Decision, now: float) -> None:
         match decision:
             case Complete():
-                row.attempts += 1
-                row.result = decision.result
-                self._finish(row, "complete", now)
+                self._complete(row, decision.result, now)
             case Retry():
                 row.add_error(decision.error, now)
                 row.attempts += 1
@@ -648,17 +664,31 @@ class MemoryBroker:
             heapq.heappush(self._expiries, (row.expires_at, row.seq, row))
         self._place(row)
 
+    def _complete(self, row: _Row, result: bytes | None, now: float) -> None:
+        """What most claims come to."""
+        row.attempts += 1
+        count = row.queue.count
+        count[_RUNNING] -= 1
+        count[_COMPLETED] += 1
+        row.state = _COMPLETED
+        if result is not None:
+            row.result = result
+            self._results[row.job.id] = row
+        self._close(row, now)
+
     def _finish(self, row: _Row, event: str, now: float) -> None:
-        """Into a final state: its key is free, whoever waits for it hears."""
+        """Into a final state, along the table."""
         self._move(row, event)
+        self._close(row, now)
+
+    def _close(self, row: _Row, now: float) -> None:
+        """The row is final: its key is free, whoever waits for it hears."""
         row.finished_at = now
         self._ended += 1
         job = row.job
         if job.key is not None:
             self._keys.pop((job.task, job.key), None)
         (self._dead if row.state is _DEAD else self._finished)[job.id] = row
-        if row.result is not None:
-            self._results[job.id] = row
         if self._waiters and (waiting := self._waiters.pop(job.id, None)) is not None:
             final = row.final()
             for waiter in waiting:

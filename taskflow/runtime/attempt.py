@@ -48,21 +48,14 @@ _NO_POLICY = Retry()  # for what goes wrong before the task's own is known
 
 
 @dataclass(slots=True, eq=False)
-class Running:
-    """A handler that runs now, or waits for a thread."""
-
-    slot: Slot
-    claim: Claim
-    started_at: float
-
-
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """A claim on its walk. `at` is when it came here (this worker's clock)."""
+class Walk:
+    """A claim on its way through this worker. `at` is when it came here, `started_at` when its handler did."""
 
     claim: Claim
     at: float
+    slot: Slot
     correlation_id: str
+    started_at: float = 0.0
     policy: TaskPolicy | None = None
     hold: GateHold | None = None
     has_ended: bool = False
@@ -111,7 +104,7 @@ class Attempts:
         self._breakers = breakers
         self._threads = threads
         self._keep_bound = self._keep
-        self.running: dict[tuple[str, int], Running] = {}
+        self.running: dict[tuple[str, int], Walk] = {}
         self.ended = 0
         self.cut_off = 0  # handlers that were stopped by a shutdown
 
@@ -122,40 +115,40 @@ class Attempts:
         """
         if not self._leases.holds(claim.job_id, claim.token):
             return  # lost while it waited here
-        ticket = Ticket(claim, at, claim.job_id)
+        walk = Walk(claim, at, slot, claim.job_id)
         try:
-            ready = self._admit(ticket)
+            ready = self._admit(walk)
             if isinstance(ready, Ready):
-                await self._run(slot, ticket, ready)
+                await self._run(walk, ready)
             else:
-                self._end(ticket, ready)
+                self._end(walk, ready)
         except BaseException as error:
             is_ours = isinstance(error, Exception)  # no handler's: those are outcomes by now
-            if not ticket.has_ended:
-                self._end(ticket, outcomes.failed(error, covers=_NO_POLICY.covers) if is_ours else Interrupted())
+            if not walk.has_ended:
+                self._end(walk, outcomes.failed(error, covers=_NO_POLICY.covers) if is_ours else Interrupted())
             if not is_ours:
                 raise
 
-    def _admit(self, ticket: Ticket) -> Ready | Outcome:
+    def _admit(self, walk: Walk) -> Ready | Outcome:
         """What the attempt needs, or why there is none."""
-        claim = ticket.claim
+        claim = walk.claim
         task = self._tasks.get(claim.task)
         if task is None:
             return self._unknown(claim)
         try:
             envelope = task.codec.load(claim.payload)
-            ticket.policy = policy = task.policy(self._settings, envelope.options)
+            walk.policy = policy = task.policy(self._settings, envelope.options)
         except NewerEnvelope:
             return self._unknown(claim)
         except (PayloadError, ConfigError) as error:
             return outcomes.invalid(error)
         if envelope.correlation_id is not None:
-            ticket.correlation_id = envelope.correlation_id
-        if self._is_late(ticket):
+            walk.correlation_id = envelope.correlation_id
+        if self._is_late(walk):
             return outcomes.overdue(claim.expire_reason)
         admitted = self._breakers.admit(claim, policy)
         if isinstance(admitted, TurnedAway):
-            ticket.hold = admitted.hold
+            walk.hold = admitted.hold
             return admitted.outcome
         return Ready(task, policy, envelope, admitted)
 
@@ -165,20 +158,22 @@ class Attempts:
         self._emit(events.TaskUnknown(claim.job_id, claim.task, claim.queue, wait_s))
         return Rejected("unknown_task", wait_s)
 
-    def _is_late(self, ticket: Ticket) -> bool:
+    def _is_late(self, walk: Walk) -> bool:
         """Whether the job has passed its deadline, or waited too long."""
-        return ticket.claim.expires_in_s <= self._clock.now() - ticket.at
+        return walk.claim.expires_in_s <= self._clock.now() - walk.at
 
-    async def _take_thread(self, slot: Slot, ticket: Ticket) -> Outcome | None:
+    async def _take_thread(self, walk: Walk) -> Outcome | None:
         """Take a thread for a sync handler; or why there is none: all are held by handlers that were given up on."""
         if self._threads.try_take():
             return None
-        claim = ticket.claim
+        claim = walk.claim
         key = (claim.job_id, claim.token)
-        self.running[key] = Running(slot, claim, self._clock.now())
+        slot = walk.slot
+        walk.started_at = self._clock.now()
+        self.running[key] = walk
         slot.start_clock(self._clock.now() + _NO_THREAD_S)
         try:
-            await slot.run(self._threads.take)
+            await slot.run(self._threads.take())
         except Stopped as stopped:
             if stopped.why == TIMEOUT:
                 return self._no_thread()
@@ -186,7 +181,7 @@ class Attempts:
             return Interrupted(cancelled=stopped.why == CANCELLED)
         finally:
             del self.running[key]
-        if self._is_late(ticket):
+        if self._is_late(walk):
             self._threads.give_back()
             return outcomes.overdue(claim.expire_reason)
         return None
@@ -194,67 +189,68 @@ class Attempts:
     def _no_thread(self) -> Outcome:
         return Rejected("threads_busy", _NO_THREAD_S * (1 + self._rng.random()))
 
-    async def _run(self, slot: Slot, ticket: Ticket, ready: Ready) -> None:
+    async def _run(self, walk: Walk, ready: Ready) -> None:
         task, policy, envelope, admitted = ready
-        claim, clock = ticket.claim, self._clock
-        if not task.is_async and (denied := await self._take_thread(slot, ticket)) is not None:
+        claim, slot, clock = walk.claim, walk.slot, self._clock
+        if not task.is_async and (denied := await self._take_thread(walk)) is not None:
             self._breakers.report(admitted, None, 0.0)
-            self._end(ticket, denied)
+            self._end(walk, denied)
             return
         started_at = clock.now()
         deadline_at = started_at + policy.timeout_s
         if claim.expire_reason == "deadline":  # the longest wait, on the other hand, is over once the job runs
-            deadline_at = min(deadline_at, ticket.at + claim.expires_in_s)
-        job = CurrentJob(claim, self._keep_bound, clock, ticket.correlation_id, envelope.traceparent, deadline_at)
+            deadline_at = min(deadline_at, walk.at + claim.expires_in_s)
+        job = CurrentJob(claim, self._keep_bound, clock, walk.correlation_id, envelope.traceparent, deadline_at)
         key = (claim.job_id, claim.token)
-        self.running[key] = Running(slot, claim, started_at)
+        walk.started_at = started_at
+        self.running[key] = walk
         self._leases.limit(claim.job_id, claim.token, deadline_at)
         before = job_context.set(job)
-        self._emit(events.AttemptStarted(claim, ticket.correlation_id))
+        self._emit(events.AttemptStarted(claim, walk.correlation_id))
         thread: asyncio.Future[Any] | None = None
         args, kwargs = task.codec.call_args(envelope.args)
         outcome: Outcome
         try:
             slot.start_clock(deadline_at)
             if task.is_async:
-                result = await slot.run(lambda: task.fn(*args, **kwargs))
+                result = await slot.run(task.fn(*args, **kwargs))
             else:
                 thread = self._threads.start(lambda: task.fn(*args, **kwargs))
-                result = await slot.run(lambda: _join(thread))
+                result = await slot.run(_join(thread))
             outcome = outcomes.succeeded(task, result, max_bytes=self._max_result_bytes)
         except Stopped as stopped:
-            outcome = self._stopped(ticket, stopped.why, policy, stopped.__cause__)
+            outcome = self._stopped(walk, stopped.why, policy, stopped.__cause__)
         except NoThread:
             self._threads.give_back()
             outcome = self._no_thread()
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is an outcome
-            outcome = self._raised(ticket, slot.stopped, policy, error)
+            outcome = self._raised(walk, slot.stopped, policy, error)
         finally:
             job_context.reset(before)
             del self.running[key]
             self._leases.ended(claim.job_id, claim.token)
         run_s = clock.now() - started_at
         if (hold := self._breakers.report(admitted, outcome, run_s)) is not None:
-            ticket.hold = hold
+            walk.hold = hold
         error_record = getattr(outcome, "error", None)
-        self._emit(events.AttemptEnded(claim, ticket.correlation_id, outcomes.label(outcome), run_s, error_record))
-        self._end(ticket, outcome)
+        self._emit(events.AttemptEnded(claim, walk.correlation_id, outcomes.label(outcome), run_s, error_record))
+        self._end(walk, outcome)
         if thread is not None:
             await self._let_go(thread, claim)
 
-    def _raised(self, ticket: Ticket, why: str | None, policy: TaskPolicy, error: Exception) -> Outcome:
+    def _raised(self, walk: Walk, why: str | None, policy: TaskPolicy, error: Exception) -> Outcome:
         """The outcome of a handler that raised `error`, after it had been told to stop if `why` is set."""
         if why is not None and why != CANCELLED and not isinstance(error, ControlFlow):
             # Most likely the cancellation's own debris: a shutdown must not spend an attempt, a timeout is a timeout.
-            return self._stopped(ticket, why, policy, error)
+            return self._stopped(walk, why, policy, error)
         if isinstance(error, Snooze) and error.hold is not None:
-            ticket.hold = _hold(ticket.claim, error)
+            walk.hold = _hold(walk.claim, error)
         return outcomes.failed(error, covers=policy.retry.covers)
 
-    def _stopped(self, ticket: Ticket, why: str, policy: TaskPolicy, error: BaseException | None) -> Outcome:
-        claim = ticket.claim
+    def _stopped(self, walk: Walk, why: str, policy: TaskPolicy, error: BaseException | None) -> Outcome:
+        claim = walk.claim
         self._count_cut_off(why)
-        if why == TIMEOUT and claim.expire_reason == "deadline" and self._is_late(ticket):
+        if why == TIMEOUT and claim.expire_reason == "deadline" and self._is_late(walk):
             return outcomes.overdue(claim.expire_reason)
         return outcomes.stopped(why, timeout_s=policy.timeout_s, covers=policy.retry.covers, error=error)
 
@@ -280,20 +276,20 @@ class Attempts:
         (answer,) = await self._calls.until_heard("note", lambda: self._broker.note([note]))
         return answer
 
-    def hand_back(self, running: Running) -> None:
+    def hand_back(self, running: Walk) -> None:
         """Give back a job whose handler does not stop: its word will not count any more."""
         self.cut_off += 1
         self._settler.push(Ended(running.claim, Release(), running.claim.job_id, running.claim.age_s))
 
-    def _end(self, ticket: Ticket, outcome: Outcome) -> None:
+    def _end(self, walk: Walk, outcome: Outcome) -> None:
         """Decide, and leave the rest to the settler."""
-        claim = ticket.claim
-        ticket.has_ended = True
-        retry = _NO_POLICY if ticket.policy is None else ticket.policy.retry
+        claim = walk.claim
+        walk.has_ended = True
+        retry = _NO_POLICY if walk.policy is None else walk.policy.retry
         decision = decide(claim, outcome, retry=retry, jitter=self._rng.random())
         self.ended += 1
-        total_s = claim.age_s + self._clock.now() - ticket.at
-        self._settler.push(Ended(claim, decision, ticket.correlation_id, total_s, ticket.hold))
+        total_s = claim.age_s + self._clock.now() - walk.at
+        self._settler.push(Ended(claim, decision, walk.correlation_id, total_s, walk.hold))
 
 
 def _hold(claim: Claim, snooze: Snooze) -> GateHold | None:

@@ -16,7 +16,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from taskflow.clock import Clock, Timer
 
@@ -123,8 +123,8 @@ class Slot:
             # there may be none.
             self._is_spent = True
 
-    async def run(self, work: Callable[[], Any]) -> Any:
-        """What `await work()` gives.
+    async def run(self, work: Awaitable[Any]) -> Any:
+        """What `await work` gives.
 
         Raises `Stopped` if it was told to stop and did, `Failure` for what is no `Exception`, or what the handler
         raised; `stopped` tells whether that was after it was told to stop.
@@ -134,7 +134,7 @@ class Slot:
         task = self._task
         assert task is not None
         try:
-            return await work()
+            return await work
         except asyncio.CancelledError as error:
             self._take_back(task)
             why = self.stopped or (SHUTDOWN if task.cancelling() and self._is_ending() else None)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -172,7 +173,7 @@ class BrokerMachine(RuleBasedStateMachine):
     def make(self, clock: FakeClock, folder: Path) -> FullBroker:
         raise NotImplementedError
 
-    @initialize(said=st.dictionaries(st.sampled_from(GATES), st.builds(gating.Declare, a_limit, a_rate)))
+    @initialize(said=st.dictionaries(st.sampled_from(GATES), a_change))
     def open(self, said: dict[str, gating.GateChange]) -> None:
         self.clock = FakeClock()
         self.loop = asyncio.new_event_loop()
@@ -200,6 +201,7 @@ class BrokerMachine(RuleBasedStateMachine):
             self.drain()
         finally:
             self.run(self.broker.close())
+            self.run(self.loop.shutdown_default_executor())
             self.loop.close()
             shutil.rmtree(self.folder)
 
@@ -510,6 +512,13 @@ class BrokerMachine(RuleBasedStateMachine):
         self.leases[worker] = 0.0
         self.reclaim()
 
+    @rule(request=a_request)
+    def die_twice(self, request: ClaimRequest) -> None:
+        """What this worker holds becomes suspect, or is buried."""
+        for _ in range(2):
+            self.claimed(request)
+            self.leave(request.worker)
+
     @rule()
     def reclaim(self) -> None:
         """Everything that the broker says it moved had to move, and everything that had to move did."""
@@ -716,22 +725,19 @@ class BrokerMachine(RuleBasedStateMachine):
 
     def drain(self) -> None:
         """Nothing is lost: once all that stops them is gone, all jobs are claimed and reach a final state."""
-        for name in GATES:
-            for change in (
-                gating.Release(),
-                gating.Ramp(None),
-                gating.Declare(),
-                gating.OverrideLimit(None),
-                gating.OverrideRate(None),
-            ):
-                self.change_gate(name, change, None)
+        request = ClaimRequest("w1", QUEUES, 100, 100, 1, 1_000.0)
         for queue in [*self.paused]:
             self.pause_or_resume(queue)
+        self.clock.advance(600.717)
+        self.claim_as_a_worker_does(request)  # what only time had stopped
+        for name in GATES:
+            for change in self.words_against(self.record(name)):
+                self.change_gate(name, change, None)
+                self.claim_as_a_worker_does(request)
         for worker in WORKERS:
             self.leave(worker)
         self.clock.advance(6.283)
         self.reclaim()
-        request = ClaimRequest("w1", QUEUES, 100, 100, 1, 1_000.0)
         for _ in range(200):
             claims = self.claimed(request)
             self.run(self.broker.settle([Settlement(one.job_id, one.token, Complete()) for one in claims]))
@@ -742,6 +748,19 @@ class BrokerMachine(RuleBasedStateMachine):
             if not claims:
                 self.run(self.wait(request))
         raise AssertionError("jobs were lost on the way")
+
+    def words_against(self, gate: gating.Gate) -> Iterator[gating.GateChange]:
+        """What takes back all that was said of the gate, and nothing more: each change wakes lanes."""
+        if gate.held_until > self.now:
+            yield gating.Release()
+        if gate.ramp is not None:
+            yield gating.Ramp(None)
+        if gate.limit is not None or gate.rate is not None:
+            yield gating.Declare()
+        if gate.limit_override is not None:
+            yield gating.OverrideLimit(None)
+        if gate.rate_override is not None:
+            yield gating.OverrideRate(None)
 
 
 class MemoryMachine(BrokerMachine):
@@ -758,6 +777,8 @@ class SqliteMachine(BrokerMachine):
         return SqliteBroker(folder / "taskflow.db", wall=clock.wall)
 
 
+# A failure is shrunk before it is reported: that takes minutes.
+pytestmark = pytest.mark.timeout(600)
 QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 
 TestMemory = MemoryMachine.TestCase

@@ -22,6 +22,10 @@ def test_states_are_told_by_their_lower_case_names() -> None:
     ]
 
 
+def test_a_state_is_found_by_its_plain_text_too() -> None:
+    assert [{state: "found"}[str(state)] for state in JobState] == ["found"] * len(JobState)
+
+
 def test_every_arrow_ends_at_a_state_of_the_table() -> None:
     ends = {to for ways in TRANSITIONS.values() for to in ways.values()}
 

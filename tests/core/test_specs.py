@@ -196,6 +196,7 @@ def test_the_ends_of_the_ranges_belong_to_them() -> None:
         ("1e3/s", 0.001),
         (" 100 / m ", 0.6),
         ("100000/s", 1e-5),
+        ("0.0001/d", 8.64e8),
     ],
 )
 def test_a_rate_is_a_count_for_a_period(text: str, interval_s: float) -> None:

@@ -33,7 +33,7 @@ class Runs:
         for work in works:
             self.slot.start_clock(clock.now() + timeout_s)
             try:
-                self.ends.append(await self.slot.run(work))
+                self.ends.append(await self.slot.run(work()))
             except Exception as error:
                 self.ends.append(error)
             self.spent.append(self.slot.is_spent)
@@ -373,7 +373,7 @@ async def test_a_keyboard_interrupt_is_the_persons_not_the_jobs() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        slot.run(handler).send(None)
+        slot.run(handler()).send(None)
 
 
 async def test_stopping_a_slot_in_which_nothing_runs_does_nothing() -> None:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-SEEDS = [int(os.environ["TASKFLOW_SEED"])] if "TASKFLOW_SEED" in os.environ else list(range(12))
+_FIRST, _, _LAST = os.environ.get("SIMULATION_SEEDS", "0-11").partition("-")
+SEEDS = range(int(_FIRST), int(_LAST or _FIRST) + 1)
 ATTEMPTS = {"steady": 3, "flaky": 4, "stubborn": 2, "gated": 5, "sync": 3}
 JOBS = 120
 LEASE_S = 6.0

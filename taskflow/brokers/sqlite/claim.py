@@ -49,6 +49,7 @@ def claim(tx: Tx, request: ClaimRequest, turns: Turns) -> list[Claim]:
     worker = leases.renew(tx, request.worker, request.lease_s)
     left = Left(request.limit, request.gated, request.suspects)
     token = 0
+    seqs: list[int] = []
     claims: list[Claim] = []
     for name in request.queues:
         if left.limit <= 0:
@@ -65,11 +66,17 @@ def claim(tx: Tx, request: ClaimRequest, turns: Turns) -> list[Claim]:
             if top is None:
                 break
             token = token or tx.next_token()
-            taken += _take_top(tx, queue, top, kinds, left, turns, (token, worker))
+            taken += _take_top(tx, queue, top, kinds, left, turns, token)
         if taken:
             queue.count[READY] -= len(taken)
             queue.count[RUNNING] += len(taken)
             claims += _hand_over(tx, queue, taken, token)
+            seqs += taken
+    if seqs:
+        tx.execute(
+            "INSERT INTO claim (token, worker, jobs, open) VALUES (?, ?, ?, ?)",
+            (token, worker, json.dumps(seqs), len(seqs)),
+        )
     return claims
 
 
@@ -85,9 +92,7 @@ def promote(tx: Tx, queue: Queue, most: int) -> int:
     return len(due)
 
 
-def _take_top(
-    tx: Tx, queue: Queue, top: int, kinds: Sequence[int], left: Left, turns: Turns, holder: tuple[int, int]
-) -> list[int]:
+def _take_top(tx: Tx, queue: Queue, top: int, kinds: Sequence[int], left: Left, turns: Turns, token: int) -> list[int]:
     """One round over the open lanes whose top priority is `top`: the jobs that were claimed, by row number."""
     most = -(-left.limit // QUOTA)
     ring = lanes.in_turn(tx, queue.id, kinds, top, after=turns.get((queue.id, top), 0), most=most)
@@ -127,7 +132,7 @@ def _take_top(
         taken += got
         turns[queue.id, top] = lane.id
     if taken:
-        _mark(tx, taken, holder)
+        _mark(tx, taken, token)
     if parked:
         lanes.park(tx, queue, parked)
     if short:
@@ -146,11 +151,10 @@ def _first_jobs(tx: Tx, ring: list[int], top: int, quota: int) -> dict[int, list
     return dict(json.loads(answer))
 
 
-def _mark(tx: Tx, taken: list[int], holder: tuple[int, int]) -> None:
+def _mark(tx: Tx, taken: list[int], token: int) -> None:
     tx.execute(
-        "UPDATE job SET state = 3, token = ?, worker = ?, started_at = ?, missed = 0"
-        " WHERE seq IN (SELECT value FROM json_each(?))",
-        (*holder, tx.now, json.dumps(taken)),
+        "UPDATE job SET state = 3, token = ?, started_at = ?, missed = 0 WHERE seq IN (SELECT value FROM json_each(?))",
+        (token, tx.now, json.dumps(taken)),
     )
 
 

@@ -32,17 +32,20 @@ def beat(tx: Tx, worker: str, tokens: Mapping[str, int], lease_s: float) -> Beat
     """As `Broker.beat`. Only what changed is written: a claim that was missing, or is back."""
     number = renew(tx, worker, lease_s)
     (answer,) = tx.execute(
-        "SELECT json_group_array(json_array(seq, id, token, missed, cancel_requested))"
-        " FROM job INDEXED BY job_running WHERE worker = ? AND state = 3",
+        "SELECT json_group_array(json_array(j.seq, j.id, j.token, j.missed, j.cancel_requested)) FROM claim c"
+        " CROSS JOIN json_each(c.jobs) s CROSS JOIN job j ON j.seq = s.value AND j.token = c.token AND j.state = 3"
+        " WHERE c.worker = ?",
         (number,),
     ).fetchone()
     held: set[str] = set()
     missing: list[int] = []
+    is_late = False
     back: list[int] = []
     cancel: list[str] = []
     for seq, job_id, token, missed, cancel_requested in json.loads(answer):
         if tokens.get(job_id) != token:
             missing.append(seq)
+            is_late = is_late or missed > 0
             continue
         held.add(job_id)
         if missed:
@@ -55,6 +58,8 @@ def beat(tx: Tx, worker: str, tokens: Mapping[str, int], lease_s: float) -> Beat
                 f"UPDATE job SET missed = {change} WHERE seq IN (SELECT value FROM json_each(?))",
                 (json.dumps(seqs),),
             )
+    if is_late:
+        tx.execute("UPDATE worker SET has_missed = 1 WHERE id = ?", (number,))
     return BeatReply(tuple(job_id for job_id in tokens if job_id not in held), tuple(cancel))
 
 
@@ -62,7 +67,7 @@ def leave(tx: Tx, worker: str) -> None:
     """As `Broker.leave`: the lease ends now, the next `reclaim` takes what is left."""
     tx.execute("UPDATE worker SET expires_at = -1 WHERE name = ?", (worker,))
     tx.execute(
-        "DELETE FROM worker WHERE name = ? AND NOT EXISTS (SELECT 1 FROM job WHERE worker = worker.id AND state = 3)",
+        "DELETE FROM worker WHERE name = ? AND NOT EXISTS (SELECT 1 FROM claim WHERE worker = worker.id)",
         (worker,),
     )
 

@@ -45,6 +45,7 @@ class Line:
     ) -> None:
         self._serve, self._late_s, self._serve_late = serve, late_s, serve_late
         self._ops: SimpleQueue[Op | None] = SimpleQueue()
+        self._last: Op | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -53,8 +54,11 @@ class Line:
 
     async def stop(self) -> None:
         """Serve what waits, then end the thread."""
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._last = Op(_nothing, ended)
         self._ops.put(None)
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.shield(ended)
+        self._thread.join()  # it said its last word
 
     def _run(self) -> None:
         while True:
@@ -68,7 +72,9 @@ class Line:
             if late_s is not None:  # even when ops keep coming
                 self._serve_late()
             if is_last:
-                return
+                break
+        if self._last is not None:
+            answer([self._last])
 
     def _serve_group(self, op: Op | None) -> bool:
         """Serve `op` and all that waits behind it; True when the line is told to end."""
@@ -86,6 +92,10 @@ class Line:
             self._serve(ops)
             answer(ops)
         return op is None
+
+
+def _nothing(_: object) -> None:
+    """What a line does last."""
 
 
 def answer(ops: list[Op]) -> None:

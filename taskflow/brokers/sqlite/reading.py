@@ -11,6 +11,7 @@ from taskflow.brokers.base import ClaimRequest, ErrorInfo, Final, JobInfo, Queue
 from taskflow.brokers.sqlite import lanes
 from taskflow.brokers.sqlite.schema import GATED, STATE_NUMBER, STATES, SUSPECT
 from taskflow.brokers.sqlite.tx import GATE_ROWS, NEVER, gate_of
+from taskflow.core.job import JobState
 from taskflow.core.window import DrainRate
 
 if TYPE_CHECKING:
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from taskflow.core.gate import Gate
-    from taskflow.core.job import JobState
 
 _FINAL_FROM = 4  # the state numbers of final states start here
+_ENDED_BADLY = frozenset({JobState.DEAD, JobState.CANCELLED, JobState.EXPIRED})
 _ERROR = "attempt, at, type, message, kind, stack"
 
 
@@ -115,7 +116,8 @@ _INFO = (
     "SELECT j.seq, j.id, b.task, q.name, j.state, j.priority, b.lane, b.gates, j.unique_key, j.attempts, j.snoozes,"
     " j.lost, b.submitted_at, j.due_at, j.expires_at, j.started_at, j.finished_at, w.name, j.reason,"
     " j.cancel_requested, n.progress, b.payload FROM job j CROSS JOIN body b ON b.seq = j.seq"
-    " CROSS JOIN queue q ON q.id = j.queue LEFT JOIN worker w ON w.id = j.worker LEFT JOIN note n ON n.seq = j.seq"
+    " CROSS JOIN queue q ON q.id = j.queue LEFT JOIN claim c ON c.token = j.token AND j.state = 3"
+    " LEFT JOIN worker w ON w.id = c.worker LEFT JOIN note n ON n.seq = j.seq"
 )
 
 
@@ -129,19 +131,25 @@ def jobs(
     connection: sqlite3.Connection, state: JobState | None, queue: str | None, task: str | None, limit: int
 ) -> list[JobInfo]:
     """As `Operator.jobs`."""
-    conditions = ["1"]
-    values: list[Any] = []
+    source, conditions, values = "job j", ["1"], list[Any]()
+    if state in _ENDED_BADLY:
+        source = "job j INDEXED BY job_final"  # few among many that succeeded
+        conditions.append("j.state > 3")
+    elif state is JobState.RUNNING:
+        conditions.append("j.seq IN (SELECT s.value FROM claim c CROSS JOIN json_each(c.jobs) s)")
     if state is not None:
-        # The number stands in the text, so that SQLite may choose the partial index of that state.
         conditions.append(f"j.state = {STATE_NUMBER[state]}")
     if queue is not None:
         conditions.append("j.queue = (SELECT id FROM queue WHERE name = ?)")
         values.append(queue)
     if task is not None:
+        source += " CROSS JOIN body b ON b.seq = j.seq"
         conditions.append("b.task = ?")
         values.append(task)
     found = connection.execute(
-        f"{_INFO} WHERE {' AND '.join(conditions)} ORDER BY j.seq DESC LIMIT ?", (*values, limit)
+        f"{_INFO} WHERE j.seq IN (SELECT j.seq FROM {source} WHERE {' AND '.join(conditions)}"
+        " ORDER BY j.seq DESC LIMIT ?) ORDER BY j.seq DESC",
+        (*values, limit),
     ).fetchall()
     return [_info(connection, row) for row in found]
 

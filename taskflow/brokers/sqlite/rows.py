@@ -56,7 +56,6 @@ class Row:
     lost: int
     token: int
     settled: int
-    worker: int | None
     missed: int
     started_at: float | None
     finished_at: float | None
@@ -79,11 +78,11 @@ class Row:
 _ROWS = (
     "SELECT j.seq, j.id, j.queue, j.priority, j.batch, j.unique_key, b.task, b.lane, b.gates, b.expires_s,"
     " b.expire_reason, j.state, j.lane, j.due_at, j.ready_at, j.expires_at, j.attempts, j.snoozes, j.lost, j.token,"
-    " j.settled, j.worker, j.missed, j.started_at, j.finished_at, j.cancel_requested, j.has_result, j.reason"
+    " j.settled, j.missed, j.started_at, j.finished_at, j.cancel_requested, j.has_result, j.reason"
 )
 _STORE = (
     "UPDATE job SET state = ?, lane = ?, due_at = ?, ready_at = ?, expires_at = ?, attempts = ?, snoozes = ?, lost = ?,"
-    " token = ?, settled = ?, worker = ?, missed = ?, started_at = ?, finished_at = ?, cancel_requested = ?,"
+    " token = ?, settled = ?, missed = ?, started_at = ?, finished_at = ?, cancel_requested = ?,"
     " has_result = ?, reason = ? WHERE seq = ?"
 )
 
@@ -133,7 +132,6 @@ def store(tx: Tx, changed: Iterable[Row]) -> None:
                 row.lost,
                 row.token,
                 row.settled,
-                row.worker,
                 row.missed,
                 row.started_at,
                 row.finished_at,
@@ -160,9 +158,19 @@ def move(tx: Tx, row: Row, event: str) -> None:
             tx.add_pending(row.queue, name, step)
 
 
-def end_claim(row: Row, freed: dict[str, list[int]], *, is_unused: bool = False) -> None:
+def running(tx: Tx, worker: int) -> list[Row]:
+    """What this worker runs."""
+    return where(
+        tx,
+        "j.state = 3 AND j.token IN (SELECT token FROM claim WHERE worker = ?1) AND j.seq IN"
+        " (SELECT s.value FROM claim c CROSS JOIN json_each(c.jobs) s WHERE c.worker = ?1)",
+        (worker,),
+    )
+
+
+def end_claim(tx: Tx, row: Row, freed: dict[str, list[int]], *, is_unused: bool = False) -> None:
     """The claim is over; `freed` collects what `lanes.give_room` needs."""
-    row.worker = None
+    tx.end_claims(row.token, 1)
     row.missed = 0
     for name in row.gates:
         ended = freed.setdefault(name, [0, 0])

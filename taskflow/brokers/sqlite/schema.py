@@ -59,20 +59,21 @@ _V1 = (
         state INTEGER NOT NULL, priority INTEGER NOT NULL, due_at REAL NOT NULL, ready_at REAL,
         expires_at REAL NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, snoozes INTEGER NOT NULL DEFAULT 0,
         lost INTEGER NOT NULL DEFAULT 0, token INTEGER NOT NULL DEFAULT 0, settled INTEGER NOT NULL DEFAULT 0,
-        worker INTEGER, missed INTEGER NOT NULL DEFAULT 0, started_at REAL, finished_at REAL,
+        missed INTEGER NOT NULL DEFAULT 0, started_at REAL, finished_at REAL,
         cancel_requested INTEGER NOT NULL DEFAULT 0, has_result INTEGER NOT NULL DEFAULT 0,
         batch INTEGER NOT NULL DEFAULT 0, unique_key TEXT, reason TEXT)""",
     "CREATE UNIQUE INDEX job_id ON job (id)",
     "CREATE INDEX job_ready ON job (lane, priority, due_at, seq) WHERE state = 2",
     "CREATE INDEX job_due ON job (queue, due_at, seq) WHERE state = 0",
-    "CREATE INDEX job_running ON job (worker) WHERE state = 3",
-    "CREATE INDEX job_missed ON job (missed) WHERE state = 3 AND missed > 1",
     "CREATE INDEX job_expires ON job (expires_at) WHERE state < 3",
     "CREATE UNIQUE INDEX job_key ON job (unique_key) WHERE unique_key IS NOT NULL AND state < 4",
-    "CREATE INDEX job_finished ON job (batch, finished_at) WHERE state IN (4, 6, 7)",
-    "CREATE INDEX job_dead ON job (batch, finished_at) WHERE state = 5",
-    "CREATE INDEX job_rare ON job (state, seq) WHERE state > 4",  # for lists: what ended otherwise than well
+    "CREATE INDEX job_final ON job (state, batch, finished_at, seq) WHERE state > 3",
     "CREATE INDEX job_batch ON job (batch) WHERE batch > 0",
+    # One answer to `claim`: its jobs, and how many of them have not ended. Who runs what is found through it: an index
+    # over running jobs would be written twice for every job.
+    """CREATE TABLE claim (
+        token INTEGER PRIMARY KEY, worker INTEGER NOT NULL, jobs TEXT NOT NULL, open INTEGER NOT NULL)""",
+    "CREATE INDEX claim_worker ON claim (worker)",
     """CREATE TABLE body (
         seq INTEGER PRIMARY KEY, task TEXT NOT NULL, lane TEXT NOT NULL, gates TEXT NOT NULL, payload BLOB NOT NULL,
         submitted_at REAL NOT NULL, expires_s REAL NOT NULL, expire_reason TEXT NOT NULL)""",
@@ -81,8 +82,10 @@ _V1 = (
     """CREATE TABLE error (
         seq INTEGER NOT NULL, n INTEGER NOT NULL, attempt INTEGER NOT NULL, at REAL NOT NULL, type TEXT NOT NULL,
         message TEXT NOT NULL, kind TEXT NOT NULL, stack TEXT NOT NULL, PRIMARY KEY (seq, n)) WITHOUT ROWID""",
-    "CREATE TABLE worker (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, expires_at REAL NOT NULL)",
-    "CREATE INDEX worker_expires ON worker (expires_at)",
+    # `has_missed`: a beat did not name one of its claims, for the second time in a row.
+    """CREATE TABLE worker (
+        id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, expires_at REAL NOT NULL,
+        has_missed INTEGER NOT NULL DEFAULT 0)""",
     # Row 0 stands for jobs without a batch. Results are pruned up to (finished_at, seq) = (results_until, results_seq).
     """CREATE TABLE batch (
         id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, is_finished INTEGER NOT NULL,

@@ -72,6 +72,7 @@ def _complete(tx: Tx, done: list[tuple[Held, bytes | None]]) -> bool:
     rows_done: dict[int, int] = {}
     results: list[tuple[int, bytes]] = []
     by_queue: dict[int, int] = {}
+    by_token: dict[int, int] = {}
     freed: dict[str, list[int]] = {}
     for (token, seq, queue_id, gates), result in done:
         rows_done[seq] = token << 1
@@ -79,10 +80,11 @@ def _complete(tx: Tx, done: list[tuple[Held, bytes | None]]) -> bool:
             rows_done[seq] += 1
             results.append((seq, result))
         by_queue[queue_id] = by_queue.get(queue_id, 0) + 1
+        by_token[token] = by_token.get(token, 0) + 1
         for name in gates:
             freed.setdefault(name, [0, 0])[0] += 1
     changed = tx.execute(
-        "UPDATE job SET state = 4, attempts = attempts + 1, finished_at = ?, settled = token, worker = NULL,"
+        "UPDATE job SET state = 4, attempts = attempts + 1, finished_at = ?, settled = token,"
         " has_result = s.value & 1 FROM json_each(?) s"
         " WHERE job.seq = CAST(s.key AS INTEGER) AND job.token = s.value >> 1 AND job.state = 3",
         (tx.now, json.dumps(rows_done)),
@@ -90,6 +92,8 @@ def _complete(tx: Tx, done: list[tuple[Held, bytes | None]]) -> bool:
     if changed.rowcount != len(done):
         return False
     put_results(tx, results)
+    for token, count in by_token.items():
+        tx.end_claims(token, count)
     for queue_id, count in by_queue.items():
         queue = tx.queue_of(queue_id)
         queue.count[RUNNING] -= count
@@ -119,7 +123,7 @@ def _settle_each(tx: Tx, settlements: Sequence[Settlement]) -> list[SettleReply]
             replies.append(late(row, token))
             continue
         row.settled = token
-        rows.end_claim(row, freed, is_unused=isinstance(decision, Release))
+        rows.end_claim(tx, row, freed, is_unused=isinstance(decision, Release))
         if isinstance(decision, Complete) and decision.result is not None:
             results.append((row.seq, decision.result))
         apply(tx, row, decision)

@@ -61,7 +61,18 @@ class Effects:
 class Tx:
     """A write transaction at the instant `now`."""
 
-    __slots__ = ("_gates", "_gates_changed", "_pending", "_queues", "connection", "effects", "execute", "held", "now")
+    __slots__ = (
+        "_ended",
+        "_gates",
+        "_gates_changed",
+        "_pending",
+        "_queues",
+        "connection",
+        "effects",
+        "execute",
+        "held",
+        "now",
+    )
 
     def __init__(self, connection: sqlite3.Connection, now: float, held: dict[str, Held]) -> None:
         self.connection = connection
@@ -72,6 +83,7 @@ class Tx:
         self._queues: dict[int | str, Queue] = {}  # by id and by name
         self._gates: dict[str, Gate] = {}
         self._gates_changed: set[str] = set()
+        self._ended: dict[int, int] = {}  # token → claims that ended
         self._pending: dict[tuple[int, str], list[int]] = {}  # (queue, gate) → [before, now]
 
     # ---- queues ----
@@ -183,8 +195,15 @@ class Tx:
         (token,) = self.execute("UPDATE meta SET value = value + 1 WHERE name = 'token' RETURNING value").fetchone()
         return int(token)
 
+    def end_claims(self, token: int, count: int) -> None:
+        """`count` of the jobs that were claimed with `token` run no more."""
+        self._ended[token] = self._ended.get(token, 0) + count
+
     def flush(self) -> None:
         """Write what was changed in here. Once, before the commit."""
+        for token, ended in self._ended.items():
+            if not self.execute("DELETE FROM claim WHERE token = ? AND open <= ?", (token, ended)).rowcount:
+                self.execute("UPDATE claim SET open = open - ? WHERE token = ?", (ended, token))
         for key, queue in self._queues.items():
             if isinstance(key, int):
                 self._flush_queue(queue)

@@ -1,7 +1,5 @@
 """What must happen though nobody asks: take back what dead workers held, expire, prune, give space back."""
 
-# ruff: noqa: S608 - values are always parameters; what is pasted into SQL are our own constants
-
 from __future__ import annotations
 
 import contextlib
@@ -10,6 +8,7 @@ import sqlite3
 from typing import TYPE_CHECKING
 
 from taskflow.brokers.sqlite import lanes, rows
+from taskflow.brokers.sqlite.schema import CANCELLED, DEAD, EXPIRED, SUCCEEDED
 from taskflow.brokers.sqlite.tx import GATE_ROWS, gate_of
 from taskflow.core.job import is_buried
 from taskflow.core.outcome import ErrorRecord
@@ -73,17 +72,20 @@ def is_idle(gate: Gate, now: float) -> bool:
 
 def _take_back(tx: Tx, max_lost: int, most: int, moved: list[Reclaimed]) -> None:
     """Claims of workers whose lease ended, and claims that two beats in a row did not name."""
-    gone = tx.execute("SELECT id FROM worker WHERE expires_at <= ? ORDER BY expires_at", (tx.now,)).fetchall()
-    for (worker,) in gone:
+    found = tx.execute(
+        "SELECT id, expires_at <= ?1 FROM worker WHERE expires_at <= ?1 OR has_missed ORDER BY expires_at", (tx.now,)
+    ).fetchall()
+    for worker, is_gone in found:
         if len(moved) >= most:
             return
-        _lose(tx, rows.where(tx, "j.worker = ? AND j.state = 3", (worker,)), "lease_ended", max_lost, moved)
-        tx.execute("DELETE FROM worker WHERE id = ?", (worker,))
-    unvouched: dict[int | None, list[Row]] = {}
-    for row in rows.where(tx, "j.state = 3 AND j.missed > 1 LIMIT ?", (most,)):
-        unvouched.setdefault(row.worker, []).append(row)
-    for claims in unvouched.values():
-        _lose(tx, claims, "missed_beats", max_lost, moved)
+        claims = rows.running(tx, worker)
+        if is_gone:
+            _lose(tx, claims, "lease_ended", max_lost, moved)
+            tx.execute("DELETE FROM claim WHERE worker = ?", (worker,))
+            tx.execute("DELETE FROM worker WHERE id = ?", (worker,))
+        else:
+            _lose(tx, [row for row in claims if row.missed > 1], "missed_beats", max_lost, moved)
+            tx.execute("UPDATE worker SET has_missed = 0 WHERE id = ?", (worker,))
 
 
 def _lose(tx: Tx, lost: list[Row], reason: str, max_lost: int, moved: list[Reclaimed]) -> None:
@@ -91,7 +93,7 @@ def _lose(tx: Tx, lost: list[Row], reason: str, max_lost: int, moved: list[Recla
     suspected = any(row.is_suspect for row in lost)
     freed: dict[str, list[int]] = {}
     for row in lost:
-        rows.end_claim(row, freed)
+        rows.end_claim(tx, row, freed)
         if row.is_suspect or not suspected:
             row.lost += 1
         if is_buried(row.lost, max_lost=max_lost):
@@ -128,10 +130,9 @@ def _prune_results(tx: Tx, retention: Retention) -> None:
     ).fetchall()
     for batch, since, after in batches:
         ended = tx.execute(
-            "SELECT seq, finished_at FROM job INDEXED BY job_finished WHERE batch = ? AND state IN (4, 6, 7)"
-            " AND finished_at >= ? AND (finished_at, seq) > (?, ?) AND finished_at <= ?"
-            " ORDER BY finished_at, seq LIMIT ?",
-            (batch, since, since, after, until, most),
+            "SELECT seq, finished_at FROM job INDEXED BY job_final WHERE state = 4 AND state > 3 AND batch = ?"
+            " AND (finished_at, seq) > (?, ?) AND finished_at <= ? ORDER BY finished_at, seq LIMIT ?",
+            (batch, since, after, until, most),
         ).fetchall()
         if ended:
             last, last_at = ended[-1]
@@ -149,17 +150,15 @@ def _prune_jobs(tx: Tx, retention: Retention) -> None:
     """Forget jobs that were kept long enough. Those of unfinished batches stay."""
     most = retention.rows
     batches = [number for (number,) in tx.execute("SELECT id FROM batch WHERE is_finished").fetchall()]
-    for index, states, keep_s in (
-        ("job_finished", "state IN (4, 6, 7)", retention.finished_s),
-        ("job_dead", "state = 5", retention.dead_s),
-    ):
+    for state in (SUCCEEDED, CANCELLED, EXPIRED, DEAD):
+        until = tx.now - (retention.dead_s if state == DEAD else retention.finished_s)
         for batch in batches:
             if most <= 0:
                 return
             old = tx.execute(
-                f"SELECT seq, queue, state FROM job INDEXED BY {index} WHERE batch = ? AND {states}"
+                "SELECT seq, queue, state FROM job INDEXED BY job_final WHERE state = ? AND state > 3 AND batch = ?"
                 " AND finished_at <= ? ORDER BY finished_at LIMIT ?",
-                (batch, tx.now - keep_s, most),
+                (state, batch, until, most),
             ).fetchall()
             forget(tx, old)
             most -= len(old)
