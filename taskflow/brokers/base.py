@@ -136,7 +136,7 @@ class ErrorInfo(NamedTuple):
 
 
 class Reclaimed(NamedTuple):
-    """A job that `reclaim` moved, and why: to `ready` or `dead` (its worker was lost), or `expired`."""
+    """A job that `reclaim` moved, and why: its worker was lost (`ready`, `dead`, or `cancelled` by rule 10), or `expired`."""
 
     job_id: str
     task: str
@@ -261,7 +261,7 @@ class Broker(Protocol):
         ...
 
     async def leave(self, worker: str) -> None:
-        """The worker has ended: forget its lease. Jobs that it still holds are reclaimed at once."""
+        """The worker has ended: forget its lease. The next `reclaim` takes back what it still holds."""
         ...
 
     async def note(self, notes: Sequence[Note]) -> list[Settled]:

@@ -49,7 +49,7 @@ from taskflow.core.decision import Bury, Cancel, Complete, Decision, Expire, Rel
 from taskflow.core.job import FINAL, SUSPECT_AFTER, TRANSITIONS, Claim, Job, JobState, is_buried
 from taskflow.core.outcome import ErrorRecord
 from taskflow.core.window import DrainRate, retry_after_s
-from taskflow.errors import JobNotFound
+from taskflow.errors import BrokerError, JobNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -78,6 +78,7 @@ class MemoryBroker:
         self._gates: OrderedDict[str, _Gate] = OrderedDict()
         self._workers: dict[str, _Worker] = {}
         self._submitted = 0
+        self._is_open = True  # it needs no opening
         self._token = 0
         self._openings: list[tuple[float, int, _Gate]] = []  # heap: when gates with waiting lanes may open
         self._openings_made = 0
@@ -93,11 +94,16 @@ class MemoryBroker:
 
     async def open(self) -> None:
         """Nothing to connect to. A broker that was closed keeps its jobs."""
+        self._is_open = True
 
     async def close(self) -> None:
-        """Whoever waits for jobs returns."""
+        """Whoever waits for jobs returns; whoever waits for a job's end hears that nobody will tell."""
+        self._is_open = False
         for queue in self._queues.values():
             queue.wake_waiters()
+        for waiting in list(self._waiters.values()):
+            for waiter in waiting:
+                _resolve(waiter)
 
     # ---- what the runtime asks ----
 
@@ -243,6 +249,8 @@ class MemoryBroker:
             raise JobNotFound(
                 f"no such job is kept: {', '.join(islice(job_ids, 3))}; the id is wrong, or its retention is over"
             )
+        if not self._is_open:
+            raise BrokerError("the memory broker is closed: nobody will end the jobs that are waited for")
         if timeout_s <= 0:
             return {}
         first: asyncio.Future[Final | None] = asyncio.get_running_loop().create_future()
@@ -255,6 +263,8 @@ class MemoryBroker:
             timer.cancel()
             for row in kept:
                 self._forget_waiter(row.job.id, first)
+        if not self._is_open:
+            raise BrokerError("the memory broker was closed while a job's end was waited for")
         found = {row.job.id: row.final() for row in kept if row.finished_at is not None}
         if final is not None:  # it may be pruned or retried by now
             found[final.job_id] = final

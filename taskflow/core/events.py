@@ -110,6 +110,15 @@ class JobExpired:
 
 
 @dataclass(frozen=True, slots=True)
+class JobCancelled:
+    """A job that a person cancelled ended without its worker's word: the worker was lost."""
+
+    job_id: str
+    task: str
+    queue: str
+
+
+@dataclass(frozen=True, slots=True)
 class TaskUnknown:
     """A job names a task that this process does not know; it waits for a deploy that does."""
 
@@ -236,6 +245,7 @@ Event = (
     | JobRedelivered
     | JobBuried
     | JobExpired
+    | JobCancelled
     | TaskUnknown
     | BrokerAnswered
     | BatchClaimed

@@ -64,7 +64,7 @@ class Admission(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Close for `for_s` seconds."""
+    """Close for `for_s` seconds. It never shortens a hold: for that, release first."""
 
     for_s: float
     reason: str = ""
@@ -171,7 +171,10 @@ def change(gate: Gate, asked: GateChange, *, now: float) -> Gate:
     """The record after `asked`."""
     match asked:
         case Hold(for_s, reason):
-            return replace(gate, held_until=now + max(0.0, for_s), reason=reason, generation=gate.generation + 1)
+            until = now + max(0.0, for_s)
+            if until <= gate.held_until:  # a sibling was told to wait longer
+                return replace(gate, generation=gate.generation + 1)
+            return replace(gate, held_until=until, reason=reason, generation=gate.generation + 1)
         case Release():
             return replace(gate, held_until=0.0, reason="", generation=gate.generation + 1)
         case Ramp(limit):

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 _UNKNOWN_FIRST_S, _UNKNOWN_MOST_S = 5.0, 300.0
 _NO_THREAD_S = 5.0
+_LONGEST_HOLD_S = 86_400.0  # what one answer of a third party may close a gate for
 _NO_POLICY = Retry()  # for what goes wrong before the task's own is known
 
 
@@ -176,7 +177,7 @@ class Attempts:
             await slot.run(self._threads.take())
         except Stopped as stopped:
             if stopped.why == TIMEOUT:
-                return self._no_thread()
+                return Interrupted()  # back to its place in the line, for a worker that has a thread
             self._count_cut_off(stopped.why)
             return Interrupted(cancelled=stopped.why == CANCELLED)
         finally:
@@ -185,9 +186,6 @@ class Attempts:
             self._threads.give_back()
             return outcomes.overdue(claim.expire_reason)
         return None
-
-    def _no_thread(self) -> Outcome:
-        return Rejected("threads_busy", _NO_THREAD_S * (1 + self._rng.random()))
 
     async def _run(self, walk: Walk, ready: Ready) -> None:
         task, policy, envelope, admitted = ready
@@ -222,7 +220,7 @@ class Attempts:
             outcome = self._stopped(walk, stopped.why, policy, stopped.__cause__)
         except NoThread:
             self._threads.give_back()
-            outcome = self._no_thread()
+            outcome = Interrupted()
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is an outcome
             outcome = self._raised(walk, slot.stopped, policy, error)
         finally:
@@ -296,7 +294,7 @@ def _hold(claim: Claim, snooze: Snooze) -> GateHold | None:
     """The gate that `raise Snooze(..., hold=name)` closes: the job's own one of that policy name."""
     for gate in claim.gates:
         if family(gate) == snooze.hold:
-            return GateHold(gate, snooze.seconds, snooze.reason)
+            return GateHold(gate, min(snooze.seconds, _LONGEST_HOLD_S), snooze.reason)
     snooze.reason = f"{snooze.reason} (it has no gate {snooze.hold!r} to hold)"
     return None
 

@@ -52,12 +52,7 @@ class Client:
         ids of the jobs that are in; the rest is not.
         """
         bound = self._settings.queue.max_size
-        bounds = dict.fromkeys((job.queue for job in jobs), bound) if len(jobs) > 1 else {jobs[0].queue: bound}
-        if len(jobs) == 1:
-            (receipt,) = await self._send(jobs, bounds)
-            if receipt.accepted is Accepted.NEW:
-                self._emit(events.JobsSubmitted(jobs[0].queue, jobs[0].task, 1))
-                return [receipt.job_id]
+        bounds = dict.fromkeys((job.queue for job in jobs), bound)
         ids: dict[str, str] = {}  # submitted id → id of the job
         left = list(jobs)
         give_up_at = self.clock.now() + (self._settings.queue.wait_s if self._settings.queue.on_full == "wait" else 0.0)
@@ -75,13 +70,13 @@ class Client:
                     ids.update((receipt.job_id, receipt.job_id) for receipt in receipts)
                     self._announce(events.JobsSubmitted, chunk)
                     continue
-                for job, receipt in zip(chunk, receipts, strict=True):
+                answers = list(zip(chunk, receipts, strict=True))
+                for job, receipt in answers:
                     if receipt.accepted in _REFUSED:
                         refused.append(job)
                         wait_s, what = max(wait_s, receipt.retry_after_s), receipt.accepted
                     else:
                         ids[job.id] = receipt.job_id
-                answers = list(zip(chunk, receipts, strict=True))
                 self._announce(events.JobsSubmitted, [job for job, r in answers if r.accepted is Accepted.NEW])
                 self._announce(events.JobsDeduplicated, [job for job, r in answers if r.accepted in _KNOWN])
             left = refused
@@ -93,14 +88,19 @@ class Client:
         """One round trip, and for a moment another. Raises `BrokerUnavailable`: nobody knows then what got through."""
         began = self.clock.now()
         pause_s = _FIRST_PAUSE_S
+        is_first = True
         while True:
             try:
-                return await self.broker.submit(jobs, bounds)
+                receipts = await self.broker.submit(jobs, bounds)
             except BrokerUnavailable:
                 if self.clock.now() - began >= _SURE_S:
                     raise
                 await self.clock.sleep(pause_s * (0.5 + self._rng.random() / 2))
                 pause_s *= 2
+                is_first = False
+            else:
+                # Those that are there already came with the reply that was lost.
+                return receipts if is_first else [_as_new(receipt) for receipt in receipts]
 
     async def _wait_for_room(
         self, left: list[Job], wait_s: float, what: Accepted, give_up_at: float, accepted: list[str]
@@ -147,3 +147,7 @@ class Client:
                 return found[job_id]
             if self.clock.now() >= give_up_at:
                 raise ResultTimeout(f"job {job_id} is not final after {timeout:g} s; it goes on, ask again later")
+
+
+def _as_new(receipt: Receipt) -> Receipt:
+    return receipt._replace(accepted=Accepted.NEW) if receipt.accepted is Accepted.SAME_ID else receipt

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from taskflow.runtime.task import TaskDef
 
+_LEAST_SNOOZE_S = 0.1
 _MAX_MESSAGE = 2_000  # characters
 _OURS = str(Path(__file__).parent)
 _BAD_DATA = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
@@ -52,7 +53,8 @@ def failed(error: BaseException, *, covers: Callable[[BaseException], bool]) -> 
     """The outcome of a handler that raised `error`."""
     match error:
         case Snooze():
-            return Rejected(_clean(error.reason[:_MAX_MESSAGE]), error.seconds)
+            # A snooze of nothing would have the job claimed again at once, and again.
+            return Rejected(_clean(error.reason[:_MAX_MESSAGE]), max(_LEAST_SNOOZE_S, error.seconds))
         case RetryLater():
             return Failed(
                 ErrorRecord("RetryLater", _clean(error.reason[:_MAX_MESSAGE]), "transient"),

@@ -48,16 +48,24 @@ class Upkeep:
         self._max_lost = settings.worker.max_lost
         keep = settings.retention
         self._retention = Retention(keep.result_s, keep.finished_s, keep.dead_s)
+        self._lease_s = settings.worker.lease_s
         self._pause_s = min(_EVERY_S, settings.worker.lease_s / 4)
 
     async def run(self) -> None:
         """Keep house for ever."""
         sampled_at = float("-inf")
+        ahead_s = self._ahead_s()
+        judges_from = 0.0
         while True:
             try:
+                if self._ahead_s() - ahead_s > self._lease_s / 2:
+                    # The wall clock jumped (a suspended machine, a corrected clock), and leases with it: nobody is dead
+                    # before all had the time to beat again.
+                    judges_from = self._clock.now() + self._lease_s
+                ahead_s = self._ahead_s()
                 # Whoever stood still for a lease (a blocked loop, a suspended machine) is no judge of who is dead: the
                 # others may have stood still with it.
-                if self._is_trusted():
+                if self._is_trusted() and self._clock.now() >= judges_from:
                     for job in await self._calls.until_heard("reclaim", self._reclaim):
                         self._announce(job)
                 if self._clock.now() - sampled_at >= _SAMPLE_S:
@@ -68,6 +76,9 @@ class Upkeep:
                 self._calls.failed("reclaim", error, self._pause_s)
             await self._clock.sleep(self._pause_s * (0.75 + self._rng.random() / 2))
 
+    def _ahead_s(self) -> float:
+        return self._clock.wall() - self._clock.now()
+
     async def _reclaim(self) -> list[Reclaimed]:
         return await self._broker.reclaim(max_lost=self._max_lost, retention=self._retention)
 
@@ -77,5 +88,7 @@ class Upkeep:
                 self._emit(events.JobRedelivered(job.job_id, job.task, job.queue, job.lost))
             case JobState.DEAD:
                 self._emit(events.JobBuried(job.job_id, job.task, job.queue, job.lost))
-            case _:
+            case JobState.EXPIRED:
                 self._emit(events.JobExpired(job.job_id, job.task, job.queue, job.reason))
+            case _:  # cancelled: it was asked for while its worker died
+                self._emit(events.JobCancelled(job.job_id, job.task, job.queue))

@@ -98,6 +98,7 @@ class LogListener:
             (self._on_redelivered, events.JobRedelivered),
             (self._on_buried, events.JobBuried),
             (self._on_expired, events.JobExpired),
+            (self._on_cancelled, events.JobCancelled),
             (self._on_unknown, events.TaskUnknown),
             (self._on_failed, events.BrokerFailed),
             (self._on_recovered, events.BrokerRecovered),
@@ -194,6 +195,9 @@ class LogListener:
 
     def _on_expired(self, event: events.JobExpired) -> None:
         announce("job.expired", job_id=event.job_id, task=event.task, queue=event.queue, reason=event.reason)
+
+    def _on_cancelled(self, event: events.JobCancelled) -> None:
+        announce("job.cancelled", job_id=event.job_id, task=event.task, queue=event.queue)
 
     def _on_unknown(self, event: events.TaskUnknown) -> None:
         retry_after_s = round(event.retry_after_s, 3)

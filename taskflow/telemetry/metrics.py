@@ -262,6 +262,7 @@ class Metrics:
             (self._on_redelivered, events.JobRedelivered),
             (self._on_buried, events.JobBuried),
             (self._on_expired, events.JobExpired),
+            (self._on_cancelled, events.JobCancelled),
             (self._on_answered, events.BrokerAnswered),
             (self._on_failed, events.BrokerFailed),
             (self._on_recovered, events.BrokerRecovered),
@@ -329,6 +330,9 @@ class Metrics:
         pair = self._pair(event.queue, event.task)
         pair.outcomes["lost"] += 1
         pair.states[JobState.DEAD] += 1
+
+    def _on_cancelled(self, event: events.JobCancelled) -> None:
+        self._pair(event.queue, event.task).states[JobState.CANCELLED] += 1
 
     def _on_expired(self, event: events.JobExpired) -> None:
         pair = self._pair(event.queue, event.task)

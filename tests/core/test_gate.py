@@ -359,6 +359,12 @@ def test_a_hold_closes_the_gate_for_its_time_with_its_reason(for_s: float, until
     assert (gate.held_until, gate.reason) == (until, "circuit_open")
 
 
+def test_a_shorter_hold_does_not_cut_a_longer_one() -> None:
+    gate = change(Gate("smtp", held_until=NOW + 3600, reason="http_429"), Hold(5, "http_503"), now=NOW)
+
+    assert (gate.held_until, gate.reason) == (NOW + 3600, "http_429")
+
+
 def test_a_release_opens_the_gate_now() -> None:
     gate = change(Gate("smtp", held_until=NOW + 30, reason="circuit_open"), Release(), now=NOW)
 

@@ -1,0 +1,109 @@
+"""Promises that a first review found broken."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from taskflow import Bulkhead, Snooze
+from taskflow.brokers.memory import MemoryBroker
+from taskflow.core import events
+from taskflow.core.job import JobState
+from taskflow.errors import BrokerError
+from taskflow.testing import TestFlow, all_blocked
+from tests.runtime.made import heard, make_flow, put
+
+if TYPE_CHECKING:
+    from taskflow import TaskFlow
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_handler_that_snoozes_for_nothing_does_not_spin() -> None:
+    flow = make_flow()
+    runs = 0
+
+    @flow.task
+    async def restless() -> None:
+        nonlocal runs
+        runs += 1
+        raise Snooze(0)
+
+    async with TestFlow(flow) as t:
+        await restless.submit()
+        await t.advance(1)
+
+    assert 1 <= runs <= 11
+
+
+async def test_a_snooze_holds_its_gate_for_a_day_at_most() -> None:
+    flow = make_flow()
+
+    @flow.task(bulkhead=Bulkhead("smtp", 1))
+    async def mail() -> None:
+        raise Snooze(float("inf"), hold="smtp")
+
+    async with TestFlow(flow) as t:
+        await mail.submit()
+        await t.advance(1)
+        (gate,) = [gate for gate in await t.broker.gates() if gate.name == "smtp"]
+        held_s = gate.held_until - t.clock.wall()
+
+    assert 86_000 < held_s <= 86_400
+
+
+async def test_a_jump_of_the_wall_clock_is_no_loss_of_a_worker() -> None:
+    flow = make_flow()
+    done = asyncio.Event()
+
+    @flow.task
+    async def long() -> str:
+        await done.wait()
+        return "done"
+
+    async with TestFlow(flow) as t:
+        job = await long.submit()
+        await t.advance(5)
+        t.clock._wall += 3_600
+        await t.advance(12)
+        info = await t.broker.show(job.id)
+        done.set()
+        await t.run_until_idle()
+
+        assert info is not None
+        assert (info.state, info.lost) == (JobState.RUNNING, 0)
+        assert await job.result(0) == "done"
+
+
+async def test_who_waits_for_a_result_hears_that_the_memory_broker_is_closed() -> None:
+    broker = MemoryBroker()
+    await put(broker, "a")
+    waiting = asyncio.create_task(broker.finals(["a"], 60))
+    await all_blocked()
+
+    await broker.close()
+
+    with pytest.raises(BrokerError, match="closed"):
+        await waiting
+
+
+async def test_a_cancelled_job_of_a_lost_worker_is_announced_as_cancelled() -> None:
+    flow: TaskFlow = make_flow()
+
+    @flow.task(name="task")
+    async def task() -> None: ...
+
+    async with TestFlow(flow) as t:
+        t.running.worker.pause()
+        cancelled, expired = heard(flow, events.JobCancelled), heard(flow, events.JobExpired)
+        await put(t.broker, "a")
+        from taskflow.brokers.base import ClaimRequest
+
+        await t.broker.claim(ClaimRequest("doomed", ("default",), 1, 1, 1, 1.0))
+        await t.broker.cancel(["a"])
+        await t.advance(5)
+
+    assert [event.job_id for event in cancelled] == ["a"]
+    assert expired == []
