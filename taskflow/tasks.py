@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, Protocol,
 from pydantic_core import from_json, to_json
 
 from taskflow.brokers.base import Cancelled, Final
+from taskflow.core import specs
 from taskflow.core.job import MAX_LANE_BYTES, Job, JobState
 from taskflow.errors import JobCancelled, JobExpired, JobFailed, JobNotFound, PayloadError
 from taskflow.runtime.codec import envelope
 from taskflow.runtime.ids import new_job_id
-from taskflow.runtime.task import Named, TaskDef, gate_names
+from taskflow.runtime.task import Named, TaskDef, gate_names, is_lane
 from taskflow.telemetry.context import MAX_ID, current_correlation_id, current_traceparent
 
 if TYPE_CHECKING:
-    from taskflow.core import specs
     from taskflow.runtime.client import Client
     from taskflow.settings import Settings
     from taskflow.settings.tuning import TaskPolicy
@@ -70,14 +70,15 @@ class Options:
             value = getattr(self, name)
             ok = value is None or (isinstance(value, str) and 0 < len(value) <= most and value.isprintable())
             check(ok, name, f"1 to {most} printable characters")
-        ok = self.lane is None or (isinstance(self.lane, str) and len(self.lane.encode()) <= MAX_LANE_BYTES)
+        ok = self.lane is None or is_lane(self.lane)
         check(ok, "lane", f"a string of at most {MAX_LANE_BYTES} bytes")
         for name in ("timeout", "deadline", "max_wait"):
             value = getattr(self, name)
             check(value is None or (_is_number(value) and 0 < value < _NEVER), name, "more than 0 seconds")
-        if self.retry is not None and (self.retry.on != (Exception,) or self.retry.never or self.retry.budget):
+        if self.retry is not None and not self.retry.said <= set(specs.RETRY_NUMBERS):
             raise PayloadError(
-                "options(retry=): only its numbers travel with a job; on=, never= and budget= belong in @flow.task"
+                "options(retry=): only its numbers travel with a job; on=, never= and budget= belong in @flow.task "
+                "(dataclasses.replace() says them all: write Retry(...))"
             )
 
     def carried(self) -> dict[str, Any]:
@@ -85,9 +86,8 @@ class Options:
         found: dict[str, Any] = {}
         if self.timeout is not None:
             found["timeout"] = self.timeout
-        if self.retry is not None:
-            retry = self.retry
-            found["retry"] = [retry.attempts, retry.base, retry.factor, retry.max_delay, retry.jitter]
+        if self.retry is not None and self.retry.said:
+            found["retry"] = {name: getattr(self.retry, name) for name in specs.RETRY_NUMBERS if name in self.retry.said}
         return found
 
     def policy_options(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The contract of a broker, in types and words. `memory.py` is the reference; one conformance suite runs over all.
+"""The contract of a broker, in types and words. `memory` is the reference; one conformance suite runs over all.
 
 Rules for every broker:
 
@@ -136,7 +136,7 @@ class ErrorInfo(NamedTuple):
 
 
 class Reclaimed(NamedTuple):
-    """A job that `reclaim` moved, and why: its worker was lost (`ready`, `dead`, or `cancelled` by rule 10), or `expired`."""
+    """A job that `reclaim` moved, and why: `ready`, `dead` or `cancelled` (its worker was lost), or `expired`."""
 
     job_id: str
     task: str

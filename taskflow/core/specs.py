@@ -1,21 +1,44 @@
 """Frozen specs of the policies: what a user writes down. State lives elsewhere. All durations are seconds.
 
-A spec checks its own numbers, and says which one is wrong.
+A spec checks its own numbers, and says which one is wrong. Those that settings can fill in remember what was said.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Literal, TypeVar
 
 from taskflow.core import bucket
 from taskflow.errors import ConfigError
 
 Jitter = Literal["full", "equal", "none"]
+RETRY_NUMBERS = ("attempts", "base", "factor", "max_delay", "jitter")  # what JSON can carry of a `Retry`
 
 _PERIODS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _MOST = 1e9  # thirty years, as seconds: beyond it an instant loses its microseconds
+
+
+_Class = TypeVar("_Class", bound=type)
+
+
+def _remembers(spec: _Class) -> _Class:
+    """Keep in `said` which fields the constructor was given: one that equals its default was said all the same.
+
+    A copy and a pickle keep it; `dataclasses.replace` gives all fields, so its result says them all.
+    """
+    make: Callable[..., None] = vars(spec)["__init__"]
+    names = [each.name for each in fields(spec) if each.init]
+
+    @functools.wraps(make)
+    def remember(self: object, *args: object, **kwargs: object) -> None:
+        make(self, *args, **kwargs)
+        object.__setattr__(self, "said", frozenset((*names[: len(args)], *kwargs)))
+
+    spec.__init__ = remember  # type: ignore[misc]
+    return spec
 
 
 def _check(ok: bool, spec: str, field: str, value: object, wants: str) -> None:
@@ -58,11 +81,13 @@ class RetryBudget:
         _check(self.cap > 0, "RetryBudget", "cap", self.cap, "more than 0")
 
 
+@_remembers
 @dataclass(frozen=True, slots=True)
 class Retry:
     """Exponential backoff with full jitter. `attempts` counts all runs, the first one too.
 
-    `on` are the errors that are worth another attempt, `never` the ones among them that are not.
+    `on` are the errors that are worth another attempt, `never` the ones among them that are not. For a task, what is
+    not said here comes from TASKFLOW_RETRY__….
     """
 
     attempts: int = 3
@@ -73,6 +98,7 @@ class Retry:
     max_delay: float = 60
     jitter: Jitter = "full"
     budget: RetryBudget | None = None
+    said: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_counts(self, "attempts")
@@ -96,12 +122,14 @@ class Retry:
         return isinstance(error, Exception) and isinstance(error, self.on)
 
 
+@_remembers
 @dataclass(frozen=True, slots=True)
 class CircuitBreaker:
     """Opens when `failure_rate` of at least `min_calls` in `window` seconds failed, or `consecutive` in a row.
 
     `slow_call` seconds makes a call slow; `slow_rate` of slow calls opens too. Open for `open_for` seconds, growing
-    to `max_open_for`; `close_after` good probes close it. `per_lane` gives every lane key a breaker of its own.
+    to `max_open_for`; `close_after` good probes close it. `per_lane` gives every lane key a breaker of its own. For a
+    task, what is not said here comes from TASKFLOW_BREAKER__….
     """
 
     name: str
@@ -115,6 +143,7 @@ class CircuitBreaker:
     max_open_for: float = 300
     close_after: int = 2
     per_lane: bool = False
+    said: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         me = "CircuitBreaker"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -40,16 +40,21 @@ class TaskDef:
             raise ConfigError(f"a task's name must be printable and without '__', got {self.name!r}")
         if inspect.isgeneratorfunction(self.fn) or inspect.isasyncgenfunction(self.fn):
             raise ConfigError(f"task {self.name!r}: {self.fn!r} is a generator; a task returns one result")
+        if isinstance(retry := self.declared.get("retry"), specs.Retry) and retry.budget is not None:
+            raise ConfigError(
+                f"task {self.name!r}: Retry(budget=) has no effect on a task yet: budgets come with the policies for any "
+                "awaitable; leave it out"
+            )
         self.codec = Codec(self.name, self.fn)
         self.is_async = is_async(self.fn)
 
     def policy(self, settings: Settings, options: Mapping[str, Any] | None = None) -> TaskPolicy:
         """What is in force, leaf by leaf; remembered for each set of options."""
-        if options and isinstance(numbers := options.get("retry"), list):  # as it travels in a payload
-            options = {**options, "retry": _retry(self.name, numbers)}
+        if options and "retry" in options and not isinstance(options["retry"], specs.Retry):
+            options = {**options, "retry": _carried_retry(self.name, options["retry"])}
         if settings is not self._settings:  # what other settings said is no longer in force
             self._settings, self._policies = settings, {}
-        key = tuple(sorted(options.items())) if options else None
+        key = tuple(sorted(_by_what_is_said(options))) if options else None
         try:
             found = self._policies.get(key)
         except TypeError:  # an option that is not hashable is not worth remembering
@@ -66,21 +71,38 @@ class TaskDef:
             return ""
         try:
             lane = self.lane(**{**self.codec.defaults, **args})
-        except Exception as error:
-            raise PayloadError(f"{self.name}(): lane= raised {type(error).__name__}: {error}") from error
-        if not isinstance(lane, str) or len(lane.encode()) > MAX_LANE_BYTES:
+        except Exception as error:  # noqa: BLE001 - the user's code; what it says, and where, may show an argument
+            raise PayloadError(f"{self.name}(): lane= raised {type(error).__name__} for these arguments") from None
+        if not is_lane(lane):
+            got = f"one of {len(lane)} characters" if isinstance(lane, str) else type(lane).__name__
             raise PayloadError(
-                f"{self.name}(): lane= must return a string of at most {MAX_LANE_BYTES} bytes, got {str(lane)[:50]!r}"
+                f"{self.name}(): lane= must return a string of at most {MAX_LANE_BYTES} bytes of valid UTF-8, got {got}"
             )
         return lane
 
 
-def _retry(task: str, numbers: list[Any]) -> specs.Retry:
+def is_lane(value: object) -> bool:
+    """Whether `value` can be a lane key: a string without lone surrogates, of at most `MAX_LANE_BYTES`."""
     try:
-        attempts, base, factor, max_delay, jitter = numbers
-        return specs.Retry(attempts, base=base, factor=factor, max_delay=max_delay, jitter=jitter)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{task}(): the retry= that came with the job is none: {error}") from None
+        return isinstance(value, str) and len(value.encode()) <= MAX_LANE_BYTES
+    except UnicodeEncodeError:
+        return False
+
+
+def _carried_retry(task: str, numbers: object) -> specs.Retry:
+    """The `options(retry=)` that travelled in a payload: its numbers by name, only those that were said."""
+    if not isinstance(numbers, dict) or not numbers.keys() <= set(specs.RETRY_NUMBERS):
+        raise ConfigError(
+            f"{task}(): the retry= that came with the job must be an object with some of "
+            f"{', '.join(specs.RETRY_NUMBERS)}"
+        )
+    return specs.Retry(**numbers)
+
+
+def _by_what_is_said(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """To look up by: equal specs of which other fields were said do not mean the same."""
+    for name, value in options.items():
+        yield name, (value, value.said) if isinstance(value, specs.Retry) else value
 
 
 def is_async(fn: Callable[..., Any]) -> bool:

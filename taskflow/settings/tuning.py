@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -49,8 +48,8 @@ def resolve(
 
     Leaf by leaf: `TASKFLOW_TASKS__…` > `options` > `declared` > the sections `task`, `retry` and `breaker` > default.
     Both mappings have the decorator's keys (timeout, deadline, max_wait, priority, queue, retry, breaker, bulkhead,
-    rate) and only those that were said; None counts as not said. So does a field of a `Retry` or `CircuitBreaker`
-    that equals the spec's own default, as a frozen value cannot tell the two apart.
+    rate) and only those that were said; None counts as not said. Of a `Retry` or `CircuitBreaker` the fields count
+    that its constructor was given (`said`), also where they equal a default.
     Raises `ConfigError` for values that do not fit.
     """
     return _Resolution(settings, name, declared, options).policy()
@@ -78,6 +77,7 @@ def unknown_tasks(settings: Settings, known: Iterable[str]) -> list[Misspelt]:
     return found
 
 
+_DEFAULT = specs.Retry()
 _Spec = TypeVar("_Spec", specs.Retry, specs.CircuitBreaker, specs.Bulkhead, specs.RateLimit)
 
 
@@ -134,6 +134,10 @@ class _Resolution:
         self.decided.append(PolicyLeaf(".".join(tail), text_of(value), source, env_name(path)))
         return value
 
+    def _decide(self, name: str, value: str, source: str) -> None:
+        """Remember a leaf that the environment cannot say."""
+        self.decided.append(PolicyLeaf(name, value, source, ""))
+
     def _named(self, path: LeafPath) -> str:
         source = self.settings.source(path)
         return source if source == "default" else f"{source}: {env_name(path)}"
@@ -160,14 +164,12 @@ class _Resolution:
         values: dict[str, Any] = {}
         for field in RetrySettings.model_fields:
             key = field.removesuffix("_s")
-            said = [(source, getattr(spec, key)) for source, spec in given if key in _said(spec)]
+            said = [(source, getattr(spec, key)) for source, spec in given if key in spec.said]
             values[key] = self._pick(("retry", field), ("retry", field), said)
-        for key in ("on", "never", "budget"):  # Python objects: the environment cannot say them
-            for source, spec in given:
-                if key in _said(spec):
-                    values[key] = getattr(spec, key)
-                    self.decided.append(PolicyLeaf(f"retry.{key}", _python_text(values[key]), source, ""))
-                    break
+        for key in ("on", "never"):  # Python objects: the environment cannot say them
+            said = [(source, getattr(spec, key)) for source, spec in given if key in spec.said]
+            source, values[key] = said[0] if said else ("default", getattr(_DEFAULT, key))
+            self._decide(f"retry.{key}", _class_names(values[key]), source)
         return self._build("retry", specs.Retry, values)
 
     def _breaker(self) -> specs.CircuitBreaker | None:
@@ -177,7 +179,7 @@ class _Resolution:
         values = self._identity("breaker", given)
         for field in BreakerSettings.model_fields:
             key = field.removesuffix("_s")
-            said = [(source, getattr(spec, key)) for source, spec in given if key in _said(spec)]
+            said = [(source, getattr(spec, key)) for source, spec in given if key in spec.said]
             values[key] = self._pick(("breaker", field), ("breaker", field), said)
         return self._build("breaker", specs.CircuitBreaker, values)
 
@@ -189,6 +191,7 @@ class _Resolution:
         values["limit"] = self._pick(None, ("bulkhead", "limit"), [(source, spec.limit) for source, spec in given])
         if given:
             values["wait"] = given[0][1].wait
+            self._decide("bulkhead.wait", text_of(float(values["wait"])), given[0][0])
         return self._build("bulkhead", specs.Bulkhead, values)
 
     def _rate(self) -> specs.RateLimit | None:
@@ -209,14 +212,10 @@ class _Resolution:
         """A policy's name: its own, or the task's if only the environment asks for it."""
         name, per_lane = (given[0][1].name, given[0][1].per_lane) if given else (self.name, False)
         source = given[0][0] if given else "the task's name"
-        self.decided.append(PolicyLeaf(f"{tail}.name", name, source, ""))
+        self._decide(f"{tail}.name", name, source)
+        self._decide(f"{tail}.per_lane", text_of(per_lane), source if given else "default")
         return {"name": name, "per_lane": per_lane}
 
 
-def _said(spec: specs.Retry | specs.CircuitBreaker) -> set[str]:
-    """The fields that differ from the spec's own defaults."""
-    return {field.name for field in dataclasses.fields(spec) if getattr(spec, field.name) != field.default}
-
-
-def _python_text(value: object) -> str:
-    return ", ".join(kind.__name__ for kind in value) if isinstance(value, tuple) else str(value)
+def _class_names(classes: tuple[type, ...]) -> str:
+    return ", ".join(each.__name__ for each in classes) or "none"

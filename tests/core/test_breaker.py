@@ -241,6 +241,7 @@ def test_a_recovery_makes_the_open_time_short_again() -> None:
     call(machine, SUCCESS, now=30.0)
 
     assert call(machine, FAILURE, now=30.0) == Transition(OPEN, 10)
+    assert call(machine, FAILURE, now=40.0) == Transition(OPEN, 20)
 
 
 def test_after_a_recovery_old_failures_are_forgotten() -> None:

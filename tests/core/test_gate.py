@@ -365,6 +365,15 @@ def test_a_shorter_hold_does_not_cut_a_longer_one() -> None:
     assert (gate.held_until, gate.reason) == (NOW + 3600, "http_429")
 
 
+@pytest.mark.parametrize(
+    ("for_s", "held_for_s", "reason"), [(29.0, 30.0, "by hand"), (30.0, 30.0, "by hand"), (31.0, 31.0, "circuit_open")]
+)
+def test_a_hold_never_shortens_another(for_s: float, held_for_s: float, reason: str) -> None:
+    gate = change(Gate("smtp", held_until=NOW + 30, reason="by hand"), Hold(for_s, "circuit_open"), now=NOW)
+
+    assert gate == Gate("smtp", held_until=NOW + held_for_s, reason=reason, generation=1)
+
+
 def test_a_release_opens_the_gate_now() -> None:
     gate = change(Gate("smtp", held_until=NOW + 30, reason="circuit_open"), Release(), now=NOW)
 

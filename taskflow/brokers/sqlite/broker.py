@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from taskflow.brokers.sqlite import claim as claiming
 from taskflow.brokers.sqlite import leases, operate, reading, settle, submit, wake
-from taskflow.brokers.sqlite.lines import Line, Op
+from taskflow.brokers.sqlite.lines import Line, Op, nothing
 from taskflow.brokers.sqlite.listening import Listening
 from taskflow.brokers.sqlite.settle import Settling
 from taskflow.brokers.sqlite.upkeep import Upkeep
@@ -83,6 +83,7 @@ class SqliteBroker:
         self._write_line: Line | None = None
         self._read_line: Line | None = None
         self._look_line: Line | None = None
+        self._is_closing = False
         self._waiters = Waiters()
         self._turns: claiming.Turns = {}
         self._upkeep = Upkeep()
@@ -92,43 +93,42 @@ class SqliteBroker:
         if self._write_line is not None:
             return
         self._loop = asyncio.get_running_loop()
-        self._writer = Writer(
+        writer = Writer(
             self._path,
             synchronous=self._synchronous,
             busy_s=self._busy_s,
             wall=self._wall,
             committed=self._committed,
         )
-        bell = self._writer.bell
-        self._reader = self._new_reader()
+        bell = writer.bell
         self._listening = Listening(self, self._waiters, bell)
         self._write_line = Line(
-            "taskflow-sqlite-write", self._writer.serve, late_s=bell.late_s, serve_late=bell.ring_late
+            "taskflow-sqlite-write", writer.serve, writer.end, late_s=bell.late_s, serve_late=bell.ring_late
         )
-        self._read_line = Line("taskflow-sqlite-read", self._reader.serve)
+        self._read_line = self._new_reader("taskflow-sqlite-read")
+        self._is_closing = False
         try:
-            await self.write(_nothing)
-            await self.read(_nothing)
+            await self.write(nothing)
+            await self.read(nothing)
         except BaseException:
             await self.close()
             raise
 
     async def close(self) -> None:
         """What was asked is still done; whoever waits returns."""
-        if self._write_line is None:
+        if self._write_line is None or self._is_closing:
             return
-        await self._listening.close()
-        lines = (self._write_line, self._read_line, self._look_line)
-        self._write_line = self._read_line = self._look_line = None
-        self._waiters.tell_all()
+        self._is_closing = True
+        try:
+            await self._listening.close()
+        finally:
+            lines = [line for line in (self._write_line, self._read_line, self._look_line) if line is not None]
+            self._write_line = self._read_line = self._look_line = None
+            self._waiters.tell_all()
+            ended = [line.stop() for line in lines]
+        await asyncio.gather(*ended)
         for line in lines:
-            if line is not None:
-                await line.stop()
-        self._writer.bell.close()
-        self._reader.drop()
-        if lines[2] is not None:
-            self._looker.drop()
-        self._writer.drop()
+            line.join()
 
     # ---- what the runtime asks ----
 
@@ -292,8 +292,7 @@ class SqliteBroker:
     async def _look(self, call: Callable[[sqlite3.Connection], T]) -> T:
         """What `call` answers, in its time: lists for people may read a whole table, and hold up nobody."""
         if self._look_line is None and self._read_line is not None:
-            self._looker = self._new_reader()
-            self._look_line = Line("taskflow-sqlite-look", self._looker.serve)
+            self._look_line = self._new_reader("taskflow-sqlite-look")
         return await self._ask(self._look_line, call, 1)
 
     async def _ask(self, line: Line | None, call: Callable[[Any], T], rows: int) -> T:
@@ -303,8 +302,9 @@ class SqliteBroker:
         line.put(Op(call, future, rows))
         return await future
 
-    def _new_reader(self) -> Reader:
-        return Reader(self._path, synchronous=self._synchronous, busy_s=self._busy_s)
+    def _new_reader(self, name: str) -> Line:
+        reader = Reader(self._path, synchronous=self._synchronous, busy_s=self._busy_s)
+        return Line(name, reader.serve, reader.drop)
 
     def _committed(self, effects: Effects) -> None:
         """Called in the writer's thread: tell who waits in our loop."""
@@ -316,7 +316,3 @@ class SqliteBroker:
                 loop.call_soon_threadsafe(self._waiters.tell_work, effects.work)
             if effects.finals and self._waiters.finals:
                 loop.call_soon_threadsafe(self._waiters.tell_finals, effects.finals)
-
-
-def _nothing(_: object) -> None:
-    """An op that only needs the file to be there."""

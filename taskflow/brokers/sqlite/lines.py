@@ -32,18 +32,20 @@ class Op:
 class Line:
     """One thread that serves ops in groups: `serve` sets each op's answer or error, and never raises.
 
-    `serve_late` is called after the seconds that `late_s` names (None: nothing is due), and when the line ends.
+    `serve_late` is called after the seconds that `late_s` names (None: nothing is due). `end` is called last, in the
+    thread.
     """
 
     def __init__(
         self,
         name: str,
         serve: Callable[[list[Op]], None],
+        end: Callable[[], None],
         *,
         late_s: Callable[[], float | None] = lambda: None,
         serve_late: Callable[[], None] = lambda: None,
     ) -> None:
-        self._serve, self._late_s, self._serve_late = serve, late_s, serve_late
+        self._serve, self._end, self._late_s, self._serve_late = serve, end, late_s, serve_late
         self._ops: SimpleQueue[Op | None] = SimpleQueue()
         self._last: Op | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -52,16 +54,20 @@ class Line:
     def put(self, op: Op) -> None:
         self._ops.put(op)
 
-    async def stop(self) -> None:
-        """Serve what waits, then end the thread."""
+    def stop(self) -> asyncio.Future[None]:
+        """Serve what waits, then end. The answer comes when all is done, and need not be waited for."""
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._last = Op(_nothing, ended)
+        self._last = Op(nothing, ended)
         self._ops.put(None)
-        await asyncio.shield(ended)
-        self._thread.join()  # it said its last word
+        return ended
+
+    def join(self) -> None:
+        """After `stop` was answered: the thread is about to be gone."""
+        self._thread.join()
 
     def _run(self) -> None:
-        while True:
+        is_last = False
+        while not is_last:
             late_s = self._late_s()
             try:
                 op = self._ops.get(timeout=late_s)
@@ -71,8 +77,7 @@ class Line:
             is_last = self._serve_group(op)
             if late_s is not None:  # even when ops keep coming
                 self._serve_late()
-            if is_last:
-                break
+        self._end()
         if self._last is not None:
             answer([self._last])
 
@@ -94,8 +99,8 @@ class Line:
         return op is None
 
 
-def _nothing(_: object) -> None:
-    """What a line does last."""
+def nothing(_: object) -> None:
+    """What an op calls that only wants an answer."""
 
 
 def answer(ops: list[Op]) -> None:

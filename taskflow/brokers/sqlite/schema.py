@@ -44,7 +44,8 @@ _V1 = (
     """CREATE TABLE gate (
         name TEXT PRIMARY KEY, generation INTEGER NOT NULL, held_until REAL NOT NULL, reason TEXT NOT NULL,
         ramp INTEGER, max_live INTEGER, max_live_override INTEGER, rate_interval_s REAL, rate_burst INTEGER,
-        rate_override_interval_s REAL, rate_override_burst INTEGER, live INTEGER NOT NULL, tat REAL NOT NULL)""",
+        rate_override_interval_s REAL, rate_override_burst INTEGER, live INTEGER NOT NULL, tat REAL NOT NULL)
+        WITHOUT ROWID""",
     # `pending`: ready + scheduled jobs of one queue with this gate. `wake_at`: when the lanes that are parked at it may
     # go on; NULL when none is.
     """CREATE TABLE queue_gate (

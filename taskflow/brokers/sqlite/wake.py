@@ -90,11 +90,11 @@ class Bell:
         """Seconds until a datagram that was put off is due; None when none was."""
         return _PAUSE_S if any(hint.queues or hint.has_finals for hint in self._owed.values()) else None
 
-    def ring_late(self) -> None:
-        """Send what is due."""
+    def ring_late(self, *, is_end: bool = False) -> None:
+        """Send what is due; at the end, all."""
         now = time.monotonic()
         for port, hint in list(self._owed.items()):
-            if now - hint.sent_at < _PAUSE_S:
+            if now - hint.sent_at < _PAUSE_S and not is_end:
                 continue
             datagrams = hint.datagrams(self._magic)
             if not datagrams and now - hint.sent_at > LISTEN_S:
@@ -111,6 +111,7 @@ class Bell:
             self._socket.sendto(datagram, ("127.0.0.1", port))
 
     def close(self) -> None:
+        self.ring_late(is_end=True)
         if self._socket is not None:
             self._socket.close()
             self._socket = None

@@ -132,6 +132,11 @@ class Writer:
         if effects.work or effects.finals:
             self._committed(effects)
 
+    def end(self) -> None:
+        """Nothing follows."""
+        self.bell.close()
+        self.drop()
+
     def drop(self) -> None:
         """Close the connection. The next group makes a new one."""
         if self._connection is not None:

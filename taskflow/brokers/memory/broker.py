@@ -1,8 +1,8 @@
 """The reference broker: everything in this process, lost with it. Read it before the others.
 
-One walk, top to bottom: the verbs of the runtime, the verbs of a person, then the parts. A job is a `_Row`; ready rows
-stand in the lines of a `_Lane`; lanes with something to claim stand in the rings of their `_Queue`; a lane that its
-gate does not admit stands in a ring of that `_Gate` instead. No verb awaits between reading and changing: all are
+One walk, top to bottom: the verbs of the runtime, the verbs of a person, then the parts. A job is a `Row`; ready rows
+stand in the lines of a `Lane`; lanes with something to claim stand in the rings of their `Queue`; a lane that its
+gate does not admit stands in a ring of that `GateLine` instead. No verb awaits between reading and changing: all are
 atomic without a lock.
 
 Whoever leaves a line or a heap from its middle (cancelled, expired) has ended for good: it stays where it is, is
@@ -15,13 +15,11 @@ import asyncio
 import heapq
 from bisect import insort
 from collections import OrderedDict, deque
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, assert_never
 
 from taskflow.brokers.base import (
-    ERRORS_KEPT,
     PROMOTE,
     QUOTA,
     WAKE,
@@ -29,7 +27,6 @@ from taskflow.brokers.base import (
     BeatReply,
     Cancelled,
     ClaimRequest,
-    ErrorInfo,
     Final,
     JobInfo,
     Note,
@@ -43,16 +40,17 @@ from taskflow.brokers.base import (
     SettleReply,
     SyncBeat,
 )
+from taskflow.brokers.memory.lanes import GateLine, Holder, Lane, Left, Queue, Ring, Row, late, matching, order, resolve
 from taskflow.clock import Clock, LoopClock
 from taskflow.core import gate as gating
 from taskflow.core.decision import Bury, Cancel, Complete, Decision, Expire, Release, Retry, Snooze
 from taskflow.core.job import FINAL, SUSPECT_AFTER, TRANSITIONS, Claim, Job, JobState, is_buried
 from taskflow.core.outcome import ErrorRecord
-from taskflow.core.window import DrainRate, retry_after_s
+from taskflow.core.window import retry_after_s
 from taskflow.errors import BrokerError, JobNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 _SWEEP_FROM = 64  # ended rows in a container, below which sweeping is not worth it
 
@@ -72,25 +70,25 @@ class MemoryBroker:
 
     def __init__(self, clock: Clock | None = None) -> None:
         self._clock = clock or LoopClock()
-        self._rows: dict[str, _Row] = {}  # in the order of submission
+        self._rows: dict[str, Row] = {}  # in the order of submission
         self._keys: dict[tuple[str, str], str] = {}  # (task, key) → the job that is not final yet
-        self._queues: dict[str, _Queue] = {}
-        self._gates: OrderedDict[str, _Gate] = OrderedDict()
-        self._workers: dict[str, _Worker] = {}
+        self._queues: dict[str, Queue] = {}
+        self._gates: OrderedDict[str, GateLine] = OrderedDict()
+        self._workers: dict[str, Holder] = {}
         self._submitted = 0
         self._is_open = True  # it needs no opening
         self._token = 0
-        self._openings: list[tuple[float, int, _Gate]] = []  # heap: when gates with waiting lanes may open
+        self._openings: list[tuple[float, int, GateLine]] = []  # heap: when gates with waiting lanes may open
         self._openings_made = 0
-        self._expiries: list[tuple[float, int, _Row]] = []  # heap: when jobs expire
+        self._expiries: list[tuple[float, int, Row]] = []  # heap: when jobs expire
         self._ended = 0  # rows that ended since the heap of expiries was swept
         self._waiters: dict[str, set[asyncio.Future[Final | None]]] = {}  # job id → who waits for it to be final
         # What `reclaim` prunes, in the order in which it ended: job id → row.
-        self._results: OrderedDict[str, _Row] = OrderedDict()
-        self._finished: OrderedDict[str, _Row] = OrderedDict()
-        self._dead: OrderedDict[str, _Row] = OrderedDict()
+        self._results: OrderedDict[str, Row] = OrderedDict()
+        self._finished: OrderedDict[str, Row] = OrderedDict()
+        self._dead: OrderedDict[str, Row] = OrderedDict()
         self._batches: set[str] = set()  # that are not finished
-        self._held_back: dict[str, list[tuple[OrderedDict[str, _Row], _Row]]] = {}  # old enough, but of these
+        self._held_back: dict[str, list[tuple[OrderedDict[str, Row], Row]]] = {}  # old enough, but of these
 
     async def open(self) -> None:
         """Nothing to connect to. A broker that was closed keeps its jobs."""
@@ -103,7 +101,7 @@ class MemoryBroker:
             queue.wake_waiters()
         for waiting in list(self._waiters.values()):
             for waiter in waiting:
-                _resolve(waiter)
+                resolve(waiter)
 
     # ---- what the runtime asks ----
 
@@ -118,10 +116,10 @@ class MemoryBroker:
         now = self._clock.wall()
         worker = self._workers.get(request.worker)
         if worker is None:
-            worker = self._workers[request.worker] = _Worker(request.worker)
+            worker = self._workers[request.worker] = Holder(request.worker)
         worker.lease_until = now + request.lease_s
         self._stir_due_gates(now)
-        left = _Left(request.limit, request.gated, request.suspects, WAKE, PROMOTE)
+        left = Left(request.limit, request.gated, request.suspects, WAKE, PROMOTE)
         claims: list[Claim] = []
         for name in request.queues:
             queue = self._queues.get(name)
@@ -153,7 +151,7 @@ class MemoryBroker:
         if (delay_s := min(instants) - now) <= 0:
             return
         woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        timer = self._clock.call_at(self._clock.now() + delay_s, partial(_resolve, woken))
+        timer = self._clock.call_at(self._clock.now() + delay_s, partial(resolve, woken))
         for queue in queues:
             queue.waiters.add(woken)
         try:
@@ -167,12 +165,12 @@ class MemoryBroker:
         """As `Broker.settle`."""
         now = self._clock.wall()
         replies: list[SettleReply] = []
-        left: dict[_Queue, int] = {}  # jobs that left their queue for good
+        left: dict[Queue, int] = {}  # jobs that left their queue for good
         freed: dict[str, list[int]] = {}  # gate → [claims that ended, of them unused]
         for job_id, token, decision in settlements:
             row = self._rows.get(job_id)
             if row is None or row.token != token or row.state is not _RUNNING:
-                replies.append(_late(row, token))
+                replies.append(late(row, token))
                 continue
             row.settled_token = token
             self._end_claim(row, freed, is_unused=isinstance(decision, Release))
@@ -192,7 +190,7 @@ class MemoryBroker:
         """As `Broker.beat`."""
         holder = self._workers.get(worker)
         if holder is None:
-            holder = self._workers[worker] = _Worker(worker)
+            holder = self._workers[worker] = Holder(worker)
         holder.lease_until = self._clock.wall() + lease_s
         holder.beats += 1
         lost: list[str] = []
@@ -226,7 +224,7 @@ class MemoryBroker:
         for job_id, token, progress, checkpoint in notes:
             row = self._rows.get(job_id)
             if row is None or row.token != token or row.state is not _RUNNING:
-                answers.append(_late(row, token).answer)
+                answers.append(late(row, token).answer)
                 continue
             if progress is not None:
                 row.progress = progress
@@ -254,7 +252,7 @@ class MemoryBroker:
         if timeout_s <= 0:
             return {}
         first: asyncio.Future[Final | None] = asyncio.get_running_loop().create_future()
-        timer = self._clock.call_at(self._clock.now() + timeout_s, partial(_resolve, first))
+        timer = self._clock.call_at(self._clock.now() + timeout_s, partial(resolve, first))
         for row in kept:
             self._waiters.setdefault(row.job.id, set()).add(first)
         try:
@@ -320,7 +318,7 @@ class MemoryBroker:
         self, *, state: JobState | None = None, queue: str | None = None, task: str | None = None, limit: int = 100
     ) -> list[JobInfo]:
         """As `Operator.jobs`."""
-        return [row.info() for row in islice(_matching(reversed(self._rows.values()), state, queue, task), limit)]
+        return [row.info() for row in islice(matching(reversed(self._rows.values()), state, queue, task), limit)]
 
     async def cancel(self, job_ids: Sequence[str]) -> list[Cancelled]:
         """As `Operator.cancel`."""
@@ -335,7 +333,7 @@ class MemoryBroker:
     async def purge(self, *, state: JobState, queue: str | None = None, task: str | None = None) -> int:
         """As `Operator.purge`. What runs or is in no such state is not touched."""
         now = self._clock.wall()
-        rows = list(_matching(self._rows.values(), state, queue, task))
+        rows = list(matching(self._rows.values(), state, queue, task))
         if state is _RUNNING:
             return 0
         if state not in FINAL:
@@ -384,7 +382,7 @@ class MemoryBroker:
         due_at = now + job.delay_s if job.delay_s > 0 else now
         expires_at = due_at + job.expires_s
         state = _READY if due_at <= now else _SCHEDULED
-        row = _Row(job, queue, seq, state, now, due_at, due_at, expires_at, due_at)
+        row = Row(job, queue, seq, state, now, due_at, due_at, expires_at, due_at)
         self._rows[job.id] = row
         queue.had_jobs = True
         if job.key is not None:
@@ -398,7 +396,7 @@ class MemoryBroker:
         self._place(row)
         return Receipt(job.id, _NEW)
 
-    def _refusal(self, job: Job, queue: _Queue, bound: int, refused: dict[str, int], now: float) -> Receipt | None:
+    def _refusal(self, job: Job, queue: Queue, bound: int, refused: dict[str, int], now: float) -> Receipt | None:
         """Why the queue, or half of it for a gate, has no place for `job`, and when it should have."""
         accepted, line, over = Accepted.QUEUE_FULL, job.queue, queue.bounded() - bound
         if over < 0:
@@ -413,7 +411,7 @@ class MemoryBroker:
         ahead = refused[line] = refused.get(line, 0) + 1  # in this batch: they will come back too
         return Receipt(job.id, accepted, retry_after_s(over + ahead, drain_per_s=queue.drain.read(now=now)))
 
-    def _place(self, row: _Row) -> None:
+    def _place(self, row: Row) -> None:
         """Put a row that is ready or scheduled where a claim will find it."""
         queue = row.queue
         if row.state is _SCHEDULED:
@@ -423,7 +421,7 @@ class MemoryBroker:
             key = (job.lane, job.gates, row.lost >= SUSPECT_AFTER)
             lane = queue.lanes.get(key)
             if lane is None:
-                lane = queue.lanes[key] = _Lane(key, tuple(self._gate(name) for name in job.gates))
+                lane = queue.lanes[key] = Lane(key, tuple(self._gate(name) for name in job.gates))
             line = lane.lines.get(job.priority)
             if line is None:
                 line = lane.lines[job.priority] = deque()
@@ -433,14 +431,14 @@ class MemoryBroker:
             if not line or (last := line[-1]).due_at < row.due_at or (last.due_at == row.due_at and last.seq < row.seq):
                 line.append(row)
             else:
-                insort(line, row, key=_order)
+                insort(line, row, key=order)
             if lane.ring is not queue.open[lane.kind]:
                 return  # nothing to claim before its gate opens
         if queue.waiters:
             queue.wake_waiters()
 
     @staticmethod
-    def _raise_lane(queue: _Queue, lane: _Lane, priority: int) -> None:
+    def _raise_lane(queue: Queue, lane: Lane, priority: int) -> None:
         """The lane's top priority is higher now: it stands elsewhere in its ring, or is new and open."""
         ring = queue.open[lane.kind]
         if lane.ring is not None:
@@ -449,7 +447,7 @@ class MemoryBroker:
         lane.top = priority
         ring.add(lane, queue.next_turn())
 
-    def _move(self, row: _Row, event: str) -> None:
+    def _move(self, row: Row, event: str) -> None:
         """Change a row's state along the one table of transitions, and keep the counters."""
         before = row.state
         after = row.state = TRANSITIONS[before][event]
@@ -462,7 +460,7 @@ class MemoryBroker:
 
     # ---- out of the queue ----
 
-    def _promote(self, queue: _Queue, left: _Left, now: float) -> None:
+    def _promote(self, queue: Queue, left: Left, now: float) -> None:
         """Scheduled jobs that are due become ready."""
         scheduled = queue.scheduled
         while scheduled and scheduled[0][0] <= now and left.promote > 0:
@@ -475,9 +473,9 @@ class MemoryBroker:
             row.ready_at = row.due_at
             self._place(row)
 
-    def _claim_in_turn(self, queue: _Queue, limit: int, left: _Left, now: float) -> list[_Row]:
+    def _claim_in_turn(self, queue: Queue, limit: int, left: Left, now: float) -> list[Row]:
         """Strict priority, then lanes in turn; each turn a quota, within what the lane's gates admit."""
-        taken: list[_Row] = []
+        taken: list[Row] = []
         top, quota = -1, 0
         while left.limit > 0:
             lane = queue.first_in_turn(left.gated > 0, left.suspects > 0)
@@ -513,7 +511,7 @@ class MemoryBroker:
             taken += rows
         return taken
 
-    def _hand_over(self, queue: _Queue, rows: list[_Row], worker: _Worker, now: float) -> list[Claim]:
+    def _hand_over(self, queue: Queue, rows: list[Row], worker: Holder, now: float) -> list[Claim]:
         """These rows of `queue` are the worker's now. Written out, for once: every job passes here."""
         queue.count[_READY] -= len(rows)
         queue.count[_CLAIMED] += len(rows)
@@ -552,12 +550,12 @@ class MemoryBroker:
 
     # ---- gates ----
 
-    def _room(self, lane: _Lane, now: float) -> int:
+    def _room(self, lane: Lane, now: float) -> int:
         """How many of the lane's jobs all of its gates admit now."""
         rooms = [gating.admit(gate.record, gate.parent_record, now=now).room for gate in lane.gates]
         return min((room for room in rooms if room is not None), default=lane.size)
 
-    def _park(self, queue: _Queue, lane: _Lane, now: float) -> None:
+    def _park(self, queue: Queue, lane: Lane, now: float) -> None:
         """The lane leaves the open ones, and waits at the first gate that does not admit it."""
         for gate in lane.gates:
             admission = gating.admit(gate.record, gate.parent_record, now=now)
@@ -567,11 +565,11 @@ class MemoryBroker:
         lane.ring.remove(lane)
         ring = gate.waiting.get(queue)
         if ring is None:
-            ring = gate.waiting[queue] = _Ring()
+            ring = gate.waiting[queue] = Ring()
         ring.add(lane, queue.next_turn())
         self._look_again(gate, admission.look_again_at)
 
-    def _look_again(self, gate: _Gate, at: float | None) -> None:
+    def _look_again(self, gate: GateLine, at: float | None) -> None:
         """Stir the gate at `at`, unless it is stirred earlier anyway."""
         if at is not None and at < gate.opens_at:
             gate.opens_at = at
@@ -586,14 +584,14 @@ class MemoryBroker:
             self._stir(gate)
 
     @staticmethod
-    def _stir(gate: _Gate) -> None:
+    def _stir(gate: GateLine) -> None:
         """The gate may have opened: the next claim from each queue with lanes waiting at it looks."""
         for queue, ring in gate.waiting.items():
             if ring:
                 queue.stirred[gate] = None
                 queue.wake_waiters()
 
-    def _wake_lanes(self, queue: _Queue, left: _Left, now: float) -> None:
+    def _wake_lanes(self, queue: Queue, left: Left, now: float) -> None:
         """Lanes whose gate has opened are open again: no more than it has room for, the highest priority first."""
         for gate in list(queue.stirred):
             if left.wake <= 0:
@@ -614,7 +612,7 @@ class MemoryBroker:
                 del queue.stirred[gate]
                 self._look_again(gate, admission.look_again_at)
 
-    def _end_claim(self, row: _Row, freed: dict[str, list[int]], *, is_unused: bool = False) -> None:
+    def _end_claim(self, row: Row, freed: dict[str, list[int]], *, is_unused: bool = False) -> None:
         assert row.worker is not None
         del row.worker.claims[row.job.id]
         row.worker = None
@@ -631,7 +629,7 @@ class MemoryBroker:
 
     # ---- what becomes of a claim ----
 
-    def _apply(self, row: _Row, decision: Decision, now: float) -> None:
+    def _apply(self, row: Row, decision: Decision, now: float) -> None:
         match decision:
             case Complete():
                 self._complete(row, decision.result, now)
@@ -659,7 +657,7 @@ class MemoryBroker:
             case _:
                 assert_never(decision)
 
-    def _requeue(self, row: _Row, event: str, now: float, delay_s: float | None = None) -> None:
+    def _requeue(self, row: Row, event: str, now: float, delay_s: float | None = None) -> None:
         """Run it again: at its old place without a delay, else as due in `delay_s`. Unless a person said cancel."""
         if row.cancel_requested:
             self._finish(row, "cancel", now)
@@ -674,7 +672,7 @@ class MemoryBroker:
             heapq.heappush(self._expiries, (row.expires_at, row.seq, row))
         self._place(row)
 
-    def _complete(self, row: _Row, result: bytes | None, now: float) -> None:
+    def _complete(self, row: Row, result: bytes | None, now: float) -> None:
         """What most claims come to."""
         row.attempts += 1
         count = row.queue.count
@@ -686,12 +684,12 @@ class MemoryBroker:
             self._results[row.job.id] = row
         self._close(row, now)
 
-    def _finish(self, row: _Row, event: str, now: float) -> None:
+    def _finish(self, row: Row, event: str, now: float) -> None:
         """Into a final state, along the table."""
         self._move(row, event)
         self._close(row, now)
 
-    def _close(self, row: _Row, now: float) -> None:
+    def _close(self, row: Row, now: float) -> None:
         """The row is final: its key is free, whoever waits for it hears."""
         row.finished_at = now
         self._ended += 1
@@ -705,7 +703,7 @@ class MemoryBroker:
                 if not waiter.done():
                     waiter.set_result(final)
 
-    def _cancel(self, row: _Row | None, now: float) -> Cancelled:
+    def _cancel(self, row: Row | None, now: float) -> Cancelled:
         if row is None:
             return Cancelled.MISSING
         if row.finished_at is not None:
@@ -716,7 +714,7 @@ class MemoryBroker:
         self._leave_line(row, "cancel", now)
         return Cancelled.CANCELLED
 
-    def _leave_line(self, row: _Row, event: str, now: float) -> None:
+    def _leave_line(self, row: Row, event: str, now: float) -> None:
         """A row that waits ends where it stands."""
         queue, was = row.queue, row.state
         self._finish(row, event, now)
@@ -726,7 +724,7 @@ class MemoryBroker:
         elif was is _READY:
             queue.forget_ready(row)
 
-    def _resurrect(self, row: _Row | None, now: float) -> Retried:
+    def _resurrect(self, row: Row | None, now: float) -> Retried:
         if row is None:
             return Retried.MISSING
         if row.state is not _DEAD:
@@ -751,7 +749,7 @@ class MemoryBroker:
 
     # ---- upkeep ----
 
-    def _lose(self, rows: list[_Row], reason: str, max_lost: int, now: float, moved: list[Reclaimed]) -> None:
+    def _lose(self, rows: list[Row], reason: str, max_lost: int, now: float, moved: list[Reclaimed]) -> None:
         """Claims of one worker that are lost. If a suspect is among them, the loss is its own."""
         suspected = any(row.lost >= SUSPECT_AFTER for row in rows)
         freed: dict[str, list[int]] = {}
@@ -800,9 +798,9 @@ class MemoryBroker:
             else:
                 self._gates.move_to_end(name)
 
-    def _older(self, line: OrderedDict[str, _Row], before: float, most: int) -> list[_Row]:
+    def _older(self, line: OrderedDict[str, Row], before: float, most: int) -> list[Row]:
         """At most `most` rows that ended by `before`, taken out of `line`. Those of unfinished batches wait aside."""
-        rows: list[_Row] = []
+        rows: list[Row] = []
         while line and len(rows) < most:
             row = next(iter(line.values()))
             if row.finished_at is None or row.finished_at > before:
@@ -814,7 +812,7 @@ class MemoryBroker:
                 rows.append(row)
         return rows
 
-    def _forget(self, row: _Row) -> None:
+    def _forget(self, row: Row) -> None:
         job_id = row.job.id
         del self._rows[job_id]
         row.queue.count[row.state] -= 1
@@ -830,335 +828,15 @@ class MemoryBroker:
 
     # ---- by name ----
 
-    def _queue(self, name: str) -> _Queue:
+    def _queue(self, name: str) -> Queue:
         queue = self._queues.get(name)
         if queue is None:
-            queue = self._queues[name] = _Queue(name)
+            queue = self._queues[name] = Queue(name)
         return queue
 
-    def _gate(self, name: str) -> _Gate:
+    def _gate(self, name: str) -> GateLine:
         gate = self._gates.get(name)
         if gate is None:
             family = gating.family(name)
-            gate = self._gates[name] = _Gate(name, None if family == name else self._gate(family))
+            gate = self._gates[name] = GateLine(name, None if family == name else self._gate(family))
         return gate
-
-
-@dataclass(slots=True, eq=False)
-class _Row:
-    """One job as it is kept."""
-
-    job: Job
-    queue: _Queue
-    seq: int  # the order of submission
-    state: JobState
-    submitted_at: float
-    due_at: float  # its place in the line
-    first_due_at: float
-    expires_at: float
-    ready_at: float
-    attempts: int = 0
-    snoozes: int = 0
-    lost: int = 0
-    token: int = 0  # of the last claim
-    settled_token: int | None = None  # the last token that settled
-    worker: _Worker | None = None
-    vouched: int = 0  # the worker's last beat that named this claim
-    started_at: float | None = None
-    finished_at: float | None = None
-    reason: str = ""
-    cancel_requested: bool = False
-    progress: bytes | None = None
-    checkpoint: bytes | None = None
-    result: bytes | None = None
-    result_kept: bool = True
-    errors: list[ErrorInfo] | None = None
-
-    def add_error(self, error: ErrorRecord, now: float) -> None:
-        if self.errors is None:
-            self.errors = []
-        self.errors.append(ErrorInfo(self.attempts + 1, now, error.type, error.message, error.kind, error.stack))
-        del self.errors[:-ERRORS_KEPT]
-
-    def final(self) -> Final:
-        return Final(
-            self.job.id, self.state, self.result, self.errors[-1] if self.errors else None, kept=self.result_kept
-        )
-
-    def reclaimed(self, reason: str) -> Reclaimed:
-        return Reclaimed(self.job.id, self.job.task, self.job.queue, self.state, self.lost, reason)
-
-    def info(self) -> JobInfo:
-        job = self.job
-        return JobInfo(
-            id=job.id,
-            task=job.task,
-            queue=job.queue,
-            state=self.state,
-            priority=job.priority,
-            lane=job.lane,
-            gates=job.gates,
-            key=job.key,
-            attempts=self.attempts,
-            snoozes=self.snoozes,
-            lost=self.lost,
-            submitted_at=self.submitted_at,
-            due_at=self.due_at,
-            expires_at=self.expires_at,
-            started_at=self.started_at,
-            finished_at=self.finished_at,
-            worker=None if self.worker is None else self.worker.name,
-            reason=self.reason,
-            cancel_requested=self.cancel_requested,
-            progress=self.progress,
-            payload=job.payload,
-            errors=tuple(self.errors or ()),
-        )
-
-
-class _Lane:
-    """The ready jobs of one queue that share lane key and gates: a line for each priority. Suspects have their own."""
-
-    __slots__ = ("ended", "gates", "is_suspect", "key", "kind", "lines", "ring", "size", "top", "turn")
-
-    def __init__(self, key: tuple[str, tuple[str, ...], bool], lane_gates: tuple[_Gate, ...]) -> None:
-        self.key = key
-        self.gates = lane_gates
-        self.is_suspect = key[2]
-        self.kind = (1 if lane_gates else 0) + (2 if self.is_suspect else 0)
-        self.lines: dict[int, deque[_Row]] = {}  # priority → rows, by due instant, then submission
-        self.size = 0  # rows that are ready
-        self.ended = 0  # rows that ended where they stood
-        self.top = -1
-        self.ring: _Ring | None = None
-        self.turn = 0
-
-    def take(self, wanted: int) -> list[_Row]:
-        """The first `wanted` rows of the top priority, or as many as there are."""
-        line = self.lines[self.top]
-        rows: list[_Row] = []
-        while line and len(rows) < wanted:
-            row = line.popleft()
-            if row.state is _READY:
-                rows.append(row)
-            else:
-                self.ended -= 1
-        if not line:
-            del self.lines[self.top]
-        self.size -= len(rows)
-        return rows
-
-    def sweep(self) -> None:
-        """Let go of rows that ended, once they are most of what stands here."""
-        if self.ended <= _SWEEP_FROM or self.ended <= self.size:
-            return
-        for line in self.lines.values():  # an empty line at the top costs one turn, and is gone
-            alive = [row for row in line if row.state is _READY]
-            line.clear()
-            line.extend(alive)
-        self.ended = 0
-
-
-class _Ring:
-    """Lanes by their top priority, in turn."""
-
-    __slots__ = ("by_top",)
-
-    def __init__(self) -> None:
-        self.by_top: dict[int, OrderedDict[_Lane, None]] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self.by_top)
-
-    def add(self, lane: _Lane, turn: int) -> None:
-        lane.ring, lane.turn = self, turn
-        lanes = self.by_top.get(lane.top)
-        if lanes is None:
-            lanes = self.by_top[lane.top] = OrderedDict()
-        lanes[lane] = None
-
-    def remove(self, lane: _Lane) -> None:
-        lane.ring = None
-        lanes = self.by_top[lane.top]
-        del lanes[lane]
-        if not lanes:
-            del self.by_top[lane.top]
-
-    def head(self) -> _Lane:
-        return next(iter(self.by_top[max(self.by_top)]))
-
-
-class _Queue:
-    """One queue: its lanes, its scheduled jobs, its counters."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.is_paused = False
-        self.had_jobs = False
-        self.count = dict.fromkeys(JobState, 0)
-        self.drain = DrainRate()
-        self.lanes: dict[tuple[str, tuple[str, ...], bool], _Lane] = {}  # none is empty
-        self.open = (_Ring(), _Ring(), _Ring(), _Ring())  # by `_Lane.kind`: plain, gated, suspects, gated suspects
-        self.turns = 0
-        self.scheduled: list[tuple[float, int, _Row]] = []  # heap
-        self.scheduled_ended = 0
-        self.stirred: dict[_Gate, None] = {}  # gates that may have opened, with lanes of this queue waiting
-        self.waiters: set[asyncio.Future[None]] = set()
-
-    def bounded(self) -> int:
-        """How many jobs its bound counts."""
-        return self.count[_READY] + self.count[_SCHEDULED]
-
-    def next_turn(self) -> int:
-        self.turns += 1
-        return self.turns
-
-    def first_in_turn(self, gated: bool, suspects: bool) -> _Lane | None:
-        """Of the open lanes that may be claimed from, at the highest priority, the one whose turn is longest ago."""
-        first: _Lane | None = None
-        for ring in self.open[: 4 if suspects else 2 : 1 if gated else 2]:
-            if ring.by_top:
-                lane = ring.head()
-                if first is None or (lane.top, first.turn) > (first.top, lane.turn):
-                    first = lane
-        return first
-
-    def lanes_at(self, top: int, gated: bool, suspects: bool) -> int:
-        """How many open lanes share the top priority."""
-        rings = self.open[: 4 if suspects else 2 : 1 if gated else 2]
-        return sum(len(ring.by_top.get(top, ())) for ring in rings)
-
-    def drop(self, lane: _Lane) -> None:
-        """An empty lane is no lane."""
-        if lane.ring is not None:
-            lane.ring.remove(lane)
-        del self.lanes[lane.key]
-
-    def forget_ready(self, row: _Row) -> None:
-        """A row that was ready ended where it stands."""
-        lane = self.lanes[row.job.lane, row.job.gates, row.lost >= SUSPECT_AFTER]
-        lane.size -= 1
-        lane.ended += 1
-        if lane.size == 0:
-            self.drop(lane)
-        else:
-            lane.sweep()
-
-    def forget_scheduled(self) -> None:
-        """A row that was scheduled ended where it stands."""
-        self.scheduled_ended += 1
-        if self.scheduled_ended > _SWEEP_FROM and self.scheduled_ended * 2 > len(self.scheduled):
-            self.scheduled = [entry for entry in self.scheduled if entry[2].state is _SCHEDULED]
-            heapq.heapify(self.scheduled)
-            self.scheduled_ended = 0
-
-    def wake_waiters(self) -> None:
-        for waiter in self.waiters:
-            _resolve(waiter)
-        self.waiters.clear()
-
-    def counts(self, now: float) -> QueueCounts:
-        oldest = min(
-            (row.due_at for lane in self.lanes.values() for line in lane.lines.values() if (row := _first(line))),
-            default=now,
-        )
-        return QueueCounts(
-            queue=self.name,
-            ready=self.count[_READY],
-            scheduled=self.count[_SCHEDULED],
-            waiting=self.count[JobState.WAITING],
-            running=self.count[_RUNNING],
-            dead=self.count[_DEAD],
-            oldest_ready_age_s=max(0.0, now - oldest),
-            drain_per_s=self.drain.read(now=now),
-            paused=self.is_paused,
-        )
-
-
-class _Gate:
-    """A gate's record, and the lanes that wait at it."""
-
-    def __init__(self, name: str, parent: _Gate | None) -> None:
-        self.record = gating.Gate(name)
-        self.parent = parent
-        self.children: set[_Gate] = set()
-        self.queued: dict[_Queue, int] = {}  # its ready and scheduled jobs
-        self.waiting: dict[_Queue, _Ring] = {}
-        self.opens_at = _NEVER  # its next instant among the broker's openings
-        if parent is not None:
-            parent.children.add(self)
-
-    @property
-    def parent_record(self) -> gating.Gate | None:
-        return None if self.parent is None else self.parent.record
-
-    def add_queued(self, queue: _Queue, step: int) -> None:
-        count = self.queued.get(queue, 0) + step
-        if count:
-            self.queued[queue] = count
-        else:
-            del self.queued[queue]
-
-    def is_idle(self, now: float) -> bool:
-        """Whether nothing would change if it were forgotten."""
-        record = self.record
-        says = (record.limit, record.limit_override, record.rate, record.rate_override, record.ramp)
-        return (
-            not self.queued
-            and not self.children
-            and record.live == 0
-            and record.held_until <= now
-            and record.tat <= now
-            and all(word is None for word in says)
-        )
-
-
-class _Worker:
-    """A worker's lease, and its claims."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.lease_until = 0.0
-        self.beats = 0
-        self.claims: dict[str, _Row] = {}
-
-
-@dataclass(slots=True)
-class _Left:
-    """What one claim may still take and do."""
-
-    limit: int
-    gated: int
-    suspects: int
-    wake: int
-    promote: int
-
-
-def _order(row: _Row) -> tuple[float, int]:
-    return row.due_at, row.seq
-
-
-def _first(line: Iterable[_Row]) -> _Row | None:
-    return next((row for row in line if row.state is _READY), None)
-
-
-def _resolve(future: asyncio.Future[Final | None] | asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
-def _late(row: _Row | None, token: int) -> SettleReply:
-    """The fence's answer to a word about a claim that has ended."""
-    if row is not None and row.settled_token == token:
-        return SettleReply(Settled.ALREADY, row.state)
-    return SettleReply(Settled.STALE, None)
-
-
-def _matching(rows: Iterable[_Row], state: JobState | None, queue: str | None, task: str | None) -> Iterable[_Row]:
-    return (
-        row
-        for row in rows
-        if (state is None or row.state is state)
-        and (queue is None or row.job.queue == queue)
-        and (task is None or row.job.task == task)
-    )
