@@ -26,8 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from examples.receiver import Mood, Receiver
-from taskflow import Bulkhead, JobFailed, Retry, TaskFlow
-from taskflow.core.events import JobSettled
+from taskflow import Bulkhead, JobFailed, Retry, TaskFlow, events
 from workers.files import hash_file
 from workers.http import deliver, sending
 
@@ -121,7 +120,7 @@ def main() -> int:
     os.environ["WEBHOOK_ALLOW_PRIVATE"] = "1"  # the receiver is on loopback
     os.environ["WEBHOOK_TIMEOUT_S"] = "1"
     os.environ["TASKFLOW_BROKER__URL"] = f"sqlite:///{folder / 'jobs.db'}"
-    flow.listen(lambda event: decisions.update([type(event.decision).__name__]), JobSettled)
+    flow.listen(lambda event: decisions.update([type(event.decision).__name__]), events.JobSettled)
     try:
         right = asyncio.run(run(folder))
     except KeyboardInterrupt:

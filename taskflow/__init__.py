@@ -5,6 +5,7 @@ from __future__ import annotations
 from loguru import logger as _logger
 
 from taskflow.app import TaskFlow
+from taskflow.core import events
 from taskflow.core.job import JobState
 from taskflow.core.specs import Bulkhead, CircuitBreaker, RateLimit, Retry, RetryBudget, Timeout
 from taskflow.errors import (
@@ -73,4 +74,5 @@ __all__ = [
     "UnknownTask",
     "__version__",
     "current_job",
+    "events",
 ]

@@ -18,6 +18,7 @@ from taskflow.running import RunningWorker
 from taskflow.runtime.client import Client
 from taskflow.runtime.task import TaskDef
 from taskflow.settings import Settings
+from taskflow.settings.spelling import nearest
 from taskflow.tasks import AnyTask, JobHandle, Task
 from taskflow.telemetry.bus import Bus
 from taskflow.telemetry.listener import LogListener
@@ -99,7 +100,13 @@ class TaskFlow:
         lane = declared.pop("lane", None)
         unknown = declared.keys() - _DECLARABLE
         if unknown:
-            raise ConfigError(f"@flow.task has no option {sorted(unknown)}; it has {sorted(_DECLARABLE)}")
+            word = min(unknown)
+            meant = nearest(word, (*_DECLARABLE, "name", "lane"))
+            hint = f"; did you mean {meant!r}?" if meant else ""
+            known = ", ".join(sorted((*_DECLARABLE, "lane", "name")))
+            raise ConfigError(f"@flow.task has no option {word!r}{hint} (it has {known})")
+        if lane is not None and not callable(lane):
+            raise ConfigError(f"@flow.task(lane=) takes a function of the task's arguments, got {lane!r}")
         explicit = {key: value for key, value in declared.items() if value is not None}
 
         def register(function: Any) -> AnyTask:
@@ -114,6 +121,7 @@ class TaskFlow:
                 )
             definition = TaskDef(task_name, function, explicit, lane)
             self._check_policies(task_name, explicit)
+            definition.policy(_CHECKED_AGAINST)  # a number that cannot be is refused here, not at the first job
             task: AnyTask = Task(self, definition, function)
             self._tasks[task_name] = task
             return task
@@ -156,7 +164,7 @@ class TaskFlow:
         return fn
 
     def listen(self, listener: Callable[[Any], None], *events: type) -> None:
-        """Call `listener` with each event of these types (`taskflow.core.events`). It may raise: jobs go on."""
+        """Call `listener` with each event of these types (`taskflow.events`). It may raise: jobs go on."""
         self.bus.subscribe(listener, *events)
 
     # --- submitting --------------------------------------------------
@@ -258,6 +266,7 @@ _POLICIES: dict[str, type[Any]] = {
     "bulkhead": specs.Bulkhead,
     "rate": specs.RateLimit,
 }
+_CHECKED_AGAINST = Settings()  # the defaults: nothing is read from the environment when a task is declared
 _DECLARABLE = {"queue", "timeout", "deadline", "max_wait", "priority", *_POLICIES}
 
 

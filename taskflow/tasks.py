@@ -75,6 +75,8 @@ class Options:
         for name in ("timeout", "deadline", "max_wait"):
             value = getattr(self, name)
             check(value is None or (_is_number(value) and 0 < value < _NEVER), name, "more than 0 seconds")
+        if self.retry is not None and not isinstance(self.retry, specs.Retry):
+            raise PayloadError(f"options(retry=): takes a Retry, as in Retry(attempts=5), got {self.retry!r}")
         if self.retry is not None and not self.retry.said <= set(specs.RETRY_NUMBERS):
             raise PayloadError(
                 "options(retry=): only its numbers travel with a job; on=, never= and budget= belong in @flow.task "
@@ -87,7 +89,9 @@ class Options:
         if self.timeout is not None:
             found["timeout"] = self.timeout
         if self.retry is not None and self.retry.said:
-            found["retry"] = {name: getattr(self.retry, name) for name in specs.RETRY_NUMBERS if name in self.retry.said}
+            found["retry"] = {
+                name: getattr(self.retry, name) for name in specs.RETRY_NUMBERS if name in self.retry.said
+            }
         return found
 
     def policy_options(self) -> dict[str, Any]:
@@ -250,10 +254,11 @@ class Task(Generic[P, R, C]):
     async def _submit_calls(self, calls: Iterable[Call[R]], options: Options | None) -> list[JobHandle[R]]:
         name, origin = self.name, Origin.here()
         jobs = []
-        for task, arguments, own in calls:
-            if task != name:
-                raise PayloadError(f"{name}.submit_many() takes calls of {name!r}, got one of {task!r}")
-            jobs.append(self.prepare(arguments, own if options is None else options, origin))
+        for call in calls:
+            if type(call) is not Call or call.task != name:
+                got = f"one of {call.task!r}" if isinstance(call, Call) else f"a {type(call).__name__}"
+                raise PayloadError(f"{name}.submit_many() takes what {name}.call(...) makes, got {got}")
+            jobs.append(self.prepare(call.arguments, call.options if options is None else options, origin))
         ids = await self._flow.client.submit(jobs) if jobs else []
         flow, definition = self._flow, self.definition
         return [JobHandle(flow, job_id, definition) for job_id in ids]

@@ -87,7 +87,7 @@ def test_one_policy_name_has_one_spec() -> None:
         ({"retry": 3}, "retry= takes a Retry, got 3"),
         ({"breaker": "smtp"}, "breaker= takes a CircuitBreaker"),
         ({"bulkhead": RateLimit("a", "1/s")}, "bulkhead= takes a Bulkhead"),
-        ({"retries": 3}, "no option .'retries'."),
+        ({"retries": 3}, "no option 'retries'"),
     ],
 )
 def test_a_policy_of_the_wrong_kind_is_refused(declared: dict[str, Any], words: str) -> None:

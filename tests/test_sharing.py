@@ -9,7 +9,7 @@ from taskflow import TaskFlow
 from taskflow.core.gate import Declare, Rate
 from taskflow.core.specs import Bulkhead, CircuitBreaker, RateLimit
 from taskflow.settings import Settings
-from taskflow.settings.sharing import disagreements, shared_gates
+from taskflow.settings.sharing import disagreements, made_by_overrides, shared_gates
 
 TASKS = {name: {"bulkhead": Bulkhead("smtp", 9), "rate": RateLimit("smtp", "2/s", burst=4)} for name in ("a", "b", "c")}
 
@@ -80,6 +80,50 @@ def test_a_breaker_that_one_override_splits_is_told_too():
     (line,) = disagreements(_settings(B__BREAKER__CONSECUTIVE="9"), tasks)
 
     assert line.startswith("CircuitBreaker 'smtp': tasks 'a' and 'b'")
+
+
+def test_tasks_of_which_one_says_what_another_leaves_to_a_section_disagree_too():
+    settings = Settings.from_env({"TASKFLOW_BREAKER__CONSECUTIVE": "9"})
+    tasks = {"a": {"breaker": CircuitBreaker("smtp")}, "b": {"breaker": CircuitBreaker("smtp", consecutive=5)}}
+
+    (line,) = disagreements(settings, tasks)
+
+    assert line.startswith("CircuitBreaker 'smtp': tasks 'a' and 'b'")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("BULKHEAD__LIMIT", "3"), ("RATE__LIMIT", "3/s"), ("BREAKER__OPEN_FOR_S", "20")]
+)
+def test_an_override_that_makes_a_gate_is_one_line_that_says_which_jobs_lack_it(variable, value):
+    (line,) = made_by_overrides(_settings(**{f"A__{variable}": value}), {"a": {}, "b": {}})
+
+    assert line == (
+        f"TASKFLOW_TASKS__A__{variable}: code declares no gate 'a' for this task; jobs submitted without it do not "
+        "have that gate: set it for submitters too"
+    )
+
+
+def test_a_gate_that_several_overrides_make_is_one_line():
+    (line,) = made_by_overrides(_settings(A__BULKHEAD__LIMIT="3", A__RATE__LIMIT="3/s", A__TIMEOUT_S="5"), {"a": {}})
+
+    assert line.startswith("TASKFLOW_TASKS__A__BULKHEAD__LIMIT, TASKFLOW_TASKS__A__RATE__LIMIT: ")
+
+
+def test_an_override_that_makes_another_gate_beside_a_declared_one_is_told():
+    tasks = {"a": {"breaker": CircuitBreaker("smtp")}, "b": {"breaker": CircuitBreaker("b", per_lane=True)}}
+
+    assert len(made_by_overrides(_settings(A__BULKHEAD__LIMIT="3", B__BULKHEAD__LIMIT="3"), tasks)) == 2
+
+
+def test_overrides_of_gates_that_every_job_has_are_not_told():
+    tasks = {**TASKS, "smtp": {"breaker": CircuitBreaker("smtp")}}
+    settings = _settings(A__BULKHEAD__LIMIT="3", A__RATE__LIMIT="3/s", SMTP__BULKHEAD__LIMIT="3", C__TIMEOUT_S="5")
+
+    assert made_by_overrides(settings, tasks) == []
+
+
+def test_settings_from_code_declare_the_gate_they_make():
+    assert made_by_overrides(Settings(tasks={"a": {"bulkhead": {"limit": 3}}}), {"a": {}}) == []
 
 
 async def _declared(order):

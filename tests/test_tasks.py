@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
+import traceback
 from typing import Any
 
 import pytest
 
-from taskflow import Bulkhead, CircuitBreaker, JobCancelled, PayloadError, RateLimit, Retry
+from taskflow import Bulkhead, CircuitBreaker, JobCancelled, PayloadError, RateLimit, Retry, RetryBudget
 from taskflow.tasks import Options
 from tests.runtime.made import make_flow
 
@@ -81,10 +83,14 @@ async def test_what_other_decorators_left_on_a_function_does_not_replace_what_a_
         ({"lane": "x" * 201}, "options(lane=): must be a string of at most 200 bytes"),
         ({"lane": "é" * 101}, "lane"),
         ({"lane": 5}, "lane"),
+        ({"lane": "\ud800"}, "lane"),
         ({"correlation_id": "a\nb"}, "correlation_id"),
         ({"job_id": ""}, "job_id"),
         ({"retry": Retry(on=(OSError,))}, "only its numbers travel"),
         ({"retry": Retry(never=(OSError,))}, "only its numbers travel"),
+        ({"retry": Retry(on=(Exception,))}, "only its numbers travel"),
+        ({"retry": Retry(budget=RetryBudget("api"))}, "only its numbers travel"),
+        ({"retry": dataclasses.replace(Retry(), attempts=5)}, "dataclasses.replace() says them all"),
     ],
 )
 async def test_options_that_do_not_fit_say_so(options: dict[str, Any], words: str) -> None:
@@ -127,7 +133,7 @@ async def test_options_reach_the_broker_and_the_worker() -> None:
     assert (found.key, found.priority, found.queue, found.lane) == ("k", 9, "default", "l")
     assert found.due_at - found.submitted_at == 60
     assert found.expires_at - found.due_at == 600
-    assert json.loads(found.payload)["opt"] == {"timeout": 7, "retry": [4, 2, 2, 60, "none"]}
+    assert json.loads(found.payload)["opt"] == {"timeout": 7, "retry": {"attempts": 4, "base": 2, "jitter": "none"}}
     assert (after.state, after.attempts) == ("scheduled", 1)
     assert after.due_at - after.submitted_at == pytest.approx(60 + 7 + 2)
     assert after.errors[0].kind == "timeout"
@@ -160,7 +166,7 @@ async def test_submit_many_sends_nothing_when_one_call_does_not_fit() -> None:
     async with flow.test() as t:
         with pytest.raises(PayloadError, match="number"):
             await work.submit_many([work.call(1), work.call("no")])  # type: ignore[arg-type]
-        with pytest.raises(PayloadError, match="takes calls of 'work', got one of 'other'"):
+        with pytest.raises(PayloadError, match=r"takes what work.call\(...\) makes, got one of 'other'"):
             await work.submit_many([work.call(1), other.call(1)])
         none = await work.submit_many([])
 
@@ -175,7 +181,7 @@ async def test_the_gates_of_a_job_are_its_named_policies_and_the_lane_keys_those
         breaker=CircuitBreaker("http", per_lane=True),
         bulkhead=Bulkhead("http", 5, per_lane=True),
         rate=RateLimit("api", "10/s"),
-        lane=lambda host, port=80: f"{host}:{port}",
+        lane=lambda host, port: f"{host}:{port}",
     )
     async def call(host: str, port: int = 80) -> None: ...
 
@@ -199,6 +205,7 @@ async def test_the_gates_of_a_job_are_its_named_policies_and_the_lane_keys_those
         (lambda to: 7, "must return a string"),
         (lambda to: "x" * 300, "at most 200 bytes"),
         (lambda: "", "lane= raised TypeError"),
+        (lambda to: "\ud800", "of valid UTF-8, got one of 1 characters"),
     ],
 )
 async def test_a_lane_that_cannot_be_had_is_refused_at_submit(lane: Any, words: str) -> None:
@@ -210,6 +217,64 @@ async def test_a_lane_that_cannot_be_had_is_refused_at_submit(lane: Any, words: 
     async with flow.test():
         with pytest.raises(PayloadError, match=words):
             await work.submit("ada")
+
+
+@pytest.mark.parametrize(
+    "lane",
+    [
+        lambda to: {}[to],
+        lambda to: [to],
+        lambda to: to * 50,
+        lambda to: f"{to}\ud800",
+    ],
+)
+async def test_no_argument_is_seen_in_what_is_said_of_a_lane(lane: Any) -> None:
+    flow, secret = make_flow(), "-".join("hünter2")  # not as in the source, which tracebacks quote
+
+    @flow.task(lane=lane)
+    async def work(to: str) -> None: ...
+
+    async with flow.test():
+        with pytest.raises(PayloadError) as refused:
+            await work.submit(secret)
+
+    assert secret[:6] not in "".join(traceback.format_exception(refused.value))
+
+
+async def test_a_lane_can_refuse_a_job_in_its_own_words() -> None:
+    flow = make_flow()
+
+    def refuse(to: str) -> str:
+        raise PayloadError("nobody is mailed there")
+
+    @flow.task(lane=refuse)
+    async def work(to: str) -> None: ...
+
+    async with flow.test():
+        with pytest.raises(PayloadError, match=r"^nobody is mailed there$"):
+            await work.submit("ada")
+
+
+async def test_of_the_options_only_what_they_say_counts_in_the_worker() -> None:
+    flow = make_flow(retry={"max_delay_s": 9})
+
+    @flow.task(retry=Retry(attempts=4, base=30, jitter="none"))
+    async def work() -> None:
+        raise OSError
+
+    async with flow.test() as t:
+        said = await work.options(retry=Retry(attempts=3)).submit()  # as the default, but said
+        nothing = await work.options(retry=Retry()).submit()
+        payloads = [
+            json.loads(job.payload) for job in (await t.broker.show(said.id), await t.broker.show(nothing.id)) if job
+        ]
+        await t.run_until_idle()
+        for _ in range(3):
+            await t.advance(9)
+        ended = [await t.broker.show(job.id) for job in (said, nothing)]
+
+    assert [payload.get("opt") for payload in payloads] == [{"retry": {"attempts": 3}}, None]
+    assert [job.attempts for job in ended if job] == [3, 4]
 
 
 async def test_a_cancelled_job_is_told_to_whoever_awaits_it() -> None:

@@ -261,7 +261,7 @@ async def test_a_test_ends_though_a_handler_hangs() -> None:
 
 
 async def test_a_test_needs_no_settings_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TASKFLOW_BROKER__URL", "postgresql://nobody@nowhere/none")
+    monkeypatch.setenv("TASKFLOW_BROKER__URL", "sqlite:////nowhere/none.db")
     flow = TaskFlow()
 
     @flow.task

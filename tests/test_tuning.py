@@ -6,11 +6,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from taskflow.core.specs import Bulkhead, CircuitBreaker, RateLimit, Retry
+from taskflow import TaskFlow
+from taskflow.core.specs import Bulkhead, CircuitBreaker, RateLimit, Retry, RetryBudget
 from taskflow.errors import ConfigError
-from taskflow.settings.reference import env_name, task_key
 from taskflow.runtime.task import TaskDef
 from taskflow.settings import LEAVES, TASK_LEAVES, Settings
+from taskflow.settings.reference import env_name, task_key
 from taskflow.settings.tuning import explain, resolve, unknown_tasks
 
 
@@ -93,12 +94,67 @@ def test_precedence_leaf_by_leaf(path, tmp_path):
         assert effective([])[1] == "default"
 
 
-def test_a_field_that_equals_the_specs_default_counts_as_not_said():
-    s = Settings.from_env(_env(RETRY__ATTEMPTS="7", RETRY__BASE_S="2"))
+def test_what_code_says_wins_over_a_section_also_where_it_equals_the_default():
+    s = Settings.from_env(
+        _env(
+            RETRY__ATTEMPTS="9",
+            RETRY__BASE_S="2",
+            BREAKER__CONSECUTIVE="9",
+            BREAKER__SLOW_CALL_S="1",
+            TASK__PRIORITY="9",
+        )
+    )
 
-    retry = resolve(s, "t", {"retry": Retry(attempts=3, base=1, on=(OSError,))}).retry
+    policy = resolve(
+        s,
+        "t",
+        {"retry": Retry(3), "breaker": CircuitBreaker("x", consecutive=5, slow_call=None), "priority": 4},
+    )
 
-    assert retry == Retry(attempts=7, base=1, on=(OSError,))
+    assert policy.retry == Retry(attempts=3, base=2)
+    assert policy.breaker == CircuitBreaker("x", consecutive=5)
+    assert policy.priority == 4
+    assert resolve(s, "t", {"retry": Retry(5)}, {"retry": Retry(attempts=3)}).retry.attempts == 3
+
+
+def test_a_replaced_spec_says_all_its_fields():
+    s = Settings.from_env(_env(RETRY__BASE_S="2"))
+
+    assert resolve(s, "t", {"retry": dataclasses.replace(Retry(), attempts=7)}).retry == Retry(attempts=7, base=0.5)
+
+
+@pytest.mark.parametrize("carried", [False, True])
+def test_options_that_equal_each_other_but_say_other_fields_are_told_apart(carried):
+    task = TaskDef("t", _nothing, {"retry": Retry(attempts=7)})
+    s = Settings()
+    said, silent = ({"attempts": 3}, {}) if carried else (Retry(attempts=3), Retry())
+
+    assert [task.policy(s, {"retry": retry}).retry.attempts for retry in (said, silent, said)] == [3, 7, 3]
+
+
+@pytest.mark.parametrize(
+    "carried",
+    [
+        [3, 0.5, 2, 60, "full"],
+        None,
+        "x",
+        {"on": []},
+        {"budget": {}},
+        {"said": ["attempts"]},
+        {"attempts": "3"},
+        {"base": []},
+        {"jitter": {}},
+        {"oops": 1},
+    ],
+)
+def test_a_carried_retry_that_is_none_is_refused(carried):
+    with pytest.raises(ConfigError):
+        TaskDef("t", _nothing, {}).policy(Settings(), {"retry": carried})
+
+
+def test_a_retry_budget_is_refused_while_tasks_know_none():
+    with pytest.raises(ConfigError, match=r"task 'send': Retry\(budget=\) .* yet"):
+        TaskFlow().task(name="send", retry=Retry(budget=RetryBudget("api")))(_nothing)
 
 
 def test_none_in_code_counts_as_not_said():

@@ -24,7 +24,7 @@ from contextlib import AsyncExitStack
 from contextvars import ContextVar
 from typing import Any
 
-from taskflow import Bulkhead, CircuitBreaker, GiveUp, Retry, Snooze, TaskFlow, current_job
+from taskflow import Bulkhead, CircuitBreaker, GiveUp, PayloadError, Retry, Snooze, TaskFlow, current_job
 from workers.webhook.sender import Answer, DeliveryFailed, Sender, open_sender, parse_url
 from workers.webhook.settings import read_rate, read_settings
 
@@ -50,8 +50,11 @@ async def sending() -> AsyncIterator[None]:
 
 
 def _lane(url: str, **_others: object) -> str:
-    """The host. Raises `ValueError` for a URL that can never be delivered to, so that it is refused at submit."""
-    host = (parse_url(url).raw_host or "").rstrip(".")
+    """The host. Raises `PayloadError` for a URL that can never be delivered to, so that it is refused at submit."""
+    try:
+        host = (parse_url(url).raw_host or "").rstrip(".")
+    except ValueError as error:
+        raise PayloadError(f"deliver(): {error}") from None
     return host[-200:]  # names have up to 253 characters, lanes 200; the end tells who it is
 
 

@@ -17,13 +17,12 @@ from taskflow.brokers.sqlite import schema
 from taskflow.cli.exits import Exit
 from taskflow.cli.loading import load_app
 from taskflow.cli.operating import sqlite_file
+from taskflow.cli.review import review
 from taskflow.cli.running import open_broker, print_json, run_async
 from taskflow.cli.shown import count_of
 from taskflow.errors import BrokerError, ConfigError
 from taskflow.running import queue_weights
 from taskflow.settings import Settings, unknown_variables
-from taskflow.settings.sharing import disagreements
-from taskflow.settings.tuning import unknown_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -108,24 +107,14 @@ def _app(flow: TaskFlow, name: str) -> Iterator[Finding]:
         yield _ok("app", f"{name} has {count_of(len(flow.tasks), 'task')}: {tasks}")
     else:
         yield _warning("app", f"{name} has no tasks: is the module that registers them imported?")
-    misspelt = unknown_tasks(flow.settings, flow.tasks)
-    strict = flow.settings.strict_env
-    for word in misspelt:
-        yield Finding("tasks", Verdict.FAILED, str(word), Exit.USAGE) if strict else _warning("tasks", str(word))
-    policies: dict[str, TaskPolicy] = {}
-    wrong = False
-    for task in flow.tasks.values():
-        try:
-            policies[task.name] = task.definition.policy(flow.settings)
-        except ConfigError as error:
-            wrong = True
-            yield from _failed("tasks", error)
-    if not wrong and not misspelt:
+    found = review(flow)
+    yield from (Finding("tasks", Verdict.FAILED, text, Exit.USAGE) for text in found.problems)
+    yield from (_warning("tasks", text) for text in found.misspelt)
+    if not found.problems and not found.misspelt:
         yield _ok("tasks", "all policies are valid, no override is of an unknown task")
-    if not wrong:
-        declared = {name: task.declared for name, task in flow.tasks.items()}
-        yield from (_warning("gates", text) for text in disagreements(flow.settings, declared))
-        yield from _queues(flow, policies)
+    yield from (_warning("gates", text) for text in found.gates)
+    if len(found.policies) == len(flow.tasks):
+        yield from _queues(flow, found.policies)
     yield from _sizes(flow)
 
 

@@ -14,8 +14,9 @@ from taskflow.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from taskflow.settings.reference import Leaf
+    from taskflow.app import TaskFlow
     from taskflow.settings import Settings
+    from taskflow.settings.reference import Leaf
 
 _COLUMNS = ("variable", "default", "unit", "meaning")
 
@@ -36,11 +37,16 @@ def show(app: str | None, *, as_json: bool) -> None:
     from taskflow.settings import Settings  # noqa: PLC0415
 
     settings = Settings.from_env()
+    flow, problem = _find(app, settings)
+    if flow is not None:
+        settings = flow.settings  # an app may bring its own
     leaves = settings.leaves()
     if not as_json:
         _table([(leaf.name, leaf.value, leaf.source) for leaf in leaves])
     _tell(settings.warnings)
-    tasks = _task_policies(app, settings) if app or settings.app else {}
+    if problem is not None:
+        raise problem
+    tasks = {} if flow is None else _task_policies(flow)
     if as_json:
         rows = [leaf._asdict() for leaf in leaves]
         click.echo(json.dumps({"settings": rows, "warnings": settings.warnings, "tasks": tasks}, indent=2))
@@ -118,19 +124,36 @@ def _tell(messages: Iterable[str]) -> None:
         click.echo(message, err=True)
 
 
-def _task_policies(app: str | None, settings: Settings) -> dict[str, dict[str, dict[str, str]]]:
-    """Of each task each leaf, with its value, its source and the variable that overrides it."""
+def _find(app: str | None, settings: Settings) -> tuple[TaskFlow | None, ConfigError | None]:
+    """The app, if one is named, or why there is none."""
+    if not (app or settings.app):
+        return None, None
     from taskflow.cli.loading import load_app  # noqa: PLC0415
-    from taskflow.settings.tuning import explain, unknown_tasks  # noqa: PLC0415
 
-    tasks = load_app(app, settings).tasks
-    _tell(str(misspelt) for misspelt in unknown_tasks(settings, tasks))
+    try:
+        return load_app(app, settings), None
+    except ConfigError as error:
+        return None, error
+
+
+def _task_policies(flow: TaskFlow) -> dict[str, dict[str, dict[str, str]]]:
+    """Of each task each leaf, with its value, its source and the variable that overrides it.
+
+    Raises `ConfigError` for policies that are not valid.
+    """
+    from taskflow.cli.review import review  # noqa: PLC0415
+    from taskflow.settings.tuning import explain  # noqa: PLC0415
+
+    found = review(flow)
+    _tell(found.warnings)
+    if found.problems:
+        raise ConfigError("\n".join(found.problems))
     return {
         name: {
             leaf.name: {"value": leaf.value, "source": leaf.source, "variable": leaf.variable}
-            for leaf in explain(settings, name, task.declared)
+            for leaf in explain(flow.settings, name, task.declared)
         }
-        for name, task in sorted(tasks.items())
+        for name, task in sorted(flow.tasks.items())
     }
 
 
@@ -144,29 +167,12 @@ def _check(app: str | None) -> tuple[list[str], list[str]]:
         problems = str(error).splitlines()
         misspelt = [str(word) for word in unknown_variables()]
         return problems, [word for word in misspelt if word not in problems]
-    if not (app or settings.app):
+    flow, problem = _find(app, settings)
+    if problem is not None:
+        return str(problem).splitlines(), list(settings.warnings)
+    if flow is None:
         return [], list(settings.warnings)
-    return _check_tasks(app, settings)
+    from taskflow.cli.review import review  # noqa: PLC0415
 
-
-def _check_tasks(app: str | None, settings: Settings) -> tuple[list[str], list[str]]:
-    from taskflow.cli.loading import load_app  # noqa: PLC0415
-    from taskflow.settings.sharing import disagreements  # noqa: PLC0415
-    from taskflow.settings.tuning import resolve, unknown_tasks  # noqa: PLC0415
-
-    problems: list[str] = []
-    suspicious: list[str] = list(settings.warnings)
-    try:
-        tasks = load_app(app, settings).tasks
-    except ConfigError as error:
-        return str(error).splitlines(), suspicious
-    misspelt = [str(word) for word in unknown_tasks(settings, tasks)]
-    (problems if settings.strict_env else suspicious).extend(misspelt)
-    valid = {}
-    for name, task in sorted(tasks.items()):
-        try:
-            resolve(settings, name, task.declared)
-            valid[name] = task.declared
-        except ConfigError as error:
-            problems += str(error).splitlines()
-    return problems, [*suspicious, *disagreements(settings, valid)]
+    found = review(flow)
+    return found.problems, [*flow.settings.warnings, *found.warnings]

@@ -38,8 +38,13 @@ class JobFile:
         """The id of the job of line `number` (the first is 1): the same for the same file, for ever."""
         return derived_job_id("line", self.digest, task, str(number))
 
-    def jobs(self, task: AnyTask, options: Options) -> Iterator[Job]:
-        """The jobs of all lines, in order. Raises `PayloadError` that names the line."""
+    def check(self, task: AnyTask, options: Options) -> None:
+        """Raises `PayloadError` that names the first line that is no job: before any other is sent."""
+        for _ in self.jobs(task, options):
+            pass
+
+    def jobs(self, task: AnyTask, options: Options) -> Iterator[tuple[int, Job]]:
+        """The jobs of all lines, in order, each with its line's number. Raises `PayloadError` that names the line."""
         self._file.seek(0)
         for number, line in enumerate(self._file, start=1):
             if not line.strip():
@@ -47,16 +52,17 @@ class JobFile:
             args, kwargs = arguments(line, f"{self.name}, line {number}")
             try:
                 bound = task.definition.codec.bind(args, kwargs)
-                yield task.prepare(bound, replace(options, job_id=self.job_id(task.name, number)))
+                job = task.prepare(bound, replace(options, job_id=self.job_id(task.name, number)))
             except PayloadError as error:
                 raise PayloadError(f"{self.name}, line {number}: {error}") from None
+            yield number, job
 
 
 def arguments(text: bytes | str, where: str) -> tuple[tuple[object, ...], dict[str, object]]:
     """Arguments from JSON: an object gives them by name, an array by position. Raises `PayloadError`."""
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PayloadError(f"{where}: no JSON: {error}") from None
     match value:
         case dict():
@@ -71,11 +77,12 @@ def arguments(text: bytes | str, where: str) -> tuple[tuple[object, ...], dict[s
 
 @contextmanager
 def open_job_file(path: str) -> Iterator[JobFile]:
-    """The job file at `path`; "-" is stdin, which is kept in a temporary file meanwhile. Raises `ConfigError`."""
+    """The job file at `path`; "-" is stdin. What can be read only once is kept in a temporary file meanwhile.
+
+    Raises `ConfigError`.
+    """
     if path == "-":
-        with tempfile.TemporaryFile() as spool:
-            shutil.copyfileobj(sys.stdin.buffer, spool)
-            spool.seek(0)
+        with _kept(sys.stdin.buffer) as spool:
             yield JobFile(spool, "stdin")
         return
     try:
@@ -83,4 +90,16 @@ def open_job_file(path: str) -> Iterator[JobFile]:
     except OSError as error:
         raise ConfigError(f"--jsonl {path}: cannot be read: {error.strerror}") from None
     with file:
-        yield JobFile(file, path)
+        if file.seekable():
+            yield JobFile(file, path)
+            return
+        with _kept(file) as spool:  # a pipe, as in --jsonl <(…)
+            yield JobFile(spool, path)
+
+
+@contextmanager
+def _kept(pipe: IO[bytes]) -> Iterator[IO[bytes]]:
+    with tempfile.TemporaryFile() as spool:
+        shutil.copyfileobj(pipe, spool)
+        spool.seek(0)
+        yield spool

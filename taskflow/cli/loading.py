@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import json
 import sys
@@ -13,10 +12,9 @@ from typing import TYPE_CHECKING
 import click
 
 from taskflow.app import TaskFlow
+from taskflow.cli.review import review
 from taskflow.errors import ConfigError
-from taskflow.settings import Settings
-from taskflow.settings.sharing import disagreements
-from taskflow.settings.tuning import unknown_tasks
+from taskflow.settings import Settings, spelling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,16 +62,15 @@ def _broken(spec: str, error: BaseException) -> ConfigError:
 
 
 def warn_about(flow: TaskFlow) -> None:
-    """Tell, on stderr, of variables that look misspelt, are of no task, or make tasks disagree about a gate.
+    """Tell, on stderr, of variables that look misspelt, are of no task, make a gate or make tasks disagree about one.
 
-    Raises `ConfigError` for overrides of unknown tasks under TASKFLOW_STRICT_ENV=1.
+    Raises `ConfigError` for policies that are not valid, and for overrides of unknown tasks under
+    TASKFLOW_STRICT_ENV=1.
     """
-    settings = flow.settings
-    unknown = [str(word) for word in unknown_tasks(settings, flow.tasks)]
-    if unknown and settings.strict_env:
-        raise ConfigError("\n".join(unknown))
-    declared = {name: task.declared for name, task in flow.tasks.items()}
-    for warning in (*settings.warnings, *unknown, *disagreements(settings, declared)):
+    found = review(flow)
+    if found.problems:
+        raise ConfigError("\n".join(found.problems))
+    for warning in (*flow.settings.warnings, *found.warnings):
         click.echo(f"taskflow: warning: {warning}", err=True)
 
 
@@ -108,5 +105,5 @@ def _is_json(word: str) -> bool:
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """A did-you-mean for messages, or nothing."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    near = spelling.nearest(name, known)
+    return f"; did you mean {near!r}?" if near else ""

@@ -89,7 +89,7 @@ async def _set_paused(name: str, *, as_json: bool, paused: bool) -> None:
     if name not in known:
         click.echo(
             f"taskflow: warning: queue {name!r} has never had a job{nearest(name, known)}; it is "
-            f"{'paused' if paused else 'not paused'} all the same",
+            f"{'paused' if paused else 'not paused'} now",
             err=True,
         )
     if as_json:

@@ -8,6 +8,7 @@ import itertools
 import sys
 import time
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -16,20 +17,21 @@ from taskflow.brokers.base import Final
 from taskflow.cli.exits import Exit
 from taskflow.cli.lines import JobFile, open_job_file
 from taskflow.cli.loading import load_app, split_app, warn_about
-from taskflow.cli.running import print_json, run_async
+from taskflow.cli.running import find_task, print_json, reader_may_leave, run_async
 from taskflow.cli.signals import Stop, exit_code, handle_signals
 from taskflow.core.job import JobState
-from taskflow.errors import JobNotFound
+from taskflow.errors import JobNotFound, QueueFull
+from taskflow.runtime.calls import BrokerCalls
 from taskflow.runtime.client import BATCH
 from taskflow.settings import Settings
 from taskflow.tasks import Options
 
 if TYPE_CHECKING:
     from taskflow.app import TaskFlow
-    from taskflow.running import RunningWorker
     from taskflow.tasks import AnyTask
 
 _LOOK_S = 0.5  # how long one look for final jobs waits; also how often the bar moves
+_FULL_S = 5.0  # how long one wait for room in the queue lasts at most: this very process makes it
 _SHOWN_DEAD = 10
 
 
@@ -52,11 +54,10 @@ def run(ctx: click.Context, words: tuple[str, ...], jsonl: str, concurrency: int
         raise click.UsageError("takes APP and TASK")
     flow = load_app(app)
     warn_about(flow)
-    task = flow.find(rest[0])
+    task = find_task(flow, rest[0])
     flow.configure_logs()
     with open_job_file(jsonl) as file:
-        for _ in file.jobs(task, Options()):
-            """All lines are checked before the first one is sent."""
+        file.check(task, Options())
         ctx.exit(run_async(_Run(flow, task, file).go(concurrency, as_json=as_json)))
 
 
@@ -67,8 +68,8 @@ class _Run:
         self._flow = flow
         self._task = task
         self._file = file
-        self._left: dict[str, int] = {}  # id → line, of those that are not known to be final
-        self._all_submitted = False
+        self._calls = BrokerCalls(flow.clock, flow.rng, flow.bus.emit)
+        self._left: dict[str, int] = {}  # id → line, of those that are in and not known to be final
         self._states: Counter[JobState] = Counter()
         self._dead: list[tuple[int, str, str]] = []
 
@@ -79,25 +80,14 @@ class _Run:
         running = self._flow.worker(concurrency=concurrency, queues=self._queues())
         async with running:
             with handle_signals(stop, running.worker):
-                submitting = asyncio.create_task(self._submit())
-                stopping = asyncio.create_task(stop.asked.wait())
-                watching = asyncio.create_task(self._watch())
                 try:
-                    await asyncio.wait([watching, stopping], return_when=asyncio.FIRST_COMPLETED)
-                    for finished in (submitting, watching):
-                        if finished.done():
-                            finished.result()
+                    is_done = await stop.comes_after(self._work())
                 finally:
-                    for task in (submitting, stopping, watching):
-                        task.cancel()
-                    await asyncio.gather(submitting, stopping, watching, return_exceptions=True)
-                is_done = self._all_submitted and not self._left
-                if is_done:
-                    await self._flow.broker.finish_batch(self._batch)
-                await running.stop()
-        self._tell(time.monotonic() - began, is_done=is_done, as_json=as_json)
+                    await running.stop()
+        with reader_may_leave():
+            self._tell(time.monotonic() - began, as_json=as_json)
         if not is_done:
-            return self._unfinished(stop, running)
+            return self._unfinished(stop)
         return Exit.DONE if set(self._states) <= {JobState.SUCCEEDED} else Exit.FAILED
 
     @property
@@ -107,16 +97,32 @@ class _Run:
     def _queues(self) -> list[str]:
         return [self._task.definition.policy(self._flow.settings).queue]
 
-    async def _submit(self) -> None:
-        jobs = self._file.jobs(self._task, Options(batch=self._batch))
-        lines = itertools.count(1)
-        while chunk := list(itertools.islice(jobs, BATCH)):
-            await self._flow.client.submit(chunk)
-            self._left.update((job.id, next(lines)) for job in chunk)
-        self._all_submitted = True
+    async def _work(self) -> None:
+        """Until all are final. Outages are waited out; any other error of either half ends both."""
+        submitting = asyncio.create_task(self._submit())
+        try:
+            await self._watch(submitting)
+            await self._calls.until_heard("finish_batch", partial(self._flow.broker.finish_batch, self._batch))
+        finally:
+            submitting.cancel()
+            await asyncio.gather(submitting, return_exceptions=True)
 
-    async def _watch(self) -> None:
-        """Until all are final."""
+    async def _submit(self) -> None:
+        lines = self._file.jobs(self._task, Options(batch=self._batch))
+        while chunk := list(itertools.islice(lines, BATCH)):
+            numbers = {job.id: number for number, job in chunk}
+            jobs = [job for _, job in chunk]
+            while jobs:
+                pause_s = 0.0
+                try:
+                    accepted = await self._calls.until_heard("submit", partial(self._flow.client.submit, jobs))
+                except QueueFull as full:
+                    accepted, pause_s = list(full.accepted), min(_FULL_S, full.retry_after_s or _FULL_S)
+                self._left.update((job_id, numbers.pop(job_id)) for job_id in accepted)
+                jobs = [job for job in jobs if job.id in numbers]
+                await asyncio.sleep(pause_s)
+
+    async def _watch(self, submitting: asyncio.Task[None]) -> None:
         with click.progressbar(
             length=self._file.lines,
             label=self._task.name,
@@ -124,13 +130,16 @@ class _Run:
             show_pos=True,
             item_show_func=self._shown,
         ) as bar:
-            while self._left or not self._all_submitted:
+            while self._left or not submitting.done():
+                if submitting.done():
+                    submitting.result()
                 if not self._left:
-                    await asyncio.sleep(_LOOK_S / 10)
+                    await asyncio.wait([submitting], timeout=_LOOK_S / 10)
                     continue
                 asked = list(itertools.islice(self._left, 1_000))
+                look = partial(self._flow.broker.finals, asked, _LOOK_S)
                 try:
-                    finals = await self._flow.broker.finals(asked, _LOOK_S)
+                    finals = await self._calls.until_heard("finals", look)
                 except JobNotFound:
                     finals = {job_id: Final(job_id, JobState.EXPIRED, None, None) for job_id in asked}
                 for job_id, final in finals.items():
@@ -139,6 +148,7 @@ class _Run:
                     if job_id in self._left:
                         self._left[job_id] = self._left.pop(job_id)
                 bar.update(len(finals), current_item=finals)
+        await submitting  # what ended it early is raised
 
     def _shown(self, _item: object) -> str:
         return ", ".join(f"{count} {state}" for state, count in sorted(self._states.items()))
@@ -149,8 +159,9 @@ class _Run:
             why = f"{final.error.type}: {final.error.message}" if final.error else str(final.state)
             self._dead.append((line, final.job_id, why))
 
-    def _tell(self, took_s: float, *, is_done: bool, as_json: bool) -> None:
+    def _tell(self, took_s: float, *, as_json: bool) -> None:
         left = self._file.lines - sum(self._states.values())
+        dead = sorted(self._dead)
         if as_json:
             print_json(
                 {
@@ -158,22 +169,20 @@ class _Run:
                     "outcomes": {str(state): count for state, count in sorted(self._states.items())},
                     "left": left,
                     "took_s": round(took_s, 3),
-                    "failed": [{"line": line, "id": job_id, "error": why} for line, job_id, why in self._dead],
+                    "failed": [{"line": line, "id": job_id, "error": why} for line, job_id, why in dead],
                 }
             )
             return
         outcomes = ", ".join(f"{count} {state}" for state, count in sorted(self._states.items())) or "nothing done"
         click.echo(f"{self._file.lines} lines in {took_s:.1f} s: {outcomes}" + (f", {left} left" if left else ""))
-        for line, job_id, why in self._dead[:_SHOWN_DEAD]:
+        for line, job_id, why in dead[:_SHOWN_DEAD]:
             click.echo(f"  line {line}, job {job_id}: {why}")
-        if len(self._dead) > _SHOWN_DEAD:
-            click.echo(f"  … and {len(self._dead) - _SHOWN_DEAD} more: taskflow dead list")
-        if not is_done:
-            click.echo("taskflow: not all are done; the same command goes on where this one stopped", err=True)
+        if len(dead) > _SHOWN_DEAD:
+            click.echo(f"  … and {len(dead) - _SHOWN_DEAD} more: taskflow dead list")
 
-    def _unfinished(self, stop: Stop, running: RunningWorker) -> Exit:
-        code = exit_code(stop, left_over=True)
+    def _unfinished(self, stop: Stop) -> Exit:
         if self._flow.settings.broker.scheme == "memory":
             click.echo("taskflow: what was left is gone: memory:// dies with its process", err=True)
-        assert running.stopped is not None
-        return code
+        else:
+            click.echo("taskflow: not all are done; the same command goes on where this one stopped", err=True)
+        return exit_code(stop, left_over=True)

@@ -1,22 +1,28 @@
-"""What every command needs that talks to a broker: an event loop, and an open broker."""
+"""What commands share that talk to a broker: an event loop, an open broker, the task that a word names, output."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
+import os
+import sys
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from taskflow.app import make_broker
+from taskflow.cli.loading import nearest
 from taskflow.clock import LoopClock
+from taskflow.errors import UnknownTask
 from taskflow.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import AsyncIterator, Coroutine, Iterator
 
+    from taskflow.app import TaskFlow
     from taskflow.brokers.base import FullBroker
+    from taskflow.tasks import AnyTask
 
 T = TypeVar("T")
 
@@ -44,6 +50,25 @@ async def open_broker(settings: Settings | None = None) -> AsyncIterator[FullBro
         yield broker
     finally:
         await broker.close()
+
+
+def find_task(flow: TaskFlow, name: str) -> AnyTask:
+    """The task that `name` means. Raises `UnknownTask` with the nearest one, and all that there are."""
+    known = sorted(flow.tasks)
+    if name not in flow.tasks:
+        near = nearest(name, known) or ";"
+        raise UnknownTask(f"no task named {name!r}{near} known: {', '.join(known) or 'none'}")
+    return flow.find(name)
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Whoever reads stdout may have gone: what was done is done, and the exit code tells it."""
+    try:
+        yield
+    except BrokenPipeError:
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - what is buffered must not fail again at the end
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def print_json(data: Any) -> None:

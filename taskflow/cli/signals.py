@@ -7,14 +7,14 @@ import faulthandler
 import signal
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from taskflow.cli.exits import Exit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Coroutine, Iterator
 
     from taskflow.runtime.worker import Worker
 
@@ -38,6 +38,21 @@ class Stop:
         if worker is not None:
             worker.cut_off()
 
+    async def comes_after(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Whether `work` came to its end before anybody said stop; it is cancelled otherwise. Its error is raised."""
+        working = asyncio.create_task(work)
+        stopping = asyncio.create_task(self.asked.wait())
+        try:
+            await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                working.result()
+                return True
+            return False
+        finally:
+            working.cancel()
+            stopping.cancel()
+            await asyncio.gather(working, stopping, return_exceptions=True)
+
 
 def exit_code(stop: Stop, *, left_over: bool) -> Exit:
     """The exit code of a worker that has stopped."""
@@ -53,7 +68,7 @@ def handle_signals(stop: Stop, worker: Worker) -> Iterator[None]:
     handlers = {
         signal.SIGTERM: lambda: stop.ask(worker, signal.SIGTERM),
         signal.SIGINT: lambda: stop.ask(worker, signal.SIGINT),
-        signal.SIGTSTP: worker.pause,
+        signal.SIGTSTP: lambda: _pause(worker),
         signal.SIGUSR1: dump,
     }
     for signum, handler in handlers.items():
@@ -63,6 +78,11 @@ def handle_signals(stop: Stop, worker: Worker) -> Iterator[None]:
     finally:
         for signum in handlers:
             loop.remove_signal_handler(signum)
+
+
+def _pause(worker: Worker) -> None:
+    worker.pause()
+    click.echo("taskflow: paused: what runs goes on, nothing more is claimed; SIGTERM ends it", err=True)
 
 
 def dump() -> None:

@@ -10,7 +10,7 @@ import click
 from taskflow.cli.exits import Exit
 from taskflow.cli.lines import arguments, open_job_file
 from taskflow.cli.loading import load_app, refuse_memory, split_app, warn_about
-from taskflow.cli.running import print_json, run_async
+from taskflow.cli.running import find_task, print_json, run_async
 from taskflow.errors import JobCancelled, JobExpired, JobFailed
 from taskflow.runtime.client import BATCH
 from taskflow.settings import Settings
@@ -55,7 +55,7 @@ def submit(
     flow = load_app(app)
     refuse_memory(flow, "submit")
     warn_about(flow)
-    task = flow.find(rest[0])
+    task = find_task(flow, rest[0])
     options = Options(delay=delay, priority=priority, key=key)
     if jsonl is not None:
         ctx.exit(run_async(_submit_file(flow, task, jsonl, options, as_json=as_json)))
@@ -82,7 +82,7 @@ async def _submit_one(
             return Exit.DONE
         click.echo(f"taskflow: waiting for job {job_id}", err=True)
         try:
-            result = await flow.job(job_id, task).result(timeout)
+            result = await flow.job(job_id).result(timeout)  # as it is stored: this is JSON, not Python
         except (JobFailed, JobCancelled, JobExpired) as error:
             click.echo(f"taskflow: {error}", err=True)
             if as_json:
@@ -94,13 +94,12 @@ async def _submit_one(
 
 async def _submit_file(flow: TaskFlow, task: AnyTask, path: str, options: Options, *, as_json: bool) -> Exit:
     with open_job_file(path) as file:
-        for _ in file.jobs(task, options):
-            """All lines are checked before the first one is sent."""
+        file.check(task, options)
         submitted = 0
         async with flow:
             jobs = file.jobs(task, options)
             while chunk := list(itertools.islice(jobs, BATCH)):
-                submitted += len(await flow.client.submit(chunk))
+                submitted += len(await flow.client.submit([job for _, job in chunk]))
     if as_json:
         print_json({"submitted": submitted, "file": file.name})
     else:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 import click
@@ -14,32 +16,40 @@ import click
 from taskflow.cli.exits import Exit
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from taskflow.app import TaskFlow
 
 # A child that dies again and again is started again ever later, up to this.
 _FIRST_S, _MOST_S = 0.5, 30.0
 _HEALTHY_S = 60.0
-_LOOK_S = 0.2
+_LOOK_S = 0.1
+_STOPS = frozenset({signal.SIGTERM, signal.SIGINT})
+_EMPTIED = frozenset({Exit.DONE, Exit.HANDED_BACK})
 
 
 class _Child:
     """One slot: the process in it, and when to start the next one."""
 
-    def __init__(self, command: list[str], env: dict[str, str]) -> None:
+    def __init__(self, command: list[str], env: dict[str, str], pipe: int) -> None:
         self._command = command
         self._env = env
-        self._wait_s = _FIRST_S
+        self._pipe = pipe
+        self._wait_s = _FIRST_S / 2
         self._start_at = 0.0
         self._started_at = 0.0
+        self._starts = 0
+        self._is_told = False
         self.process: subprocess.Popen[bytes] | None = None
         self.code: int | None = None
 
-    def start(self) -> None:
+    def _start(self) -> None:
         self._started_at = time.monotonic()
+        self._starts += 1
+        self._is_told = False
         self.code = None
-        self.process = subprocess.Popen(self._command, env=self._env)  # noqa: S603 - our own command
+        # In a process group of its own: a Ctrl-C reaches the parent only, which passes it on. Else it would count twice.
+        self.process = subprocess.Popen(  # noqa: S603 - our own command
+            self._command, env=self._env, pass_fds=(self._pipe,), process_group=0
+        )
 
     def look(self, *, restart: bool) -> None:
         """Notice an end; start again when its time has come."""
@@ -57,7 +67,50 @@ class _Child:
                 )
             self.process = None
         if restart and time.monotonic() >= self._start_at:
-            self.start()
+            self._start()
+
+    def tell(self, signum: int) -> None:
+        """Pass a signal on."""
+        if self.process is not None:
+            self.process.send_signal(signum)
+
+    def stop(self) -> None:
+        """Tell it to drain, once. SIGTERM, whatever the parent was told: it also ends a child that has just begun."""
+        if not self._is_told:
+            self._is_told = True
+            self.tell(signal.SIGTERM)
+            self.tell(signal.SIGCONT)  # a child that was stopped, by SIGTSTP before it listened, cannot end
+
+    @property
+    def is_hopeless(self) -> bool:
+        """It will not get better by trying again. A broker that was there once will be there again."""
+        return self.code == Exit.USAGE or (self.code == Exit.BROKER and self._starts == 1)
+
+
+class _Told:
+    """What the signals said so far."""
+
+    def __init__(self) -> None:
+        self.news: deque[int] = deque()  # not acted on yet: the loop does that, between starts and ends of children
+        self.stops = 0
+        self.is_paused = False
+        self.was_interrupted = False
+        for signum in (*_STOPS, signal.SIGTSTP, signal.SIGUSR1):
+            signal.signal(signum, lambda signum, _frame: self.news.append(signum))
+
+    def pass_on(self, children: list[_Child]) -> None:
+        """To all children: the first word to stop as SIGTERM, everything else as it came."""
+        while self.news:
+            signum = self.news.popleft()
+            self.stops += signum in _STOPS
+            if signum in _STOPS and self.stops == 1:
+                for child in children:
+                    child.stop()
+                continue
+            self.is_paused = self.is_paused or signum == signal.SIGTSTP
+            self.was_interrupted = self.was_interrupted or signum == signal.SIGINT
+            for child in children:
+                child.tell(signum)
 
 
 def supervise(
@@ -70,41 +123,42 @@ def supervise(
     until_empty: bool,
 ) -> Exit:
     """Run `count` worker processes until told to stop. Each serves HTTP on a port of its own, counted up from PORT."""
+    pipe, held = os.pipe()  # nothing is ever written: it ends when this process does, also by kill -9
     command = [sys.executable, "-m", "taskflow", "worker", *([app] if app else []), "--processes", "1"]
+    command += ["--parent", str(pipe)]
     for queue in queues:
         command += ["--queue", queue]
     if concurrency:
         command += ["--concurrency", str(concurrency)]
     if until_empty:
         command.append("--until-empty")
-    children = [_Child(command, _environment(flow, slot)) for slot in range(count)]
-    stopping = False
+    told = _Told()
+    try:
+        return _look_after(
+            [_Child(command, _environment(flow, slot), pipe) for slot in range(count)], told, until_empty
+        )
+    finally:
+        os.close(held)
+        os.close(pipe)
 
-    def pass_on(signum: int, _frame: FrameType | None) -> None:
-        nonlocal stopping
-        stopping = stopping or signum in (signal.SIGTERM, signal.SIGINT)
-        for child in children:
-            if child.process is not None:
-                child.process.send_signal(signum)
 
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGTSTP, signal.SIGUSR1):
-        signal.signal(signum, pass_on)
-    for child in children:
-        child.start()
+def _look_after(children: list[_Child], told: _Told, until_empty: bool) -> Exit:
+    is_stopping = False
     while True:
+        told.pass_on(children)
+        is_stopping = is_stopping or told.stops > 0
         for child in children:
             # With --until-empty a child that is done stays away; one that was killed comes back.
-            done = until_empty and child.process is None and child.code in (Exit.DONE, Exit.HANDED_BACK)
-            child.look(restart=not stopping and not done)
-        if all(child.process is None for child in children) and (
-            stopping or (until_empty and all(child.code in (Exit.DONE, Exit.HANDED_BACK) for child in children))
-        ):
-            return max((_as_exit(child.code) for child in children), default=Exit.DONE)
-        if any(child.code in (Exit.USAGE, Exit.BROKER) for child in children) and not stopping:
-            stopping = True  # it will not get better by trying again
+            is_done = until_empty and child.process is None and child.code in _EMPTIED
+            child.look(restart=not is_stopping and not told.is_paused and not is_done)
+        if any(child.is_hopeless for child in children):
+            is_stopping = True
+        if is_stopping:
             for child in children:
-                if child.process is not None:
-                    child.process.terminate()
+                child.stop()
+        is_over = is_stopping or (until_empty and all(child.code in _EMPTIED for child in children))
+        if is_over and all(child.process is None for child in children):
+            return Exit.INTERRUPTED if told.was_interrupted else max(_as_exit(child.code) for child in children)
         time.sleep(_LOOK_S)
 
 
@@ -118,7 +172,8 @@ def _environment(flow: TaskFlow, slot: int) -> dict[str, str]:
 
 
 def _as_exit(code: int | None) -> Exit:
-    try:
-        return Exit(code or 0)
-    except ValueError:
-        return Exit.FAILED  # killed by a signal
+    if code is None or code == -signal.SIGTERM:
+        return Exit.DONE  # told to stop before it had begun, or before it listened
+    with contextlib.suppress(ValueError):
+        return Exit(code)
+    return Exit.FAILED  # killed by a signal

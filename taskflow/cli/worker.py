@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from typing import TYPE_CHECKING
 
 import click
@@ -10,6 +12,7 @@ import click
 from taskflow.cli.loading import load_app, refuse_memory, warn_about
 from taskflow.cli.running import run_async
 from taskflow.cli.signals import Stop, exit_code, handle_signals
+from taskflow.runtime.calls import BrokerCalls
 
 if TYPE_CHECKING:
     from taskflow.app import TaskFlow
@@ -25,6 +28,7 @@ _LOOK_S = 0.1
 @click.option("-c", "--concurrency", type=click.IntRange(1), help="Jobs at once. [TASKFLOW_WORKER__CONCURRENCY]")
 @click.option("--processes", type=click.IntRange(1), help="Worker processes. [TASKFLOW_WORKER__PROCESSES]")
 @click.option("--until-empty", is_flag=True, help="Stop when the queues are empty.")
+@click.option("--parent", type=int, hidden=True, help="A pipe that ends with the parent process.")
 @click.pass_context
 def worker(
     ctx: click.Context,
@@ -33,6 +37,7 @@ def worker(
     concurrency: int | None,
     processes: int | None,
     until_empty: bool,
+    parent: int | None,
 ) -> None:
     """Run the jobs of APP until told to stop.
 
@@ -41,6 +46,7 @@ def worker(
     """
     flow = load_app(app)
     refuse_memory(flow, "worker")
+    weights = parse_queues(queues)
     count = processes or flow.settings.worker.processes
     if count > 1:
         from taskflow.cli.supervise import supervise  # noqa: PLC0415
@@ -48,42 +54,66 @@ def worker(
         ctx.exit(supervise(flow, count, app=app, queues=queues, concurrency=concurrency, until_empty=until_empty))
     warn_about(flow)
     flow.configure_logs()
-    weights = parse_queues(queues)
-    ctx.exit(run_async(_work(flow, weights, concurrency, until_empty=until_empty)))
+    ctx.exit(run_async(_work(flow, weights, concurrency, until_empty=until_empty, parent=parent)))
 
 
 def parse_queues(words: tuple[str, ...]) -> dict[str, int] | None:
     """Weights by queue, from `-q mail:5 -q default` or `-q mail:5,default`; None where nothing is asked for."""
     weights: dict[str, int] = {}
     for word in ",".join(words).split(","):
-        name, _, weight = word.strip().partition(":")
+        name, colon, weight = (part.strip() for part in word.partition(":"))
         if not name:
             continue
-        if weight and not (weight.isdecimal() and 1 <= int(weight) <= 100):
+        if colon and not (weight.isdecimal() and 1 <= int(weight) <= 100):
             raise click.UsageError(f"--queue {word!r}: a weight is a whole number from 1 to 100, as in mail:5")
         weights[name] = int(weight or 1)
     return weights or None
 
 
-async def _work(flow: TaskFlow, queues: dict[str, int] | None, concurrency: int | None, *, until_empty: bool) -> Exit:
+async def _work(
+    flow: TaskFlow,
+    queues: dict[str, int] | None,
+    concurrency: int | None,
+    *,
+    until_empty: bool,
+    parent: int | None,
+) -> Exit:
     stop = Stop()
     running = flow.worker(concurrency=concurrency, queues=queues, http=True)
     async with running:
         with handle_signals(stop, running.worker):
-            if until_empty:
-                await _until_empty(flow, running, stop)
-            else:
-                await stop.asked.wait()
-            await running.stop()
+            if parent is not None:
+                _end_with(parent, stop)
+            try:
+                if until_empty:
+                    await stop.comes_after(_emptied(flow, running))
+                else:
+                    await stop.asked.wait()
+            finally:
+                await running.stop()
     left_over = running.stopped is not None and bool(running.stopped.handed_back or running.stopped.unsettled)
     return exit_code(stop, left_over=left_over)
 
 
-async def _until_empty(flow: TaskFlow, running: RunningWorker, stop: Stop) -> None:
-    """Wait until nothing is ready, scheduled or running in this worker's queues, or somebody says stop."""
-    while not stop.asked.is_set():
-        counts = await flow.broker.counts()
+async def _emptied(flow: TaskFlow, running: RunningWorker) -> None:
+    """Return when nothing is ready, scheduled or running in this worker's queues. An outage is waited out."""
+    calls = BrokerCalls(flow.clock, flow.rng, flow.bus.emit)
+    while True:
+        counts = await calls.until_heard("counts", flow.broker.counts)
         mine = [queue for queue in counts if queue.queue in running.queues]
         if running.worker.is_idle and not any(queue.ready + queue.scheduled + queue.running for queue in mine):
             return
-        await asyncio.wait([asyncio.ensure_future(stop.asked.wait())], timeout=_LOOK_S)
+        await asyncio.sleep(_LOOK_S)
+
+
+def _end_with(parent: int, stop: Stop) -> None:
+    """Drain when the parent process is gone, however it went: nobody else holds the other end of this pipe."""
+    loop = asyncio.get_running_loop()
+    os.set_inheritable(parent, False)
+
+    def is_gone() -> None:
+        loop.remove_reader(parent)
+        if not stop.times:  # else it told us to stop, and that was all
+            stop.ask(None, signal.SIGTERM)
+
+    loop.add_reader(parent, is_gone)

@@ -210,6 +210,16 @@ class ThreadAbandoned:
 
 
 @dataclass(frozen=True, slots=True)
+class TimeoutIgnored:
+    """An async handler swallowed its cancellation, and ended by itself after `ran_s`."""
+
+    job_id: str
+    task: str
+    queue: str
+    ran_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class LoopStalled:
     """Something blocked the event loop for `stalled_s`."""
 
@@ -256,6 +266,7 @@ Event = (
     | WorkerStopped
     | LeaseLost
     | ThreadAbandoned
+    | TimeoutIgnored
     | LoopStalled
     | GateHeld
     | BreakerMoved

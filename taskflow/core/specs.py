@@ -1,14 +1,15 @@
 """Frozen specs of the policies: what a user writes down. State lives elsewhere. All durations are seconds.
 
-A spec checks its own numbers, and says which one is wrong. Those that settings can fill in remember what was said.
+A spec checks its own numbers, and says which one is wrong. The policies of tasks remember what was said.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from taskflow.core import bucket
@@ -30,7 +31,7 @@ def _remembers(spec: _Class) -> _Class:
     A copy and a pickle keep it; `dataclasses.replace` gives all fields, so its result says them all.
     """
     make: Callable[..., None] = vars(spec)["__init__"]
-    names = [each.name for each in fields(spec) if each.init]
+    names = [each.name for each in dataclasses.fields(spec) if each.init]
 
     @functools.wraps(make)
     def remember(self: object, *args: object, **kwargs: object) -> None:
@@ -98,7 +99,7 @@ class Retry:
     max_delay: float = 60
     jitter: Jitter = "full"
     budget: RetryBudget | None = None
-    said: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
+    said: frozenset[str] = dataclasses.field(default=frozenset(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_counts(self, "attempts")
@@ -143,7 +144,7 @@ class CircuitBreaker:
     max_open_for: float = 300
     close_after: int = 2
     per_lane: bool = False
-    said: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
+    said: frozenset[str] = dataclasses.field(default=frozenset(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         me = "CircuitBreaker"
@@ -160,6 +161,7 @@ class CircuitBreaker:
         _check(self.max_open_for >= self.open_for, me, "max_open_for", self.max_open_for, "at least open_for")
 
 
+@_remembers
 @dataclass(frozen=True, slots=True)
 class Bulkhead:
     """At most `limit` at once; a caller waits at most `wait` seconds for a slot (jobs wait in their queue instead)."""
@@ -168,6 +170,7 @@ class Bulkhead:
     limit: int
     wait: float = 0
     per_lane: bool = False
+    said: frozenset[str] = dataclasses.field(default=frozenset(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_name("Bulkhead", self.name)
@@ -176,6 +179,7 @@ class Bulkhead:
         _check(self.wait >= 0, "Bulkhead", "wait", self.wait, "at least 0 seconds")
 
 
+@_remembers
 @dataclass(frozen=True, slots=True)
 class RateLimit:
     """At most `rate` starts, as in "100/m" (s, m, h, d); `burst` at once, 1 unless said, then evenly spaced."""
@@ -184,6 +188,7 @@ class RateLimit:
     rate: str
     burst: int | None = None
     per_lane: bool = False
+    said: frozenset[str] = dataclasses.field(default=frozenset(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_name("RateLimit", self.name)

@@ -14,7 +14,7 @@ from taskflow.core import events
 from taskflow.core.backoff import exponential
 from taskflow.core.decision import Release, decide
 from taskflow.core.gate import family
-from taskflow.core.outcome import Interrupted, Outcome, Rejected
+from taskflow.core.outcome import Interrupted, Outcome, Rejected, Succeeded
 from taskflow.core.specs import Retry
 from taskflow.errors import ConfigError, PayloadError
 from taskflow.runtime import outcomes
@@ -164,28 +164,40 @@ class Attempts:
         return walk.claim.expires_in_s <= self._clock.now() - walk.at
 
     async def _take_thread(self, walk: Walk) -> Outcome | None:
-        """Take a thread for a sync handler; or why there is none: all are held by handlers that were given up on."""
+        """Take a thread for a sync handler, or say why there is none.
+
+        One for each thread waits as long as it takes, so that none is ever idle. The others come back later: async
+        handlers need their slots. That takes its time too, or a long queue would be claimed and sent away in a spin.
+        """
         if self._threads.try_take():
             return None
-        claim = walk.claim
+        claim, slot = walk.claim, walk.slot
         key = (claim.job_id, claim.token)
-        slot = walk.slot
         walk.started_at = self._clock.now()
         self.running[key] = walk
-        slot.start_clock(self._clock.now() + _NO_THREAD_S)
         try:
-            await slot.run(self._threads.take())
-        except Stopped as stopped:
-            if stopped.why == TIMEOUT:
-                return Interrupted()  # back to its place in the line, for a worker that has a thread
-            self._count_cut_off(stopped.why)
-            return Interrupted(cancelled=stopped.why == CANCELLED)
+            while True:
+                slot.start_clock(self._clock.now() + _NO_THREAD_S)
+                try:
+                    await slot.run(self._threads.take())
+                    break
+                except Stopped as stopped:
+                    if stopped.why != TIMEOUT:
+                        self._count_cut_off(stopped.why)
+                        return Interrupted(cancelled=stopped.why == CANCELLED)
+                if self._threads.is_crowded:
+                    return self._no_thread()
+                if self._is_late(walk):
+                    return outcomes.overdue(claim.expire_reason)
         finally:
             del self.running[key]
         if self._is_late(walk):
             self._threads.give_back()
             return outcomes.overdue(claim.expire_reason)
         return None
+
+    def _no_thread(self) -> Outcome:
+        return Rejected("threads_busy", _NO_THREAD_S * (1 + self._rng.random()))
 
     async def _run(self, walk: Walk, ready: Ready) -> None:
         task, policy, envelope, admitted = ready
@@ -220,7 +232,7 @@ class Attempts:
             outcome = self._stopped(walk, stopped.why, policy, stopped.__cause__)
         except NoThread:
             self._threads.give_back()
-            outcome = Interrupted()
+            outcome = self._no_thread()
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is an outcome
             outcome = self._raised(walk, slot.stopped, policy, error)
         finally:
@@ -228,6 +240,8 @@ class Attempts:
             del self.running[key]
             self._leases.ended(claim.job_id, claim.token)
         run_s = clock.now() - started_at
+        if slot.stopped == TIMEOUT and isinstance(outcome, Succeeded):
+            self._emit(events.TimeoutIgnored(claim.job_id, claim.task, claim.queue, run_s))
         if (hold := self._breakers.report(admitted, outcome, run_s)) is not None:
             walk.hold = hold
         error_record = getattr(outcome, "error", None)

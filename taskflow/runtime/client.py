@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 BATCH = 500  # jobs in one round trip: past that, larger batches gain little and hold the broker up longer
 _LONGEST_WAIT_S = 3_600.0
+_LOOK_S = 1.0  # between two tries to get into a full queue
 _REFUSED = frozenset({Accepted.QUEUE_FULL, Accepted.GATE_FULL})
 _KNOWN = frozenset({Accepted.SAME_ID, Accepted.SAME_KEY})
 # A reply that was lost on its way looks like an outage. Asking again with the same ids tells, and submits nothing
@@ -119,7 +120,8 @@ class Client:
             error.accepted = tuple(accepted)
             raise error
         # Jittered, so that those who wait do not all come back in the same moment.
-        await self.clock.sleep(min(patience_s, max(0.01, wait_s) * (0.5 + self._rng.random())))
+        # And never long without a look: what a queue drains at is known only after a while.
+        await self.clock.sleep(min(patience_s, min(_LOOK_S, max(0.01, wait_s)) * (0.5 + self._rng.random())))
 
     def _announce(self, event: type[events.JobsSubmitted | events.JobsDeduplicated], jobs: Sequence[Job]) -> None:
         for (queue, task), count in Counter((job.queue, job.task) for job in jobs).items():

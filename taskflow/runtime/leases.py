@@ -27,6 +27,7 @@ _HURRY = 4  # times as often while no beat gets through: trust is running out
 # Stop trusting a little before the broker does: the reclaimer must find our handlers already cancelled.
 _TRUST = 0.9
 _TURN_S = 0.01
+_JOIN_S = 5.0
 _NEVER = float("inf")
 
 
@@ -121,7 +122,7 @@ class Leases:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._thread is not None:
             # The thread ends by itself; it is only waited for as long as a beat may take.
-            await asyncio.to_thread(self._thread.join, self._lease_s / _BEATS_PER_LEASE)
+            await asyncio.to_thread(self._thread.join, min(_JOIN_S, self._lease_s / _BEATS_PER_LEASE))
 
     def _vouched(self) -> dict[str, int]:
         now = self._clock.now()

@@ -42,8 +42,8 @@ class TaskDef:
             raise ConfigError(f"task {self.name!r}: {self.fn!r} is a generator; a task returns one result")
         if isinstance(retry := self.declared.get("retry"), specs.Retry) and retry.budget is not None:
             raise ConfigError(
-                f"task {self.name!r}: Retry(budget=) has no effect on a task yet: budgets come with the policies for any "
-                "awaitable; leave it out"
+                f"task {self.name!r}: Retry(budget=) does not exist for tasks yet: budgets come with the policies for "
+                "any awaitable; leave it out"
             )
         self.codec = Codec(self.name, self.fn)
         self.is_async = is_async(self.fn)
@@ -66,11 +66,13 @@ class TaskDef:
         return found
 
     def lane_of(self, args: Mapping[str, Any]) -> str:
-        """The lane key of a job with these arguments."""
+        """The lane key of a job with these arguments. A `PayloadError` of `lane=` is a refusal in its own words."""
         if self.lane is None:
             return ""
         try:
             lane = self.lane(**{**self.codec.defaults, **args})
+        except PayloadError:
+            raise  # the user's own words, for these arguments
         except Exception as error:  # noqa: BLE001 - the user's code; what it says, and where, may show an argument
             raise PayloadError(f"{self.name}(): lane= raised {type(error).__name__} for these arguments") from None
         if not is_lane(lane):

@@ -35,6 +35,11 @@ class ThreadSlots:
         self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._waiters: deque[asyncio.Future[None]] = deque()
 
+    @property
+    def is_crowded(self) -> bool:
+        """Whether one more need not wait: all threads were given up on, or the next of each is waiting already."""
+        return self.abandoned >= self.limit or len(self._waiters) >= self.limit
+
     def try_take(self) -> bool:
         """Take a slot if one is free and nobody waits for it."""
         if self.taken < self.limit and not self._waiters:

@@ -14,7 +14,6 @@ import asyncio
 import random
 from collections import deque
 from contextlib import suppress
-from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -145,7 +144,6 @@ class Worker:
         self._waking = False  # one idle slot has been woken and has not taken a job yet
         self._slots: set[asyncio.Task[None]] = set()
         self._slots_made = 0
-        self._context = copy_context()
         self._loops: dict[str, asyncio.Task[None]] = {}
         self._busy = 0  # slots that run a job, or keep their place for an abandoned thread
         self._suspects = 0
@@ -210,7 +208,6 @@ class Worker:
     async def start(self) -> None:
         """Take up work. Raises `BrokerError` if the broker cannot be reached now; then nothing runs."""
         await self._leases.start()
-        self._context = copy_context()
         self._emit(events.WorkerStarted(self.name, self._queues, self.concurrency, self._task_names))
         for name, loop in (
             ("claim", self._claim_jobs),
@@ -409,10 +406,7 @@ class Worker:
         if len(self._slots) < self.concurrency:
             self._waking = True
             self._slots_made += 1
-            # In a context of its own: what a job leaves in its slot's must not reach the next slot.
-            task = asyncio.create_task(
-                self._serve(), name=f"taskflow slot {self._slots_made}", context=self._context.copy()
-            )
+            task = asyncio.create_task(self._serve(), name=f"taskflow slot {self._slots_made}")
             self._slots.add(task)
             task.add_done_callback(self._slot_ended)
 
@@ -420,8 +414,9 @@ class Worker:
         self._slots.discard(task)
         self._waking = False  # it may have been the one that was woken
         self._less.set()
-        self._wake_slot()
-        self._ask_again()
+        if not self._is_ending():
+            self._wake_slot()
+            self._ask_again()
 
     async def _serve(self) -> None:
         slot = Slot(self._clock, self._is_ending)

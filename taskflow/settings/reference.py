@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 PREFIX = "TASKFLOW_"
 SCHEMES = ("memory", "sqlite")
-_NO_SECRETS = (*SCHEMES, "redis", "rediss", "postgresql")  # may be shown where the rest of a URL may not
+_SHOWN_SCHEMES = (*SCHEMES, "redis", "rediss", "postgresql")  # may be shown where the rest of a URL may not
 
 Source = Literal["default", "environment", "env file", "code"]
 LeafPath = tuple[str, ...]
@@ -153,7 +153,7 @@ def mask_url(url: str) -> str:
         return f"sqlite://{rest.partition('?')[0]}"
     found = _PLAIN_URL.fullmatch(url)
     if found is None:
-        return f"{scheme}://***" if scheme in _NO_SECRETS else "***"
+        return f"{scheme}://***" if scheme in _SHOWN_SCHEMES else "***"
     who = ""
     if "@" in url:
         who = f"{found['user']}:***@" if found["user"] and found["colon"] else "***@"

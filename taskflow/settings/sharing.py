@@ -1,4 +1,4 @@
-"""What is in force for a gate that several tasks share, and where an override made them disagree.
+"""What is in force for a gate that several tasks share, and where an override made them disagree, or made the gate.
 
 Declarations agree, as one name has one spec. An override names one task; but the gate is one for all of them, so the
 override wins over what is declared, and of overrides that differ the smaller one does.
@@ -11,11 +11,12 @@ from typing import Any
 
 from taskflow.core import specs
 from taskflow.core.gate import Declare, Rate
-from taskflow.settings.reference import task_key
-from taskflow.settings import Settings, TaskOverride
+from taskflow.settings import TASK_LEAVES, Settings, TaskOverride
+from taskflow.settings.reference import env_name, task_key
 from taskflow.settings.tuning import TaskPolicy, resolve
 
 Tasks = Mapping[str, Mapping[str, Any]]  # what the decorator of each task says, by the task's name
+_GATED = ("breaker", "bulkhead", "rate")
 _Word = tuple[bool, float]  # whether an override says it, and what
 
 
@@ -58,6 +59,25 @@ def disagreements(settings: Settings, tasks: Tasks) -> list[str]:
                     f"hold for both: {known} and {spec}; {_says(spec, gates[spec.name])}override it for all of them",
                 )
     return list(found.values())
+
+
+def made_by_overrides(settings: Settings, tasks: Tasks) -> list[str]:
+    """One line for each gate that only the environment makes: it is fixed at submit, maybe in another environment."""
+    found = []
+    for task, declared in sorted(tasks.items()):
+        in_code = [declared[key] for key in _GATED if declared.get(key) is not None]
+        if any(spec.name == task and not spec.per_lane for spec in in_code):
+            continue  # every job of the task has that gate
+        made = [path for path in TASK_LEAVES if path[0] in _GATED and declared.get(path[0]) is None]
+        paths = [("tasks", task_key(task), *path) for path in made]
+        variables = [env_name(path) for path in paths if settings.source(path) not in ("default", "code")]
+        if variables:
+            found.append(
+                f"{', '.join(variables)}: code declares no gate {task!r} for this task; jobs submitted without "
+                f"{'it' if len(variables) == 1 else 'them'} do not have that gate: set "
+                f"{'it' if len(variables) == 1 else 'them'} for submitters too"
+            )
+    return found
 
 
 def _policies(settings: Settings, tasks: Tasks) -> dict[str, TaskPolicy]:

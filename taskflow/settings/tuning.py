@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from taskflow.core import specs
 from taskflow.errors import ConfigError
+from taskflow.settings import TASK_LEAVES, Settings
 from taskflow.settings.reference import LeafPath, env_name, problems, task_key, text_of
 from taskflow.settings.sections import LOADING, BreakerSettings, RetrySettings, TaskOverride, TaskSettings
-from taskflow.settings import TASK_LEAVES, Settings
 from taskflow.settings.spelling import Misspelt, nearest
 
 
@@ -190,8 +190,7 @@ class _Resolution:
         values = self._identity("bulkhead", given)
         values["limit"] = self._pick(None, ("bulkhead", "limit"), [(source, spec.limit) for source, spec in given])
         if given:
-            values["wait"] = given[0][1].wait
-            self._decide("bulkhead.wait", text_of(float(values["wait"])), given[0][0])
+            values["wait"] = self._first("bulkhead", given, "wait")
         return self._build("bulkhead", specs.Bulkhead, values)
 
     def _rate(self) -> specs.RateLimit | None:
@@ -210,11 +209,18 @@ class _Resolution:
 
     def _identity(self, tail: str, given: list[tuple[str, Any]]) -> dict[str, Any]:
         """A policy's name: its own, or the task's if only the environment asks for it."""
-        name, per_lane = (given[0][1].name, given[0][1].per_lane) if given else (self.name, False)
-        source = given[0][0] if given else "the task's name"
-        self._decide(f"{tail}.name", name, source)
-        self._decide(f"{tail}.per_lane", text_of(per_lane), source if given else "default")
-        return {"name": name, "per_lane": per_lane}
+        if not given:
+            self._decide(f"{tail}.name", self.name, "the task's name")
+            return {"name": self.name}
+        source, spec = given[0]
+        self._decide(f"{tail}.name", spec.name, source)
+        return {"name": spec.name, "per_lane": self._first(tail, given, "per_lane")}
+
+    def _first(self, tail: str, given: list[tuple[str, Any]], key: str) -> Any:
+        """A field that only code can say: of whoever says it, or the default."""
+        source, spec = next(((source, spec) for source, spec in given if key in spec.said), ("default", given[0][1]))
+        self._decide(f"{tail}.{key}", text_of(getattr(spec, key)), source)
+        return getattr(spec, key)
 
 
 def _class_names(classes: tuple[type, ...]) -> str:

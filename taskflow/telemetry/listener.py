@@ -43,6 +43,7 @@ LOG_EVENTS: dict[str, LogEvent] = {
     "job.redelivered": LogEvent("WARNING", "job of a dead worker is ready again"),
     "job.stale": LogEvent("WARNING", "job was settled too late: another worker has it"),
     "job.unknown_task": LogEvent("WARNING", "job names a task that this worker does not know; it waits"),
+    "job.timeout_ignored": LogEvent("WARNING", "job ran past its timeout: its handler swallowed the cancellation"),
     "job.thread_abandoned": LogEvent("WARNING", "sync handler ran out of time; its thread goes on"),
     "jobs.submitted": LogEvent("DEBUG", "jobs were submitted"),
     "jobs.deduplicated": LogEvent("DEBUG", "jobs were there already"),
@@ -107,6 +108,7 @@ class LogListener:
             (self._on_stopped, events.WorkerStopped),
             (self._on_lease_lost, events.LeaseLost),
             (self._on_abandoned, events.ThreadAbandoned),
+            (self._on_ignored, events.TimeoutIgnored),
             (self._on_stalled, events.LoopStalled),
             (self._on_held, events.GateHeld),
             (self._on_breaker, events.BreakerMoved),
@@ -209,6 +211,10 @@ class LogListener:
         announce("job.thread_abandoned", job_id=event.job_id, task=event.task, queue=event.queue)
 
     # --- what they need ----------------------------------------------
+
+    def _on_ignored(self, event: events.TimeoutIgnored) -> None:
+        duration_s = round(event.ran_s, 6)
+        announce("job.timeout_ignored", job_id=event.job_id, task=event.task, queue=event.queue, duration_s=duration_s)
 
     def _on_failed(self, event: events.BrokerFailed) -> None:
         error = {"type": "BrokerError", "message": event.message, "kind": event.kind}

@@ -455,7 +455,7 @@ async def test_space_of_a_burst_goes_back_to_the_disk(path: Path) -> None:
 async def test_file_that_was_deleted_is_told_and_not_written_to(
     broker: SqliteBroker, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("taskflow.brokers.sqlite.writer._CHECK_S", 0.0)
+    monkeypatch.setattr("taskflow.brokers.sqlite.connection._CHECK_S", 0.0)
     for file in path.parent.iterdir():
         file.unlink()
 

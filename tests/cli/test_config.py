@@ -38,6 +38,7 @@ def shop(tmp_path, monkeypatch):
 
 def run(*words, **env):
     """What `taskflow config …` prints and how it exits, with these TASKFLOW_ variables."""
+    sys.modules.pop("shop_of_test_config", None)  # a process reads its environment once
     result = CliRunner().invoke(cli, ["config", *words], env={f"TASKFLOW_{name}": text for name, text in env.items()})
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     assert "Traceback" not in result.output
@@ -95,6 +96,104 @@ def test_show_with_an_app_prints_the_policies_of_its_tasks(shop):
     assert result.stdout.index("task send_bill") < result.stdout.index("task send_mail")
 
 
+EVERY_POLICY = """
+from taskflow import Bulkhead, CircuitBreaker, RateLimit, Retry, TaskFlow
+
+flow = TaskFlow()
+
+@flow.task(
+    queue="mail",
+    deadline=3600,
+    retry=Retry(attempts=3, never=(ValueError, KeyError)),
+    breaker=CircuitBreaker("smtp", consecutive=5, per_lane=True),
+    bulkhead=Bulkhead("pool", 9, wait=1),
+    rate=RateLimit("api", "100/m"),
+)
+async def send_mail(to: str) -> None: ...
+"""
+
+
+def test_show_prints_every_policy_with_its_value_and_source(shop):
+    Path(f"{shop}.py").write_text(EVERY_POLICY)
+
+    found = json.loads(
+        run(
+            "show",
+            shop,
+            "--json",
+            RETRY__ATTEMPTS="9",
+            RETRY__FACTOR="3",
+            BREAKER__CONSECUTIVE="9",
+            BREAKER__OPEN_FOR_S="20",
+            TASKS__SEND_MAIL__BULKHEAD__LIMIT="4",
+            TASKS__SEND_MAIL__RATE__BURST="7",
+            TASKS__SEND_MAIL__PRIORITY="8",
+            TASK__MAX_WAIT_S="60",
+        ).stdout
+    )["tasks"]["send_mail"]
+
+    assert {
+        name: (leaf["value"], leaf["source"].removeprefix("environment: TASKFLOW_")) for name, leaf in found.items()
+    } == {
+        "timeout_s": ("300", "default"),
+        "deadline_s": ("3600", "decorator"),
+        "max_wait_s": ("60", "TASK__MAX_WAIT_S"),
+        "priority": ("8", "TASKS__SEND_MAIL__PRIORITY"),
+        "queue": ("mail", "decorator"),
+        "retry.attempts": ("3", "decorator"),
+        "retry.base_s": ("0.5", "default"),
+        "retry.factor": ("3", "RETRY__FACTOR"),
+        "retry.max_delay_s": ("60", "default"),
+        "retry.jitter": ("full", "default"),
+        "retry.on": ("Exception", "default"),
+        "retry.never": ("ValueError, KeyError", "decorator"),
+        "breaker.name": ("smtp", "decorator"),
+        "breaker.per_lane": ("true", "decorator"),
+        "breaker.failure_rate": ("0.5", "default"),
+        "breaker.min_calls": ("10", "default"),
+        "breaker.window_s": ("60", "default"),
+        "breaker.consecutive": ("5", "decorator"),
+        "breaker.slow_call_s": ("not set", "default"),
+        "breaker.slow_rate": ("0.8", "default"),
+        "breaker.open_for_s": ("20", "BREAKER__OPEN_FOR_S"),
+        "breaker.max_open_for_s": ("300", "default"),
+        "breaker.close_after": ("2", "default"),
+        "bulkhead.name": ("pool", "decorator"),
+        "bulkhead.per_lane": ("false", "default"),
+        "bulkhead.limit": ("4", "TASKS__SEND_MAIL__BULKHEAD__LIMIT"),
+        "bulkhead.wait": ("1", "decorator"),
+        "rate.name": ("api", "decorator"),
+        "rate.per_lane": ("false", "default"),
+        "rate.limit": ("100/m", "decorator"),
+        "rate.burst": ("7", "TASKS__SEND_MAIL__RATE__BURST"),
+    }
+
+
+def test_show_and_check_look_at_the_settings_that_an_app_brings(shop):
+    text = APP.replace(
+        "TaskFlow()", "TaskFlow(settings=Settings(task={'priority': 8}, tasks={'oops': {'priority': 1}}))"
+    )
+    Path(f"{shop}.py").write_text(f"from taskflow.settings import Settings\n{text}")
+
+    shown, checked = run("show", shop, "--json", TASK__PRIORITY="1"), run("check", shop)
+
+    found = json.loads(shown.stdout)
+    assert found["tasks"]["send_bill"]["priority"]["value"] == "8"
+    (row,) = [leaf for leaf in found["settings"] if leaf["name"] == "TASKFLOW_TASK__PRIORITY"]
+    assert (row["value"], row["source"]) == ("8", "code")
+    assert "TASKFLOW_TASKS__OOPS__PRIORITY" in shown.stderr
+    assert "TASKFLOW_TASKS__OOPS__PRIORITY" in checked.stderr
+
+
+@pytest.mark.parametrize("command", ["show", "check"])
+def test_an_override_that_makes_a_gate_is_told(shop, command):
+    result = run(command, shop, TASKS__SEND_BILL__RATE__LIMIT="1/s")
+
+    assert result.exit_code == 0
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("TASKFLOW_TASKS__SEND_BILL__RATE__LIMIT: code declares no gate 'send_bill'")
+
+
 def test_show_takes_the_app_from_the_environment_and_names_overrides_of_unknown_tasks(shop):
     result = run("show", APP=shop, TASKS__SEND_MIAL__TIMEOUT_S="5")
 
@@ -123,12 +222,18 @@ def test_invalid_settings_are_one_line_each_on_stderr_and_exit_2():
 @given(st.text("@/?#:%&= ", max_size=5), st.booleans())
 def test_no_secret_is_ever_printed(junk, broken):
     secret = f"Zq7xk{junk}Wv9jb"
-    env = {"BROKER__URL": f"redis://app:{secret}@cache:6379", "HTTP__TOKEN": secret}
+    env = {"BROKER__URL": f"memory://app:{secret}@cache:6379", "HTTP__TOKEN": secret}
 
     for words in (["show"], ["show", "--json"], ["check"], ["check", "--json"]):
         result = run(*words, **env, **({"LOG__LEVEL": env["BROKER__URL"]} if broken else {}))
 
         assert result.exit_code == (2 if broken else 0)
+        assert "Zq7xk" not in result.output
+        assert "Wv9jb" not in result.output
+
+        result = run(*words, **env | {"BROKER__URL": f"redis://app:{secret}@cache:6379"})
+
+        assert result.exit_code == 2
         assert "Zq7xk" not in result.output
         assert "Wv9jb" not in result.output
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from taskflow import Bulkhead, TaskFlow
+from taskflow import Bulkhead, CircuitBreaker, TaskFlow
 from taskflow.cli.loading import warn_about
 from taskflow.errors import ConfigError
 from taskflow.settings import Settings
@@ -51,3 +51,24 @@ def test_a_gate_that_an_override_splits_is_told_in_one_line(capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("taskflow: warning: Bulkhead 'smtp': tasks 'send_bill' and 'send_mail'")
     assert "a limit of 3 is in force" in line
+
+
+def test_an_override_that_makes_a_gate_is_told_in_one_line(capsys):
+    warn_about(_flow(TASKS__SEND_MAIL__RATE__LIMIT="3/s"))
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "taskflow: warning: TASKFLOW_TASKS__SEND_MAIL__RATE__LIMIT: code declares no gate 'send_mail'"
+    )
+    assert "set it for submitters too" in line
+
+
+def test_policies_that_are_not_valid_are_all_told_at_once():
+    flow = _flow(TASKS__SEND_MAIL__RATE__BURST="3", TASKS__CALL__BREAKER__OPEN_FOR_S="1h")
+    flow.task(name="call", breaker=CircuitBreaker("http"))(_nothing)
+
+    with pytest.raises(ConfigError) as caught:
+        warn_about(flow)
+
+    assert "TASKFLOW_TASKS__SEND_MAIL__RATE__BURST" in str(caught.value)
+    assert "TASKFLOW_TASKS__CALL__BREAKER__" in str(caught.value)

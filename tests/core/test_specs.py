@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import dataclasses
+import inspect
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -61,6 +64,55 @@ def test_a_spec_is_frozen_and_has_no_room_for_more(kind: Any) -> None:
 
 def test_equal_specs_are_one_key() -> None:
     assert len({CircuitBreaker("smtp"), CircuitBreaker("smtp"), CircuitBreaker("http")}) == 2
+
+
+# ---- what was said ----
+
+SAID = [
+    (Retry(), set()),
+    (Retry(3), {"attempts"}),
+    (Retry(3, OSError, max_delay=60), {"attempts", "on", "max_delay"}),  # type: ignore[arg-type]
+    (CircuitBreaker("smtp"), {"name"}),
+    (CircuitBreaker("smtp", consecutive=5, slow_call=None), {"name", "consecutive", "slow_call"}),
+    (Bulkhead("smtp", 5, wait=0), {"name", "limit", "wait"}),
+    (RateLimit(name="smtp", rate="1/s"), {"name", "rate"}),
+]
+
+
+@pytest.mark.parametrize(("spec", "said"), SAID)
+def test_a_spec_remembers_what_was_said_even_where_it_equals_the_default(spec: Any, said: set[str]) -> None:
+    assert spec.said == said
+
+
+@pytest.mark.parametrize(("spec", "said"), SAID)
+def test_a_copy_and_a_pickle_remember_what_was_said(spec: Any, said: set[str]) -> None:
+    for twin in (copy.copy(spec), copy.deepcopy(spec), pickle.loads(pickle.dumps(spec))):
+        assert twin == spec
+        assert twin.said == said
+
+
+@pytest.mark.parametrize(("spec", "_said"), SAID)
+def test_a_replaced_spec_says_all_fields(spec: Any, _said: set[str]) -> None:
+    twin = dataclasses.replace(spec)
+
+    assert twin == spec
+    assert twin.said == {field.name for field in dataclasses.fields(spec) if field.init}
+
+
+def test_what_was_said_makes_no_difference_to_equality_hash_and_text() -> None:
+    assert Retry() == Retry(attempts=3)
+    assert len({CircuitBreaker("smtp"), CircuitBreaker("smtp", consecutive=5)}) == 1
+    assert repr(Retry()) == repr(Retry(attempts=3))
+    assert "said" not in repr(Retry())
+
+
+def test_what_was_said_is_no_argument() -> None:
+    for kind in (Retry, CircuitBreaker, Bulkhead, RateLimit):
+        assert "said" not in inspect.signature(kind).parameters
+        assert "said" not in kind.__match_args__
+    with pytest.raises(TypeError):
+        Retry(said=frozenset())  # type: ignore[call-arg]
+    assert list(inspect.signature(Bulkhead).parameters) == ["name", "limit", "wait", "per_lane"]
 
 
 # ---- names ----

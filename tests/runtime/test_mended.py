@@ -11,7 +11,7 @@ from taskflow import Bulkhead, Snooze
 from taskflow.brokers.memory import MemoryBroker
 from taskflow.core import events
 from taskflow.core.job import JobState
-from taskflow.errors import BrokerError
+from taskflow.errors import BrokerError, ConfigError, PayloadError
 from taskflow.testing import TestFlow, all_blocked
 from tests.runtime.made import heard, make_flow, put
 
@@ -107,3 +107,46 @@ async def test_a_cancelled_job_of_a_lost_worker_is_announced_as_cancelled() -> N
 
     assert [event.job_id for event in cancelled] == ["a"]
     assert expired == []
+
+
+async def test_a_handler_that_swallows_its_timeout_is_told_on() -> None:
+    flow = make_flow()
+
+    @flow.task(timeout=1)
+    async def stubborn() -> str:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return "went on"
+        return "never"
+
+    async with TestFlow(flow) as t:
+        ignored = heard(flow, events.TimeoutIgnored)
+        job = await stubborn.submit()
+        await t.advance(2)
+        await t.run_until_idle()
+
+        assert await job.result(0) == "went on"
+    assert [event.job_id for event in ignored] == [job.id]
+
+
+async def test_numbers_that_cannot_be_are_refused_where_a_task_is_declared() -> None:
+    flow = make_flow()
+
+    for bad in ({"timeout": 0}, {"deadline": -1}, {"priority": 77}, {"lane": 5}, {"retries": 3}):
+        with pytest.raises(ConfigError):
+            flow.task(**bad)(lambda: None)  # type: ignore[arg-type, call-overload]
+
+
+async def test_submit_many_of_what_is_no_call_says_what_it_takes() -> None:
+    flow = make_flow()
+
+    @flow.task
+    async def add(a: int) -> int:
+        return a
+
+    async with TestFlow(flow):
+        with pytest.raises(PayloadError, match=r"takes what add.call\(...\) makes, got a int"):
+            await add.submit_many([1])  # type: ignore[list-item]
+        with pytest.raises(PayloadError, match="takes a Retry"):
+            add.options(retry=5)  # type: ignore[arg-type]

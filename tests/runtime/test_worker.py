@@ -131,6 +131,33 @@ async def test_no_handler_costs_a_slot_for_good(harm: Any) -> None:
     assert seen == {"clean"}
 
 
+async def test_a_slot_that_is_cancelled_as_it_is_woken_does_not_leave_the_others_asleep() -> None:
+    flow = make_flow()
+    loop = asyncio.get_running_loop()
+    is_armed = False
+
+    @flow.task
+    async def work(number: int) -> int:
+        return number
+
+    def cancel_slots(_event: object) -> None:
+        for task in asyncio.all_tasks() if is_armed else ():
+            if "slot" in task.get_name():
+                loop.call_soon(task.cancel)
+
+    flow.listen(cancel_slots, events.BatchClaimed)
+    async with TestFlow(flow, concurrency=3) as t:
+        await work.submit_many([work.call(number) for number in range(3)])
+        await t.run_until_idle()
+        is_armed = True
+        jobs = await work.submit_many([work.call(number) for number in range(3)])
+        await all_blocked()
+        is_armed = False
+        await t.advance(1)
+
+        assert [await job.result(0) for job in jobs] == [0, 1, 2]
+
+
 async def test_a_job_sees_nothing_of_the_context_in_which_another_was_claimed_or_woken() -> None:
     flow = make_flow()
     variable = contextvars.ContextVar("who", default="nobody")
@@ -668,6 +695,32 @@ async def test_whoever_asks_twice_gets_a_quick_end_and_the_jobs_are_handed_back(
     assert (job.state, job.attempts, job.lost) == ("ready", 0, 0)
 
 
+async def test_after_a_second_signal_even_a_handler_that_does_not_stop_is_not_waited_for() -> None:
+    release = asyncio.Event()
+
+    def register(flow: TaskFlow) -> None:
+        @flow.task(name="task")
+        async def work() -> None:
+            while not release.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await release.wait()
+
+    fleet = Fleet(register)
+    member = await fleet.start(concurrency=1, drain=1_000)
+    await put(fleet.broker, "a")
+    await all_blocked()
+
+    member._end.set()
+    await fleet.clock.advance(1)
+    member.running.worker.cut_off()
+    await fleet.clock.advance(20)
+
+    assert member.task.done()
+    assert await fleet.broker.states(["a"]) == {"a": "ready"}
+    release.set()
+    await all_blocked()
+
+
 async def test_a_second_signal_before_the_drain_began_counts_too() -> None:
     def register(flow: TaskFlow) -> None:
         @flow.task(name="task")
@@ -688,7 +741,8 @@ async def test_a_second_signal_before_the_drain_began_counts_too() -> None:
     assert await fleet.broker.states(["a", "b"]) == {"a": "ready", "b": "ready"}
 
 
-async def test_the_end_of_the_whole_loop_hands_back_too() -> None:
+@pytest.mark.parametrize("is_draining", [False, True])
+async def test_the_end_of_the_whole_loop_hands_back_too(is_draining: bool) -> None:
     def register(flow: TaskFlow) -> None:
         @flow.task(name="task")
         async def work() -> None:
@@ -698,10 +752,12 @@ async def test_the_end_of_the_whole_loop_hands_back_too() -> None:
     member = await fleet.start(concurrency=2, drain=25)
     await put(fleet.broker, "a", "b", "c")
     await all_blocked()
-    me = asyncio.current_task()
+    if is_draining:
+        member._end.set()
+        await fleet.clock.advance(1)
 
     for task in asyncio.all_tasks():  # as asyncio.run does when its main task has ended
-        if task is not me and "pytest" not in task.get_name() and "taskflow" in task.get_name():
+        if "taskflow" in task.get_name():
             task.cancel()
     member.task.cancel()
     await fleet.drive(member.task)
@@ -915,6 +971,32 @@ async def test_a_long_outage_is_retried_seldom_and_nothing_is_lost() -> None:
     assert asked <= 3 * 600 / 2.5 + 600 / 0.8 + 50
 
 
+async def test_a_job_that_has_ended_is_not_run_again_however_long_the_broker_does_not_hear_of_it() -> None:
+    runs: list[float] = []
+
+    def register(flow: TaskFlow) -> None:
+        @flow.task(name="task", timeout=5)
+        async def work() -> None:
+            runs.append(flow.clock.now())
+
+    fleet = Fleet(register)
+    member = await fleet.start(concurrency=1)
+    member.faults.cut("settle")
+    await put(fleet.broker, "a")
+    await all_blocked()
+    await fleet.start(concurrency=1)
+    await fleet.clock.advance(300)
+    during = await info(fleet.broker, "a")
+    member.faults.mend()
+    await fleet.clock.advance(10)
+    after = await info(fleet.broker, "a")
+    await fleet.stop()
+
+    assert (during.state, during.lost) == ("running", 0)
+    assert after.state == "succeeded"
+    assert len(runs) == 1
+
+
 @pytest.mark.parametrize("operation", ["claim", "settle", "beat", "reclaim", "leave", "counts"])
 async def test_any_lost_reply_loses_no_job_and_runs_none_twice(operation: str) -> None:
     flow = make_flow()
@@ -1021,11 +1103,12 @@ async def test_a_sync_handler_that_runs_out_of_time_is_given_up_on_and_keeps_its
         assert await next_job.result(0) == "done"
 
 
-async def test_jobs_that_get_no_thread_wait_and_spend_no_attempt() -> None:
+@pytest.mark.parametrize("timeout", [1_000, 5])
+async def test_jobs_that_get_no_thread_wait_and_spend_no_attempt(timeout: float) -> None:
     flow = make_flow(worker={"threads": 1})
     release = threading.Event()
 
-    @flow.task(timeout=1_000)
+    @flow.task(timeout=timeout, retry=Retry(attempts=1))
     def hangs() -> None:
         release.wait(20)
 
@@ -1034,19 +1117,95 @@ async def test_jobs_that_get_no_thread_wait_and_spend_no_attempt() -> None:
         return "done"
 
     async with TestFlow(flow, concurrency=5) as t:
-        t.running.worker._threads.limit = 1
         await hangs.submit()
         await all_blocked()
-        job = await quick.submit()
-        await t.advance(5.1)
-        waiting = await info(t.broker, job.id)
+        jobs = await quick.submit_many([quick.call() for _ in range(3)])
+        await t.advance(10.1)
+        found = [await info(t.broker, job.id) for job in jobs]
         release.set()
         await t.run_until_idle()
         await t.advance(60)
         await t.run_until_idle()
 
-        assert (waiting.attempts, waiting.snoozes, waiting.lost) == (0, 0, 0)  # back at its place in the line, or here again
-        assert await job.result(0) == "done"
+        assert {(job.attempts, job.lost) for job in found} == {(0, 0)}
+        # One waits to be the next, unless there is none to wait for: the others leave their slots to async handlers.
+        assert [job.state for job in found].count("running") == (1 if timeout > 10 else 0)
+        assert {job.reason for job in found if job.state == "scheduled"} == {"threads_busy"}
+        assert [await job.result(0) for job in jobs] == ["done"] * 3
+
+
+async def test_async_jobs_run_although_all_threads_are_busy_and_the_queue_is_not_churned() -> None:
+    flow = make_flow(worker={"threads": 2})
+    release = threading.Event()
+
+    @flow.task(timeout=1_000)
+    def blocks() -> None:
+        release.wait(20)
+
+    @flow.task
+    async def quick() -> str:
+        return "done"
+
+    settled = heard(flow, events.JobSettled)
+    async with TestFlow(flow, concurrency=6) as t:
+        jobs = await blocks.submit_many([blocks.call() for _ in range(20)])
+        job = await quick.submit()
+        await t.advance(60)
+        state = await job.status()
+        release.set()
+        await t.advance(30)
+        await t.run_until_idle()
+        await t.advance(30)
+        await t.run_until_idle()
+
+        assert state == "succeeded"
+        assert {await one.status() for one in jobs} == {"succeeded"}
+    assert len([event for event in settled if event.state == "scheduled"]) <= 100 / 5 * 6
+
+
+async def test_a_system_without_threads_spends_no_attempts_and_is_not_asked_in_a_spin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flow = make_flow()
+    refused = 0
+
+    @flow.task(retry=Retry(attempts=1))
+    def work(number: int) -> int:
+        return number
+
+    def refuse(_thread: threading.Thread) -> None:
+        nonlocal refused
+        refused += 1
+        raise RuntimeError("can't start new thread")
+
+    async with TestFlow(flow, concurrency=4) as t:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            jobs = await work.submit_many([work.call(number) for number in range(3)])
+            await t.advance(60)
+        await t.advance(15)
+        await t.run_until_idle()
+
+        assert 3 <= refused <= 3 * 60 / 5 + 3
+        assert [await job.result(0) for job in jobs] == [0, 1, 2]
+        assert t.running.worker._threads.taken == 0
+
+
+async def test_a_thread_that_is_free_is_taken_at_once() -> None:
+    flow = make_flow(worker={"threads": 2})
+    done: list[int] = []
+
+    @flow.task
+    def work(number: int) -> None:
+        done.append(number)
+
+    async with TestFlow(flow, concurrency=4) as t:
+        await work.submit_many([work.call(number) for number in range(4)])
+        began = t.clock.now()
+        await t.run_until_idle()
+
+        assert sorted(done) == [0, 1, 2, 3]
+        assert t.clock.now() == began
 
 
 @pytest.mark.parametrize("how", ["cancel", "drain"])
@@ -1060,7 +1219,6 @@ async def test_a_job_that_waits_for_a_thread_can_be_cancelled_and_is_handed_back
 
     fleet = Fleet(register, worker={"threads": 1, "lease_s": 3})
     member = await fleet.start(concurrency=5, drain=0)
-    member.running.worker._threads.limit = 1
     await put(fleet.broker, "a", "b")
     await all_blocked()
 

@@ -83,6 +83,8 @@ ALL_EVENTS: list[Event] = [
     events.WorkerStopped("w1", 0),
     events.LeaseLost("w1", ("0192",), "no beat got through in time"),
     events.ThreadAbandoned("0192", "send", "mail"),
+    events.TimeoutIgnored("0192", "send", "mail", 4.2),
+    events.JobCancelled("0192", "send", "mail"),
     events.LoopStalled(1.5),
     events.GateHeld("smtp", 10.0, "circuit_open"),
     events.BreakerMoved("smtp", "smtp", "open"),

@@ -53,5 +53,5 @@ async def test_missing_file_is_dead_at_once(tmp_path: Path):
         job = await hash_file.submit(str(tmp_path / "none"))
         await t.run_until_idle()
 
-        with pytest.raises(JobFailed, match="dead after 1 attempts: FileNotFoundError"):
+        with pytest.raises(JobFailed, match="dead after attempt 1: FileNotFoundError"):
             await job.result(timeout=1)

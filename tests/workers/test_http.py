@@ -17,7 +17,7 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from taskflow import GiveUp, Snooze
+from taskflow import GiveUp, PayloadError, Snooze
 from taskflow.errors import ConfigError
 from workers.http import _lane, deliver
 from workers.webhook.sender import DeliveryFailed, _redirected, open_sender
@@ -516,7 +516,7 @@ async def test_url_that_cannot_be_delivered_to_is_given_up(url: str):
 
 @pytest.mark.parametrize("url", BAD_URLS)
 def test_url_that_cannot_be_delivered_to_is_refused_at_submit(url: str):
-    with pytest.raises(ValueError, match="the url"):
+    with pytest.raises(PayloadError, match="the url"):
         _lane(url=url, payload={})
 
 

@@ -106,7 +106,7 @@ async def test_refused_payload_is_dead_at_once_with_status(serve):
         job = await deliver.submit(url, {})
         await t.run_until_idle()
 
-        with pytest.raises(JobFailed, match=r"dead after 1 attempts: GiveUp: http://127.0.0.1:\d+ answered 422"):
+        with pytest.raises(JobFailed, match=r"dead after attempt 1: GiveUp: http://127.0.0.1:\d+ answered 422"):
             await job.result(timeout=1)
 
 
@@ -123,7 +123,7 @@ async def test_delivery_that_never_succeeds_is_dead_after_eight_attempts(serve):
             await until(t, lambda seen=seen: len(script.ids["hook"]) > seen, step_s=1)
         await t.run_until_idle()
 
-        with pytest.raises(JobFailed, match="dead after 8 attempts: DeliveryFailed"):
+        with pytest.raises(JobFailed, match="dead after attempt 8: DeliveryFailed"):
             await job.result(timeout=1)
 
 

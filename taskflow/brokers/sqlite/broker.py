@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from taskflow.brokers.sqlite import claim as claiming
 from taskflow.brokers.sqlite import leases, operate, reading, settle, submit, wake
+from taskflow.brokers.sqlite.connection import Handle
 from taskflow.brokers.sqlite.lines import Line, Op, nothing
 from taskflow.brokers.sqlite.listening import Listening
+from taskflow.brokers.sqlite.reader import Reader
 from taskflow.brokers.sqlite.settle import Settling
 from taskflow.brokers.sqlite.upkeep import Upkeep
 from taskflow.brokers.sqlite.waiting import Waiters, WorkWaiter, settled
-from taskflow.brokers.sqlite.writer import Reader, Writer
+from taskflow.brokers.sqlite.writer import Writer
 from taskflow.core.job import JobState
 from taskflow.errors import BrokerError, ConfigError, JobNotFound
 
@@ -93,13 +95,7 @@ class SqliteBroker:
         if self._write_line is not None:
             return
         self._loop = asyncio.get_running_loop()
-        writer = Writer(
-            self._path,
-            synchronous=self._synchronous,
-            busy_s=self._busy_s,
-            wall=self._wall,
-            committed=self._committed,
-        )
+        writer = Writer(self._new_handle(), wall=self._wall, committed=self._committed)
         bell = writer.bell
         self._listening = Listening(self, self._waiters, bell)
         self._write_line = Line(
@@ -174,7 +170,7 @@ class SqliteBroker:
 
     def sync_beat(self) -> SyncBeat | None:
         """As `Broker.sync_beat`."""
-        return leases.SqliteBeat(self._path, self._synchronous, self._busy_s, self._wall)
+        return leases.SqliteBeat(self._new_handle(), self._wall)
 
     async def leave(self, worker: str) -> None:
         """As `Broker.leave`: the lease ends now, the next `reclaim` takes what is left."""
@@ -303,8 +299,11 @@ class SqliteBroker:
         return await future
 
     def _new_reader(self, name: str) -> Line:
-        reader = Reader(self._path, synchronous=self._synchronous, busy_s=self._busy_s)
-        return Line(name, reader.serve, reader.drop)
+        reader = Reader(self._new_handle())
+        return Line(name, reader.serve, reader.end)
+
+    def _new_handle(self) -> Handle:
+        return Handle(self._path, synchronous=self._synchronous, busy_s=self._busy_s)
 
     def _committed(self, effects: Effects) -> None:
         """Called in the writer's thread: tell who waits in our loop."""

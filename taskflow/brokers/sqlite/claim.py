@@ -87,8 +87,7 @@ def promote(tx: Tx, queue: Queue, most: int) -> int:
     )
     for row in due:
         rows.move(tx, row, "due")
-    if due:
-        rows.store(tx, due)
+    rows.store(tx, due)
     return len(due)
 
 
@@ -97,11 +96,9 @@ def _take_top(tx: Tx, queue: Queue, top: int, kinds: Sequence[int], left: Left, 
     most = -(-left.limit // QUOTA)
     ring = lanes.in_turn(tx, queue.id, kinds, top, after=turns.get((queue.id, top), 0), most=most)
     quota = max(QUOTA, -(-left.limit // max(1, len(ring))))
-    rooms: dict[int, int | None] = {}
+    admitted = [lane.id for lane in ring if lanes.room_of(tx, lane.gates) != 0]
+    lines = _first_jobs(tx, admitted, top, quota)
     parked: list[lanes.Lane] = []
-    for lane in ring:
-        rooms[lane.id] = lanes.room_of(tx, lane.gates) if lane.gates else None
-    lines = _first_jobs(tx, [lane.id for lane in ring if rooms[lane.id] != 0], top, quota)
     taken: list[int] = []
     short: list[int] = []
     for lane in ring:
@@ -162,33 +159,18 @@ def _hand_over(tx: Tx, queue: Queue, taken: list[int], token: int) -> list[Claim
     """The claims for these rows, in their order; the whole answer in one value, and the bytes in another."""
     claims: list[Claim] = []
     held = tx.effects.held
-    now = tx.now
     for start in range(0, len(taken), _FETCH):
         answer, blob = tx.execute(
-            "SELECT json_group_array(json_array(j.seq, j.id, b.task, length(b.payload), b.lane, b.gates, j.priority,"
-            " j.attempts, j.snoozes, j.lost, coalesce(j.ready_at, j.due_at), j.expires_at, b.expires_s,"
-            " b.expire_reason, length(n.checkpoint))),"
+            "SELECT json_group_array(json_array(j.seq, length(b.payload), length(n.checkpoint), j.id, b.task, b.lane,"
+            " b.gates, j.priority, j.attempts, j.snoozes, j.lost, max(0.0, ?1 - coalesce(j.ready_at, j.due_at)),"
+            " max(0.0, ?1 - (j.expires_at - b.expires_s)), j.expires_at - ?1, b.expire_reason)),"
             " CAST(group_concat(b.payload || coalesce(n.checkpoint, ''), '') AS BLOB)"
-            " FROM json_each(?) s CROSS JOIN job j ON j.seq = s.value CROSS JOIN body b ON b.seq = j.seq"
+            " FROM json_each(?2) s CROSS JOIN job j ON j.seq = s.value CROSS JOIN body b ON b.seq = j.seq"
             " LEFT JOIN note n ON n.seq = j.seq",
-            (json.dumps(taken[start : start + _FETCH]),),
+            (tx.now, json.dumps(taken[start : start + _FETCH])),
         ).fetchone()
         place = 0
-        for (
-            seq,
-            job_id,
-            task,
-            length,
-            lane,
-            gates_text,
-            priority,
-            *counters,
-            ready_at,
-            end_at,
-            span_s,
-            why,
-            noted,
-        ) in json.loads(answer):
+        for seq, length, noted, job_id, task, lane, gates_text, *rest in json.loads(answer):
             payload = blob[place : place + length]
             place += length
             checkpoint = None
@@ -196,27 +178,7 @@ def _hand_over(tx: Tx, queue: Queue, taken: list[int], token: int) -> list[Claim
                 checkpoint = blob[place : place + noted]
                 place += noted
             gates = lanes.gates_from(gates_text) if gates_text else ()
-            waited_s, age_s = now - ready_at, now - end_at + span_s
             held[job_id] = (token, seq, queue.id, gates)
-            claims.append(
-                _new(
-                    Claim,
-                    (
-                        job_id,
-                        token,
-                        task,
-                        queue.name,
-                        payload,
-                        lane,
-                        gates,
-                        priority,
-                        *counters,
-                        waited_s if waited_s > 0 else 0.0,
-                        age_s if age_s > 0 else 0.0,
-                        end_at - now,
-                        why,
-                        checkpoint,
-                    ),
-                )
-            )
+            rest.append(checkpoint)
+            claims.append(_new(Claim, (job_id, token, task, queue.name, payload, lane, gates, *rest)))
     return claims

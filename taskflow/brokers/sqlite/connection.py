@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import time
 
@@ -20,6 +21,66 @@ _UNREAD = frozenset(
     {sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_DATA, sqlite3.SQLITE_IOERR_LOCK}
 )
 _BROKEN = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+
+
+_CHECK_S = 1.0  # between two looks whether the file is still there
+
+
+class Handle:
+    """The connection of one thread: made when it is needed, made anew after `drop`."""
+
+    def __init__(self, path: str, *, synchronous: str, busy_s: float) -> None:
+        self.path, self.busy_s = path, busy_s
+        self._synchronous = synchronous
+        self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
+        self._checked_at = 0.0
+
+    def connected(self) -> sqlite3.Connection:
+        """The connection. Raises `BrokerUnavailable` when the file was taken away.
+
+        SQLite would write on, to a file without a name, and all of that would be lost.
+        """
+        now = time.monotonic()
+        if self._connection is not None and now - self._checked_at > _CHECK_S:
+            self._checked_at = now
+            if _file_at(self.path) != self._file:
+                self.drop()
+                raise _unavailable(
+                    "unreachable",
+                    f"{self.path} was removed or replaced while taskflow had it open: put the file back, or accept "
+                    "that its jobs are gone; the next call makes a new one",
+                )
+        if self._connection is None:
+            self._connection = connect(self.path, synchronous=self._synchronous, busy_s=self.busy_s)
+            self._file, self._checked_at = _file_at(self.path), now
+        return self._connection
+
+    def deadline(self) -> float:
+        """Until when (monotonic) a lock is waited for from now on."""
+        return time.monotonic() + self.busy_s
+
+    def failed(self, error: sqlite3.Error) -> BrokerError:
+        """Our error for SQLite's. A connection that met a full or broken disk is not trusted again."""
+        if not is_busy(error) and not is_own_fault(error):
+            self.drop()
+        failure = translated(error, self.path)
+        failure.__cause__ = error
+        return failure
+
+    def drop(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def _file_at(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)  # noqa: PTH116 - the path is a string here
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def connect(path: str, *, synchronous: str, busy_s: float) -> sqlite3.Connection:
@@ -47,7 +108,9 @@ def _connect(path: str, synchronous: str, deadline: float) -> sqlite3.Connection
 
 
 def _prepare(connection: sqlite3.Connection, path: str, synchronous: str, deadline: float) -> None:
+    connection.execute("BEGIN")
     version = schema.version_of(connection, path)
+    connection.execute("COMMIT")
     if version < schema.VERSION:  # nothing is written to a file that is up to date: it may be locked
         _bring_up_to_date(connection, path, version, deadline)
     connection.execute(f"PRAGMA synchronous = {synchronous}")

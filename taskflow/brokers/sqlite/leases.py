@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-import time
 from typing import TYPE_CHECKING
 
 from taskflow.brokers.base import BeatReply
@@ -75,41 +74,32 @@ def leave(tx: Tx, worker: str) -> None:
 class SqliteBeat:
     """Beats over a connection of its own, from a thread that no handler can block. See `SyncBeat`."""
 
-    def __init__(self, path: str, synchronous: str, busy_s: float, wall: Callable[[], float]) -> None:
-        self._path, self._synchronous, self._busy_s, self._wall = path, synchronous, busy_s, wall
-        self._connection: sqlite3.Connection | None = None
+    def __init__(self, handle: connecting.Handle, wall: Callable[[], float]) -> None:
+        self._handle, self._wall = handle, wall
+        self._most_busy_s = handle.busy_s
         self._lock = threading.Lock()
 
     def beat(self, worker: str, tokens: Mapping[str, int], lease_s: float) -> BeatReply:
         """As `Broker.beat`; waits no longer for the lock than a third of the lease, when the next beat is due."""
-        busy_s = min(self._busy_s, lease_s / 3)
         with self._lock:
+            self._handle.busy_s = min(self._most_busy_s, lease_s / 3)
             try:
-                return self._beat(worker, tokens, lease_s, busy_s)
+                return self._beat(worker, tokens, lease_s)
             except sqlite3.Error as error:
-                if not connecting.is_busy(error):
-                    self._drop()
-                raise connecting.translated(error, self._path) from error
+                raise self._handle.failed(error) from error
 
-    def _beat(self, worker: str, tokens: Mapping[str, int], lease_s: float, busy_s: float) -> BeatReply:
-        deadline = time.monotonic() + busy_s
-        connection = self._connection
-        if connection is None:
-            connection = connecting.connect(self._path, synchronous=self._synchronous, busy_s=busy_s)
-            self._connection = connection
+    def _beat(self, worker: str, tokens: Mapping[str, int], lease_s: float) -> BeatReply:
+        deadline = self._handle.deadline()
+        connection = self._handle.connected()
         try:
             connecting.begin(connection, deadline)
             reply = beat(Tx(connection, self._wall(), {}), worker, tokens, lease_s)
-            connection.execute("COMMIT")
+            connecting.commit(connection, deadline)
         finally:
             connecting.roll_back(connection)
         return reply
 
     def close(self) -> None:
+        """Give the connection back. Idempotent."""
         with self._lock:
-            self._drop()
-
-    def _drop(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+            self._handle.drop()

@@ -30,7 +30,7 @@ class Op:
 
 
 class Line:
-    """One thread that serves ops in groups: `serve` sets each op's answer or error, and never raises.
+    """One thread that serves ops in groups: `serve` sets each op's answer or error.
 
     `serve_late` is called after the seconds that `late_s` names (None: nothing is due). `end` is called last, in the
     thread.
@@ -94,7 +94,11 @@ class Line:
                     break
                 op = self._ops.get_nowait()
         if ops:
-            self._serve(ops)
+            try:
+                self._serve(ops)
+            except Exception as error:  # noqa: BLE001 - a bug of ours: its callers hear of it, and the line goes on
+                for op in ops:
+                    op.error = op.error or error
             answer(ops)
         return op is None
 

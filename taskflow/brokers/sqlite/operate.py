@@ -35,6 +35,7 @@ def change_gate(tx: Tx, name: str, change: GateChange, generation: int | None) -
 def cancel(tx: Tx, job_ids: Sequence[str]) -> list[Cancelled]:
     """As `Operator.cancel`."""
     found = rows.by_id(tx, set(job_ids))
+    changed: dict[str, rows.Row] = {}
     answers: list[Cancelled] = []
     for job_id in job_ids:
         row = found.get(job_id)
@@ -44,11 +45,13 @@ def cancel(tx: Tx, job_ids: Sequence[str]) -> list[Cancelled]:
             answers.append(Cancelled.FINAL)
         elif row.state == RUNNING:
             row.cancel_requested = 1
+            changed[job_id] = row
             answers.append(Cancelled.REQUESTED)
         else:
             rows.finish(tx, row, "cancel")
+            changed[job_id] = row
             answers.append(Cancelled.CANCELLED)
-    rows.store(tx, found.values())
+    rows.store(tx, changed.values())
     return answers
 
 
@@ -72,8 +75,7 @@ def retry(tx: Tx, job_ids: Sequence[str]) -> list[Retried]:
             rows.resurrect(tx, row)
             raised.append(row)
             answers.append(Retried.READY)
-    if raised:
-        rows.store(tx, raised)
+    rows.store(tx, raised)
     return answers
 
 

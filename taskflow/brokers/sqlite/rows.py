@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from taskflow.brokers.base import Reclaimed
 from taskflow.brokers.sqlite import lanes
-from taskflow.brokers.sqlite.schema import CANCELLED, READY, SCHEDULED, STATE_NUMBER, STATES
-from taskflow.core.job import FINAL, SUSPECT_AFTER, TRANSITIONS, JobState
+from taskflow.brokers.sqlite.schema import READY, SCHEDULED, STATE_NUMBER, STATES
+from taskflow.core.job import FINAL, SUSPECT_AFTER, TRANSITIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -107,6 +107,8 @@ def store(tx: Tx, changed: Iterable[Row]) -> None:
     tops: dict[lanes.LaneName, int] = {}
     ready: list[tuple[lanes.LaneName, Row]] = []
     changed = list(changed)
+    if not changed:
+        return
     for row in changed:
         if row.state == READY and row.lane == 0:
             kind = lanes.kind_of(row.gates_text, is_suspect=row.is_suspect)
@@ -200,12 +202,6 @@ def finish(tx: Tx, row: Row, event: str) -> None:
     tx.effects.finals.append(row.id)
 
 
-def cancel_waiting(tx: Tx, row: Row) -> None:
-    """It had not started: it never will."""
-    finish(tx, row, "cancel")
-    assert row.state == CANCELLED
-
-
 def resurrect(tx: Tx, row: Row) -> None:
     """A dead job is ready again, with fresh attempts and a fresh deadline."""
     move(tx, row, "resurrect")
@@ -249,7 +245,3 @@ def forget(tx: Tx, seqs: Sequence[int]) -> None:
     asked = json.dumps(seqs)
     for table in ("job", "body", "result", "note", "error"):
         tx.execute(f"DELETE FROM {table} WHERE seq IN (SELECT value FROM json_each(?))", (asked,))
-
-
-def state_of(number: int) -> JobState:
-    return STATES[number]

@@ -52,7 +52,7 @@ _V1 = (
         queue INTEGER NOT NULL, gate TEXT NOT NULL, pending INTEGER NOT NULL DEFAULT 0, wake_at REAL,
         PRIMARY KEY (queue, gate)) WITHOUT ROWID""",
     "CREATE INDEX queue_gate_wake ON queue_gate (queue, wake_at) WHERE wake_at IS NOT NULL",
-    "CREATE INDEX queue_gate_name ON queue_gate (gate) WHERE wake_at IS NOT NULL",
+    "CREATE INDEX queue_gate_name ON queue_gate (gate)",
     "CREATE INDEX queue_gate_idle ON queue_gate (gate) WHERE pending = 0 AND wake_at IS NULL",
     # `settled`: the last token that settled. `ready_at`: NULL means due_at. `unique_key`: task and key.
     """CREATE TABLE job (
@@ -102,17 +102,20 @@ VERSION = len(MIGRATIONS)
 
 
 def version_of(connection: sqlite3.Connection, path: str) -> int:
-    """The schema version of the file; `ConfigError` when it is not ours, or newer than this program."""
+    """The schema version of the file; `ConfigError` when it is not ours, or newer than this program.
+
+    To be called inside a transaction: another process may be making the tables just now.
+    """
     (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if tables and application != APPLICATION_ID:
+        raise ConfigError(f"{path} is another program's database: name another file in TASKFLOW_BROKER__URL")
     if version > VERSION:
         raise ConfigError(
             f"{path} has schema version {version}, and this taskflow knows versions up to {VERSION}: "
             "upgrade taskflow here, or name another file in TASKFLOW_BROKER__URL"
         )
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if tables and application != APPLICATION_ID:
-        raise ConfigError(f"{path} is another program's database: name another file in TASKFLOW_BROKER__URL")
     return int(version)
 
 

@@ -130,8 +130,7 @@ def _settle_each(tx: Tx, settlements: Sequence[Settlement]) -> list[SettleReply]
         changed[row.seq] = row
         replies.append(SettleReply(Settled.APPLIED, STATES[row.state]))
     put_results(tx, results)
-    if changed:
-        rows.store(tx, changed.values())
+    rows.store(tx, changed.values())
     lanes.give_room(tx, freed)
     return replies
 

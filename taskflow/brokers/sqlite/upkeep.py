@@ -103,8 +103,7 @@ def _lose(tx: Tx, lost: list[Row], reason: str, max_lost: int, moved: list[Recla
         else:
             rows.requeue(tx, row, "reclaim")
         moved.append(row.reclaimed(tx.queue_of(row.queue).name, reason))
-    if lost:
-        rows.store(tx, lost)
+    rows.store(tx, lost)
     lanes.give_room(tx, freed)
 
 
@@ -117,8 +116,7 @@ def _expire(tx: Tx, most: int, moved: list[Reclaimed]) -> None:
         row.reason = row.expire_reason
         rows.finish(tx, row, "expire")
         moved.append(row.reclaimed(tx.queue_of(row.queue).name, row.reason))
-    if overdue:
-        rows.store(tx, overdue)
+    rows.store(tx, overdue)
 
 
 def _prune_results(tx: Tx, retention: Retention) -> None:

@@ -1,0 +1,45 @@
+"""What is wrong, and what is suspicious, about the tasks of an app under its settings: the same for every command."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from taskflow.errors import ConfigError
+from taskflow.settings.sharing import disagreements, made_by_overrides
+from taskflow.settings.tuning import unknown_tasks
+
+if TYPE_CHECKING:
+    from taskflow.app import TaskFlow
+    from taskflow.settings.tuning import TaskPolicy
+
+
+class Review(NamedTuple):
+    """Lines for people. `problems` keep a worker from starting, the others do not."""
+
+    policies: dict[str, TaskPolicy]  # of the tasks whose policies are valid, by name
+    problems: list[str]
+    misspelt: list[str]  # overrides of unknown tasks; under TASKFLOW_STRICT_ENV=1 they are problems
+    gates: list[str]  # where overrides make gates, or make tasks disagree about one
+
+    @property
+    def warnings(self) -> list[str]:
+        """All that is merely suspicious."""
+        return [*self.misspelt, *self.gates]
+
+
+def review(flow: TaskFlow) -> Review:
+    """Resolve the policies of every task of `flow`, and hold the overrides against them."""
+    settings = flow.settings
+    policies: dict[str, TaskPolicy] = {}
+    problems: list[str] = []
+    for name, task in sorted(flow.tasks.items()):
+        try:
+            policies[name] = task.definition.policy(settings)
+        except ConfigError as error:
+            problems += str(error).splitlines()
+    misspelt = [str(word) for word in unknown_tasks(settings, flow.tasks)]
+    if settings.strict_env:
+        problems, misspelt = misspelt + problems, []
+    declared = {name: flow.tasks[name].declared for name in policies}
+    gates = [*disagreements(settings, declared), *made_by_overrides(settings, declared)]
+    return Review(policies, problems, misspelt, gates)

@@ -1,0 +1,138 @@
+"""Several worker processes under one parent: they work, come back, and end with it, whatever it is told or dies of."""
+
+import os
+import signal
+
+import pytest
+
+from tests.cli.processes import Place, is_alive, until
+
+
+def submit(place, *lines):
+    assert place.run("submit", "app", "work", "--jsonl", place.file(*lines)).code == 0
+
+
+def fleet(place, *words):
+    """A parent whose two children both run a job of `submit`."""
+    parent = place.start("worker", "app", "--processes", "2", "-c", "1", *words)
+    until(lambda: len(place.ledger("start")) == 2, "two jobs run at once")
+    assert len(place.pids()) == 2
+    assert place.pids() == parent.children()
+    return parent
+
+
+def test_jobs_run_in_two_processes_and_sigterm_lets_them_end(tmp_path):
+    with Place(tmp_path) as place:
+        submit(place, "[1, 0.7]", "[2, 0.7]")
+        parent = fleet(place)
+        children = parent.children()
+
+        parent.tell(signal.SIGTERM)
+
+        assert parent.end() == 0
+        assert not any(map(is_alive, children))
+        assert place.states() == {"succeeded": 2}
+
+
+def test_a_child_that_is_killed_is_started_again_and_its_job_runs(tmp_path):
+    with Place(tmp_path) as place:
+        submit(place, "[1, 1.0]", "[2, 1.0]")
+        parent = fleet(place)
+        victim = min(place.pids())
+
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: len(parent.children() - {victim}) == 2, "there are two again")
+        until(lambda: place.states() == {"succeeded": 2}, "all are done")
+        parent.tell(signal.SIGTERM)
+
+        assert parent.end() == 0
+        assert "ended with -9" in parent.err
+
+
+def test_ctrl_c_counts_once(tmp_path):
+    with Place(tmp_path, WORKER__DRAIN_S=60) as place:
+        submit(place, "[1, 1.0]", "[2, 1.0]")
+        parent = fleet(place)
+
+        parent.press_ctrl_c()
+
+        assert parent.end() == 0
+        assert place.states() == {"succeeded": 2}
+
+
+def test_ctrl_c_twice_hands_back_at_once(tmp_path):
+    with Place(tmp_path, WORKER__DRAIN_S=60) as place:
+        submit(place, "[1, 60]", "[2, 60]")
+        parent = fleet(place)
+
+        parent.press_ctrl_c()
+        until(lambda: parent.err.count("draining; a second") == 2, "both drain")
+        parent.press_ctrl_c()
+
+        assert parent.end() == 130
+        assert place.states() == {"ready": 2}
+
+
+@pytest.mark.parametrize("children", [1, 2])
+def test_sigterm_while_children_start_ends_all_with_0(tmp_path, children):
+    with Place(tmp_path) as place:
+        parent = place.start("worker", "app", "--processes", "2")
+        until(lambda: len(parent.children()) >= children, "it starts children")
+        begun = parent.children()
+
+        parent.tell(signal.SIGTERM)
+
+        assert parent.end() == 0
+        assert not any(map(is_alive, begun | parent.children()))
+
+
+def test_children_do_not_outlive_a_parent_that_is_killed(tmp_path):
+    with Place(tmp_path) as place:
+        submit(place, "[1, 0.5]", "[2, 0.5]")
+        parent = fleet(place)
+        children = parent.children()
+
+        parent.tell(signal.SIGKILL)
+        parent.end()
+
+        until(lambda: not any(map(is_alive, children)), "they end")
+        assert place.states() == {"succeeded": 2}
+
+
+def test_a_paused_fleet_claims_nothing_even_when_a_child_dies(tmp_path):
+    with Place(tmp_path) as place:
+        submit(place, "[1, 60]", "[2, 60]")
+        parent = fleet(place)
+
+        parent.tell(signal.SIGTSTP)
+        until(lambda: parent.err.count("paused: ") == 2, "both heard")
+        victim = min(place.pids())
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: len(parent.children()) == 1, "it is gone")
+        until(
+            lambda: place.states()["ready"] == 1, "its job waits"
+        )  # reclaimed by the other; restarts come after 0.5 s
+        parent.tell(signal.SIGINT)
+        until(lambda: "draining" in parent.err, "it drains")
+        parent.tell(signal.SIGINT)
+
+        assert parent.end() == 130
+        assert len(place.ledger("start")) == 2
+
+
+def test_until_empty_ends_when_all_is_done(tmp_path):
+    with Place(tmp_path) as place:
+        submit(place, *(f"[{number}]" for number in range(20)))
+
+        result = place.run("worker", "app", "--processes", "2", "--until-empty")
+
+        assert result.code == 0
+        assert place.states() == {"succeeded": 20}
+
+
+def test_a_broker_that_cannot_be_reached_at_start_is_exit_3(tmp_path):
+    with Place(tmp_path, BROKER__URL="sqlite:///no/such/folder/jobs.db") as place:
+        result = place.run("worker", "app", "--processes", "2")
+
+    assert result.code == 3
+    assert "its folder must exist" in result.err

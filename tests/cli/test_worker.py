@@ -1,0 +1,193 @@
+"""A worker process and its signals: what each one does, and how the process ends."""
+
+import re
+import signal
+import urllib.error
+import urllib.request
+
+import pytest
+
+from tests.cli.processes import Place, until
+
+
+def submit(place, task, *lines):
+    assert place.run("submit", "app", task, "--jsonl", place.file(*lines)).code == 0
+
+
+def answer(worker, path):
+    """Status and body of what a worker serves."""
+    (port, *_) = re.findall(r'"port": ?(\d+)', worker.err)
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as said:
+            return said.status, said.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def running(place, seconds, *words):
+    """A worker that runs one job of `seconds`."""
+    submit(place, "work", f"[1, {seconds}]")
+    worker = place.start("worker", "app", *words)
+    until(lambda: place.ledger("start"), "it runs")
+    return worker
+
+
+# --- to stop -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_stop_lets_what_runs_end(tmp_path, signum):
+    with Place(tmp_path) as place:
+        worker = running(place, 0.5)
+
+        worker.tell(signum)
+
+        assert worker.end() == 0
+        assert place.states() == {"succeeded": 1}
+
+
+def test_past_the_drain_deadline_it_hands_back_and_says_so(tmp_path):
+    with Place(tmp_path, WORKER__DRAIN_S=0.2) as place:
+        worker = running(place, 60)
+
+        worker.tell(signal.SIGTERM)
+
+        assert worker.end() == 4
+        assert place.states() == {"ready": 1}
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 4)])
+def test_a_second_signal_hands_back_at_once(tmp_path, signum, code):
+    with Place(tmp_path, WORKER__DRAIN_S=60) as place:
+        worker = running(place, 60)
+
+        worker.tell(signum)
+        until(lambda: "draining" in worker.err, "it drains")
+        worker.tell(signum)
+
+        assert worker.end() == code
+        assert place.states() == {"ready": 1}
+
+
+# --- to pause, to tell -------------------------------------------------------------------------------------------------
+
+
+def test_sigtstp_stops_claiming_and_the_probes_say_so(tmp_path):
+    with Place(tmp_path) as place:
+        worker = place.start("worker", "app")
+        until(lambda: re.search(r'"port": ?\d+', worker.err) and answer(worker, "/readyz")[0] == 200, "it is ready")
+
+        worker.tell(signal.SIGTSTP)
+        until(lambda: "paused" in worker.err, "it heard")
+        ready, why = answer(worker, "/readyz")
+        live, _ = answer(worker, "/livez")
+        submit(place, "work", "[1]")
+        assert place.run("worker", "app", "-q", "mail", "--until-empty").code == 0  # time passes; nobody takes the job
+        still = place.states()
+        worker.tell(signal.SIGTERM)
+
+        assert worker.end() == 0
+        assert (ready, live) == (503, 200)
+        assert "claiming is paused" in why
+        assert still == {"ready": 1}
+
+
+def test_sigusr1_shows_threads_and_tasks_and_the_worker_goes_on(tmp_path):
+    with Place(tmp_path) as place:
+        worker = running(place, 1.0, "--until-empty")
+
+        worker.tell(signal.SIGUSR1)
+        until(lambda: "Stack for <Task" in worker.err, "it shows tasks")
+
+        assert worker.end() == 0
+        assert "Current thread" in worker.err
+        assert "taskflow claim" in worker.err
+        assert place.states() == {"succeeded": 1}
+
+
+# --- until empty -------------------------------------------------------------------------------------------------------
+
+
+def test_until_empty_ends_when_all_is_done_retries_too(tmp_path):
+    with Place(tmp_path) as place:
+        submit(place, "flaky", "[1]", "[2]")
+
+        result = place.run("worker", "app", "--until-empty")
+
+        assert result.code == 0
+        assert sorted(place.ledger("attempt-3")) == ["1", "2"]
+        assert place.states() == {"succeeded": 2}
+
+
+def test_until_empty_waits_out_an_outage_of_the_broker(tmp_path):
+    with Place(tmp_path, FRAGILE=1) as place:
+        outage = tmp_path / "outage"
+        outage.write_text("counts")
+        worker = place.start("worker", "app", "--until-empty")
+        until(lambda: '"counts"' in worker.err, "it meets the outage")
+        is_still_there = worker.code is None
+
+        outage.unlink()
+
+        assert (is_still_there, worker.end()) == (True, 0)
+
+
+def test_until_empty_stops_within_an_outage_when_it_is_told_to(tmp_path):
+    with Place(tmp_path, FRAGILE=1) as place:
+        (tmp_path / "outage").write_text("counts")
+        worker = place.start("worker", "app", "--until-empty")
+        until(lambda: '"counts"' in worker.err, "it meets the outage")
+
+        worker.tell(signal.SIGTERM)
+
+        assert worker.end() == 0
+
+
+def test_until_empty_keeps_no_task_for_each_look(tmp_path):
+    looks = tmp_path / "looks"
+    with Place(tmp_path, FRAGILE=1) as place:
+        submit(place, "work", "[1, 60]")
+        worker = place.start("worker", "app", "--until-empty")
+        until(lambda: looks.exists() and len(looks.read_text().splitlines()) > 10, "it has looked ten times")
+
+        worker.tell(signal.SIGUSR1)
+        until(lambda: "taskflow tick" in worker.err, "it shows tasks")  # the last name in the alphabet but `settle`'s
+
+        until(lambda: worker.err.count("Stack for <Task") >= 5, "it shows them all")
+        assert worker.err.count("coro=<Event.wait()") <= 3
+
+
+# --- queues ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_of_one_queue_leaves_the_others_alone(tmp_path):
+    with Place(tmp_path) as place:
+        submit(place, "send_mail", '["ada"]')
+        submit(place, "work", "[1]")
+
+        result = place.run("worker", "app", "-q", "mail", "--until-empty")
+
+        assert result.code == 0
+        assert place.ledger("end") == ["ada"]
+
+
+@pytest.mark.parametrize("words", [["-q", "mail:5", "-q", "default"], ["-q", "mail:5, default:1"]])
+def test_queues_may_have_weights(tmp_path, words):
+    with Place(tmp_path) as place:
+        submit(place, "send_mail", '["ada"]')
+        submit(place, "work", "[1]")
+
+        result = place.run("worker", "app", *words, "--until-empty")
+
+        assert result.code == 0
+        assert sorted(place.ledger("end")) == ["1", "ada"]
+
+
+@pytest.mark.parametrize("words", [["-q", "mail:0"], ["-q", "mail:many"], ["-q", "mail:", "--processes", "2"]])
+def test_a_weight_that_is_none_is_exit_2(tmp_path, words):
+    with Place(tmp_path) as place:
+        result = place.run("worker", "app", *words)
+
+    assert result.code == 2
+    assert result.err.count("a weight is a whole number from 1 to 100") == 1
