@@ -110,7 +110,9 @@ def main() -> None:
     print(f"CPython {platform.python_version()}, {options.jobs:,} no-op jobs, {options.rounds} rounds, jobs/s")
     print(f"{'':20} {'submit 1 by 1':>14} {'submit_many':>12} {'drain':>9}")
     for name, found in rates.items():
-        one, many, drain = (statistics.median(rate[key] for rate in found) for key in ("submit", "submit_many", "drain"))
+        one, many, drain = (
+            statistics.median(rate[key] for rate in found) for key in ("submit", "submit_many", "drain")
+        )
         print(f"{name:20} {one:14,.0f} {many:12,.0f} {drain:9,.0f}")
 
 

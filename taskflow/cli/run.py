@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from taskflow.tasks import AnyTask
 
 _LOOK_S = 0.5  # how long one look for final jobs waits; also how often the bar moves
-_FULL_S = 5.0  # how long one wait for room in the queue lasts at most: this very process makes it
+_FULL_S = 0.5  # how long one wait for room lasts at most: this very process makes it, and must not run dry
 _SHOWN_DEAD = 10
 
 

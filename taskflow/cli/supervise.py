@@ -46,7 +46,7 @@ class _Child:
         self._starts += 1
         self._is_told = False
         self.code = None
-        # In a process group of its own: a Ctrl-C reaches the parent only, which passes it on. Else it would count twice.
+        # In a group of its own: a Ctrl-C reaches the parent only, which passes it on. Else it would count twice.
         self.process = subprocess.Popen(  # noqa: S603 - our own command
             self._command, env=self._env, pass_fds=(self._pipe,), process_group=0
         )

@@ -8,13 +8,16 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from taskflow import TaskFlow
 from taskflow.core.job import JobState
 from tests.chaos.fleet import REPO, Fleet, until
 from tests.chaos.test_kills import flow
+
+if TYPE_CHECKING:
+    from taskflow import TaskFlow
 
 __all__ = ["flow"]  # a fixture
 

@@ -1,9 +1,13 @@
 """Jobs from the shell: an id on stdout, the same one where it is the same job, and one line that helps where it is none."""
 
 import json
+import os
+import sys
 
 import pytest
+from click.testing import CliRunner
 
+from taskflow.cli.main import cli
 from tests.cli.processes import Place
 
 
@@ -113,13 +117,20 @@ def test_a_bad_line_is_named_and_nothing_of_its_file_is_submitted(place):
         (["work", "--jsonl", "nowhere.jsonl"], "--jsonl nowhere.jsonl: cannot be read"),
     ],
 )
-def test_what_is_no_job_is_exit_2_and_one_line_that_helps(place, words, helps):
-    result = place.run("submit", "app", *words)
+def test_what_is_no_job_is_exit_2_and_one_line_that_helps(place, words, helps, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("TASKFLOW_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.syspath_prepend(place.folder)
+    monkeypatch.delitem(sys.modules, "app", raising=False)
+    monkeypatch.chdir(place.folder)
 
-    assert (result.code, result.out) == (2, "")
-    assert result.err.startswith("taskflow: ")
-    assert helps in result.err
-    assert len(result.err.splitlines()) == 1
+    result = CliRunner().invoke(cli, ["submit", "app", *words])  # in this process: nothing is sent anywhere
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("taskflow: ")
+    assert helps in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert list(place.folder.glob("*.db")) == []
 
 
 def test_a_key_of_a_whole_file_is_refused(place):

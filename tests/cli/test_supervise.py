@@ -8,10 +8,6 @@ import pytest
 from tests.cli.processes import Place, is_alive, until
 
 
-def submit(place, *lines):
-    assert place.run("submit", "app", "work", "--jsonl", place.file(*lines)).code == 0
-
-
 def fleet(place, *words):
     """A parent whose two children both run a job of `submit`."""
     parent = place.start("worker", "app", "--processes", "2", "-c", "1", *words)
@@ -23,7 +19,7 @@ def fleet(place, *words):
 
 def test_jobs_run_in_two_processes_and_sigterm_lets_them_end(tmp_path):
     with Place(tmp_path) as place:
-        submit(place, "[1, 0.7]", "[2, 0.7]")
+        place.submit("work", (1, 0.7), (2, 0.7))
         parent = fleet(place)
         children = parent.children()
 
@@ -36,7 +32,7 @@ def test_jobs_run_in_two_processes_and_sigterm_lets_them_end(tmp_path):
 
 def test_a_child_that_is_killed_is_started_again_and_its_job_runs(tmp_path):
     with Place(tmp_path) as place:
-        submit(place, "[1, 1.0]", "[2, 1.0]")
+        place.submit("work", (1, 1.0), (2, 1.0))
         parent = fleet(place)
         victim = min(place.pids())
 
@@ -51,7 +47,7 @@ def test_a_child_that_is_killed_is_started_again_and_its_job_runs(tmp_path):
 
 def test_ctrl_c_counts_once(tmp_path):
     with Place(tmp_path, WORKER__DRAIN_S=60) as place:
-        submit(place, "[1, 1.0]", "[2, 1.0]")
+        place.submit("work", (1, 1.0), (2, 1.0))
         parent = fleet(place)
 
         parent.press_ctrl_c()
@@ -62,7 +58,7 @@ def test_ctrl_c_counts_once(tmp_path):
 
 def test_ctrl_c_twice_hands_back_at_once(tmp_path):
     with Place(tmp_path, WORKER__DRAIN_S=60) as place:
-        submit(place, "[1, 60]", "[2, 60]")
+        place.submit("work", (1, 60), (2, 60))
         parent = fleet(place)
 
         parent.press_ctrl_c()
@@ -88,7 +84,7 @@ def test_sigterm_while_children_start_ends_all_with_0(tmp_path, children):
 
 def test_children_do_not_outlive_a_parent_that_is_killed(tmp_path):
     with Place(tmp_path) as place:
-        submit(place, "[1, 0.5]", "[2, 0.5]")
+        place.submit("work", (1, 0.5), (2, 0.5))
         parent = fleet(place)
         children = parent.children()
 
@@ -101,7 +97,7 @@ def test_children_do_not_outlive_a_parent_that_is_killed(tmp_path):
 
 def test_a_paused_fleet_claims_nothing_even_when_a_child_dies(tmp_path):
     with Place(tmp_path) as place:
-        submit(place, "[1, 60]", "[2, 60]")
+        place.submit("work", (1, 60), (2, 60))
         parent = fleet(place)
 
         parent.tell(signal.SIGTSTP)
@@ -122,7 +118,7 @@ def test_a_paused_fleet_claims_nothing_even_when_a_child_dies(tmp_path):
 
 def test_until_empty_ends_when_all_is_done(tmp_path):
     with Place(tmp_path) as place:
-        submit(place, *(f"[{number}]" for number in range(20)))
+        place.submit("work", *((number,) for number in range(20)))
 
         result = place.run("worker", "app", "--processes", "2", "--until-empty")
 

@@ -10,10 +10,6 @@ import pytest
 from tests.cli.processes import Place, until
 
 
-def submit(place, task, *lines):
-    assert place.run("submit", "app", task, "--jsonl", place.file(*lines)).code == 0
-
-
 def answer(worker, path):
     """Status and body of what a worker serves."""
     (port, *_) = re.findall(r'"port": ?(\d+)', worker.err)
@@ -27,7 +23,7 @@ def answer(worker, path):
 
 def running(place, seconds, *words):
     """A worker that runs one job of `seconds`."""
-    submit(place, "work", f"[1, {seconds}]")
+    place.submit("work", (1, seconds))
     worker = place.start("worker", "app", *words)
     until(lambda: place.ledger("start"), "it runs")
     return worker
@@ -82,7 +78,7 @@ def test_sigtstp_stops_claiming_and_the_probes_say_so(tmp_path):
         until(lambda: "paused" in worker.err, "it heard")
         ready, why = answer(worker, "/readyz")
         live, _ = answer(worker, "/livez")
-        submit(place, "work", "[1]")
+        place.submit("work", (1,))
         assert place.run("worker", "app", "-q", "mail", "--until-empty").code == 0  # time passes; nobody takes the job
         still = place.states()
         worker.tell(signal.SIGTERM)
@@ -111,7 +107,7 @@ def test_sigusr1_shows_threads_and_tasks_and_the_worker_goes_on(tmp_path):
 
 def test_until_empty_ends_when_all_is_done_retries_too(tmp_path):
     with Place(tmp_path) as place:
-        submit(place, "flaky", "[1]", "[2]")
+        place.submit("flaky", (1,), (2,))
 
         result = place.run("worker", "app", "--until-empty")
 
@@ -147,7 +143,7 @@ def test_until_empty_stops_within_an_outage_when_it_is_told_to(tmp_path):
 def test_until_empty_keeps_no_task_for_each_look(tmp_path):
     looks = tmp_path / "looks"
     with Place(tmp_path, FRAGILE=1) as place:
-        submit(place, "work", "[1, 60]")
+        place.submit("work", (1, 60))
         worker = place.start("worker", "app", "--until-empty")
         until(lambda: looks.exists() and len(looks.read_text().splitlines()) > 10, "it has looked ten times")
 
@@ -163,8 +159,8 @@ def test_until_empty_keeps_no_task_for_each_look(tmp_path):
 
 def test_a_worker_of_one_queue_leaves_the_others_alone(tmp_path):
     with Place(tmp_path) as place:
-        submit(place, "send_mail", '["ada"]')
-        submit(place, "work", "[1]")
+        place.submit("send_mail", ("ada",))
+        place.submit("work", (1,))
 
         result = place.run("worker", "app", "-q", "mail", "--until-empty")
 
@@ -175,8 +171,8 @@ def test_a_worker_of_one_queue_leaves_the_others_alone(tmp_path):
 @pytest.mark.parametrize("words", [["-q", "mail:5", "-q", "default"], ["-q", "mail:5, default:1"]])
 def test_queues_may_have_weights(tmp_path, words):
     with Place(tmp_path) as place:
-        submit(place, "send_mail", '["ada"]')
-        submit(place, "work", "[1]")
+        place.submit("send_mail", ("ada",))
+        place.submit("work", (1,))
 
         result = place.run("worker", "app", *words, "--until-empty")
 

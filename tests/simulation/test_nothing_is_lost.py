@@ -201,6 +201,8 @@ def check(job: JobInfo, ledger: Ledger, seed: int) -> None:
     assert all(attempt <= limit for _, attempt in starts), where
     assert tokens == sorted(set(tokens)), where  # no claim starts twice, and tokens only grow
     assert len(job.errors) >= job.attempts - (job.state is JobState.SUCCEEDED), where
+    if job.task in ("steady", "sync"):  # they never fail: whatever befell them spends no attempt
+        assert {error.kind for error in job.errors} <= {"lost"}, where
     match job.state:
         case JobState.SUCCEEDED:
             assert ledger.done[job.id] >= 1, where
