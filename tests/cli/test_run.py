@@ -4,7 +4,6 @@ import json
 import os
 import pty
 import signal
-import subprocess
 from collections import Counter
 
 import pytest
@@ -63,7 +62,7 @@ def test_blank_lines_count_in_the_numbers_of_lines(tmp_path):
 @pytest.mark.parametrize("bad", ["{no json", '{"numbr": 3}', "7"])
 def test_a_bad_line_is_named_and_nothing_is_submitted(tmp_path, bad):
     with Place(tmp_path) as place:
-        result = place.run("run", "app", "work", "--jsonl", place.file('{"number": 1}', "", bad))
+        result = place.here("run", "app", "work", "--jsonl", place.file('{"number": 1}', "", bad))
 
         assert (result.code, result.out) == (2, "")
         assert "jobs.jsonl, line 3: " in result.err
@@ -218,7 +217,7 @@ def test_a_reader_that_goes_away_changes_nothing_of_how_it_ended(tmp_path, task,
 
 def test_a_word_too_few_is_exit_2(tmp_path):
     with Place(tmp_path) as place:
-        result = place.run("run", "app", "--jsonl", place.file(), stdin=subprocess.DEVNULL)
+        result = place.here("run", "app", "--jsonl", place.file())
 
     assert result.code == 2
     assert "takes APP and TASK" in result.err

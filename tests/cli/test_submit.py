@@ -1,13 +1,9 @@
 """Jobs from the shell: an id on stdout, the same one where it is the same job, and one line that helps where it is none."""
 
 import json
-import os
-import sys
 
 import pytest
-from click.testing import CliRunner
 
-from taskflow.cli.main import cli
 from tests.cli.processes import Place
 
 
@@ -33,7 +29,7 @@ def test_the_id_of_the_job_is_all_of_stdout(place):
 
 
 def test_json_names_the_id(place):
-    result = place.run("submit", "app", "work", "[1]", "--json")
+    result = place.here("submit", "app", "work", "[1]", "--json")
 
     (job,) = place.jobs()
     assert (result.code, json.loads(result.out)) == (0, {"id": job.id})
@@ -48,7 +44,7 @@ def test_the_same_key_is_the_same_job(place):
 
 
 def test_delay_and_priority_are_the_jobs(place):
-    result = place.run("submit", "app", "work", "[1]", "--delay", "60", "--priority", "9")
+    result = place.here("submit", "app", "work", "[1]", "--delay", "60", "--priority", "9")
 
     job = shown(place, result.out.strip())
     assert (job.state, job.priority) == ("scheduled", 9)
@@ -85,8 +81,8 @@ def test_wait_waits_no_longer_than_its_timeout(place):
 
 def test_a_file_that_is_submitted_again_meets_its_own_jobs(place):
     file = place.file("[1]", "", '{"number": 2}')
-    first = place.run("submit", "app", "work", "--jsonl", file)
-    second = place.run("submit", "app", "work", "--jsonl", file, "--json")
+    first = place.here("submit", "app", "work", "--jsonl", file)
+    second = place.here("submit", "app", "work", "--jsonl", file, "--json")
 
     assert (first.code, first.out) == (0, "2\n")
     assert (second.code, json.loads(second.out)) == (0, {"submitted": 2, "file": "jobs.jsonl"})
@@ -94,7 +90,7 @@ def test_a_file_that_is_submitted_again_meets_its_own_jobs(place):
 
 
 def test_a_bad_line_is_named_and_nothing_of_its_file_is_submitted(place):
-    result = place.run("submit", "app", "work", "--jsonl", place.file("[1]", "", '{"numbr": 2}'))
+    result = place.here("submit", "app", "work", "--jsonl", place.file("[1]", "", '{"numbr": 2}'))
 
     assert (result.code, result.out) == (2, "")
     assert "jobs.jsonl, line 3: " in result.err
@@ -117,24 +113,18 @@ def test_a_bad_line_is_named_and_nothing_of_its_file_is_submitted(place):
         (["work", "--jsonl", "nowhere.jsonl"], "--jsonl nowhere.jsonl: cannot be read"),
     ],
 )
-def test_what_is_no_job_is_exit_2_and_one_line_that_helps(place, words, helps, monkeypatch):
-    for name in [name for name in os.environ if name.startswith("TASKFLOW_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.syspath_prepend(place.folder)
-    monkeypatch.delitem(sys.modules, "app", raising=False)
-    monkeypatch.chdir(place.folder)
+def test_what_is_no_job_is_exit_2_and_one_line_that_helps(place, words, helps):
+    result = place.here("submit", "app", *words)
 
-    result = CliRunner().invoke(cli, ["submit", "app", *words])  # in this process: nothing is sent anywhere
-
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.startswith("taskflow: ")
-    assert helps in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("taskflow: ")
+    assert helps in result.err
+    assert len(result.err.splitlines()) == 1
     assert list(place.folder.glob("*.db")) == []
 
 
 def test_a_key_of_a_whole_file_is_refused(place):
-    result = place.run("submit", "app", "work", "--jsonl", place.file("[1]"), "--key", "one")
+    result = place.here("submit", "app", "work", "--jsonl", place.file("[1]"), "--key", "one")
 
     assert result.code == 2
     assert "--key and --wait are for one job" in result.err

@@ -183,7 +183,7 @@ def test_queues_may_have_weights(tmp_path, words):
 @pytest.mark.parametrize("words", [["-q", "mail:0"], ["-q", "mail:many"], ["-q", "mail:", "--processes", "2"]])
 def test_a_weight_that_is_none_is_exit_2(tmp_path, words):
     with Place(tmp_path) as place:
-        result = place.run("worker", "app", *words)
+        result = place.here("worker", "app", *words)
 
     assert result.code == 2
     assert result.err.count("a weight is a whole number from 1 to 100") == 1

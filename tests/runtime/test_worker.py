@@ -544,6 +544,39 @@ async def test_a_worker_that_cannot_beat_stops_its_jobs_spends_no_attempt_and_go
         assert (await info(t.broker, job.id)).lost == 0
 
 
+async def test_a_handler_that_goes_on_although_its_worker_lost_trust_does_not_keep_its_job_from_others() -> None:
+    release = asyncio.Event()
+    runs: list[int] = []
+
+    def register(flow: TaskFlow) -> None:
+        @flow.task(name="task")
+        async def work() -> None:
+            runs.append(len(runs))
+            while runs[-1] == 0 and not release.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await release.wait()
+
+    fleet = Fleet(register, worker={"lease_s": 9})
+    member = await fleet.start(concurrency=1)
+    lost = heard(member.flow, events.LeaseLost)
+    await put(fleet.broker, "a")
+    await all_blocked()
+    await fleet.start(concurrency=1)
+
+    member.faults.cut("beat")
+    await fleet.clock.advance(8.6)  # no trust any more, but the lease has not ended yet
+    member.faults.mend()
+    await fleet.clock.advance(10)
+    job = await info(fleet.broker, "a")
+
+    assert (job.state, job.lost) == ("succeeded", 1)
+    assert runs == [0, 1]
+    assert len(lost) == 1
+    release.set()
+    await all_blocked()
+    await fleet.stop()
+
+
 async def test_a_loop_that_stood_still_for_longer_than_a_lease_loses_no_job_of_its_own() -> None:
     flow = TaskFlow(settings=make_flow(worker={"lease_s": 0.3}).settings, broker=None, clock=LoopClock())
 
