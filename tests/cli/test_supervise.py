@@ -19,7 +19,7 @@ def fleet(place, *words):
 
 def test_jobs_run_in_two_processes_and_sigterm_lets_them_end(tmp_path):
     with Place(tmp_path) as place:
-        place.submit("work", (1, 0.7), (2, 0.7))
+        place.submit("work", (1, 0.5), (2, 0.5))
         parent = fleet(place)
         children = parent.children()
 
@@ -32,7 +32,7 @@ def test_jobs_run_in_two_processes_and_sigterm_lets_them_end(tmp_path):
 
 def test_a_child_that_is_killed_is_started_again_and_its_job_runs(tmp_path):
     with Place(tmp_path) as place:
-        place.submit("work", (1, 1.0), (2, 1.0))
+        place.submit("work", (1, 0.7), (2, 0.7))
         parent = fleet(place)
         victim = min(place.pids())
 
@@ -47,12 +47,15 @@ def test_a_child_that_is_killed_is_started_again_and_its_job_runs(tmp_path):
 
 def test_ctrl_c_counts_once(tmp_path):
     with Place(tmp_path, WORKER__DRAIN_S=60) as place:
-        place.submit("work", (1, 1.0), (2, 1.0))
+        place.submit("work", (1, 0.7), (2, 0.7))
         parent = fleet(place)
+
+        groups = {os.getpgid(child) for child in parent.children()}
 
         parent.press_ctrl_c()
 
         assert parent.end() == 0
+        assert parent.pid not in groups  # the terminal reaches the parent only, which passes it on
         assert place.states() == {"succeeded": 2}
 
 

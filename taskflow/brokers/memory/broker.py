@@ -153,13 +153,13 @@ class MemoryBroker:
         woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         timer = self._clock.call_at(self._clock.now() + delay_s, partial(resolve, woken))
         for queue in queues:
-            queue.waiters.add(woken)
+            queue.waiters[woken] = None
         try:
             await woken
         finally:
             timer.cancel()
             for queue in queues:
-                queue.waiters.discard(woken)
+                queue.waiters.pop(woken, None)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[SettleReply]:
         """As `Broker.settle`."""

@@ -192,7 +192,7 @@ class Queue:
         self.scheduled: list[tuple[float, int, Row]] = []  # heap
         self.scheduled_ended = 0
         self.stirred: dict[GateLine, None] = {}  # gates that may have opened, with lanes of this queue waiting
-        self.waiters: set[asyncio.Future[None]] = set()
+        self.waiters: dict[asyncio.Future[None], None] = {}  # in order: a seed replays the same
 
     def bounded(self) -> int:
         """How many jobs its bound counts."""
