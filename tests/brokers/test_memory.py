@@ -82,4 +82,4 @@ async def test_waiters_leave_nothing_behind() -> None:
     await asyncio.gather(*patient)
 
     assert broker._waiters == {}
-    assert broker._queue("q").waiters == set()
+    assert broker._queue("q").waiters == {}
