@@ -279,7 +279,7 @@ def make_broker(settings: Settings, clock: Clock) -> FullBroker:
 
         return MemoryBroker(clock)
     if scheme == "sqlite":
-        from taskflow.brokers.sqlite import SqliteBroker  # noqa: PLC0415
+        from taskflow.brokers.sqlite import SqliteBroker  # noqa: PLC0415 - as above
 
         path = rest.removeprefix("/")
         if not path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
@@ -356,4 +356,3 @@ class TaskWithOptions(Generic[P, R, C]):
 
 
 AnyTask = Task[..., Any, Any]
-AsyncFn = Callable[P, Awaitable[R]]

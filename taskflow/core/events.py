@@ -130,12 +130,10 @@ class TaskUnknown:
 
 @dataclass(frozen=True, slots=True)
 class BrokerAnswered:
-    """One round trip to the broker. `jobs` is the size of a claimed batch, None for other operations."""
+    """One round trip to the broker."""
 
     operation: str
     took_s: float
-    queue: str = ""
-    jobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,11 +29,6 @@ class BrokerCalls:
         self._emit = emit
         self._down_since: dict[str, float] = {}
 
-    @property
-    def is_down(self) -> bool:
-        """Whether the last answer of any operation was none."""
-        return bool(self._down_since)
-
     async def once(self, operation: str, call: Callable[[], Awaitable[T]]) -> T:
         """One round trip. Raises `BrokerError` after it has been announced."""
         clock = self._clock

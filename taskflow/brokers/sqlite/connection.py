@@ -134,28 +134,24 @@ def _bring_up_to_date(connection: sqlite3.Connection, path: str, version: int, d
 
 def begin(connection: sqlite3.Connection, deadline: float) -> None:
     """Take the write lock; `sqlite3.OperationalError` when another process still has it at `deadline` (monotonic)."""
-    while True:
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError as error:
-            if not is_busy(error) or time.monotonic() >= deadline:
-                raise
-        else:
-            return
-        time.sleep(LOCK_PAUSE_S)
+    _when_free(connection, "BEGIN IMMEDIATE", deadline)
 
 
 def commit(connection: sqlite3.Connection, deadline: float) -> None:
     """End the transaction; waits as `begin` does, should another process be in the way even now."""
+    _when_free(connection, "COMMIT", deadline)
+
+
+def _when_free(connection: sqlite3.Connection, statement: str, deadline: float) -> None:
     while True:
         try:
-            connection.execute("COMMIT")
+            connection.execute(statement)
         except sqlite3.OperationalError as error:
             if not is_busy(error) or time.monotonic() >= deadline:
                 raise
         else:
             return
-        time.sleep(LOCK_PAUSE_S)
+        time.sleep(LOCK_PAUSE_S)  # in the threads of the broker and of the beats: never on the loop
 
 
 def roll_back(connection: sqlite3.Connection) -> None:
