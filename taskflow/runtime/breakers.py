@@ -15,7 +15,7 @@ from taskflow.core import events
 from taskflow.core.breaker import Breaker, BreakerState, Denied, Permit, Verdict
 from taskflow.core.gate import family
 from taskflow.core.outcome import ErrorRecord, Failed, Outcome, Rejected, Succeeded
-from taskflow.runtime.settle import GateHold
+from taskflow.runtime.walk import GateHold
 
 if TYPE_CHECKING:
     from collections.abc import Callable

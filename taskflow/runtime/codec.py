@@ -72,6 +72,7 @@ class Codec:
         "_read",
         "_result",
         "defaults",
+        "has_positional",
         "name",
     )
 
@@ -118,6 +119,7 @@ class Codec:
             "forbid",
         )
         returns = hints.pop("return", Any)
+        self.has_positional = bool(self._positional_only)
         self._is_plain = all(_is_plain(kind) for kind in hints.values())
         try:
             self._args: TypeAdapter[Any] = TypeAdapter(args)
@@ -187,8 +189,6 @@ class Codec:
 
     def call_args(self, args: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Split into what the function takes by position only, and by name."""
-        if not self._positional_only:
-            return (), args
         rest = dict(args)
         return tuple(rest.pop(name, default) for name, default in self._positional_only.items()), rest
 

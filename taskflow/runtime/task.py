@@ -48,6 +48,13 @@ class TaskDef:
         self.codec = Codec(self.name, self.fn)
         self.is_async = is_async(self.fn)
 
+    def call(self, args: dict[str, Any]) -> Any:
+        """Call the function with these arguments."""
+        if not self.codec.has_positional:
+            return self.fn(**args)
+        positional, rest = self.codec.call_args(args)
+        return self.fn(*positional, **rest)
+
     def policy(self, settings: Settings, options: Mapping[str, Any] | None = None) -> TaskPolicy:
         """What is in force, leaf by leaf; remembered for each set of options."""
         if options and "retry" in options and not isinstance(options["retry"], specs.Retry):

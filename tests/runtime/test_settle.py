@@ -16,7 +16,8 @@ from taskflow.core.decision import Complete, Decision, Snooze
 from taskflow.core.job import Claim, JobState
 from taskflow.errors import BrokerError
 from taskflow.runtime.calls import BrokerCalls
-from taskflow.runtime.settle import Ended, GateHold, Settler
+from taskflow.runtime.settle import Settler
+from taskflow.runtime.walk import GateHold, Walk
 from taskflow.testing import Faults, VirtualClock, all_blocked
 from tests.runtime.made import put
 
@@ -42,8 +43,8 @@ class Bench:
     def _on_held(self) -> None:
         self.held_again += 1
 
-    def _forget(self, job_id: str, _token: int) -> None:
-        self.held.pop(job_id, None)
+    def _forget(self, walk: Walk) -> None:
+        self.held.pop(walk.claim.job_id, None)
 
     async def claim(self, *ids: str, **changes: Any) -> list[Claim]:
         await put(self.memory, *ids, **changes)
@@ -52,10 +53,15 @@ class Bench:
         return claims
 
     def end(self, claim: Claim, decision: Decision | None = None, hold: GateHold | None = None) -> None:
-        self.settler.push(Ended(claim, decision or Complete(), claim.job_id, 0.0, hold))
+        walk = Walk(claim, 0.0)
+        walk.decision, walk.total_s, walk.hold = decision or Complete(), 0.0, hold
+        self.settler.push(walk)
 
     def said(self, kind: type) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]
+
+    def settled(self) -> list[str]:
+        return [job.claim.job_id for event in self.said(events.JobsSettled) for job in event.jobs]
 
     async def states(self, *ids: str) -> list[JobState]:
         found = await self.memory.states(ids)
@@ -98,7 +104,7 @@ async def test_a_lost_reply_is_told_again_and_announced_once() -> None:
     await bench.clock.advance(10)
 
     assert await bench.states("a") == [JobState.SUCCEEDED]
-    assert len(bench.said(events.JobSettled)) == 1
+    assert bench.settled() == ["a"]
     assert bench.said(events.SettlementStale) == []
     assert bench.settler.unsettled == 0
     await bench.stop()
@@ -135,7 +141,7 @@ async def test_a_late_word_is_announced_as_stale_and_changes_nothing() -> None:
     await all_blocked()
 
     assert [event.token for event in bench.said(events.SettlementStale)] == [claim.token]
-    assert bench.said(events.JobSettled) == []
+    assert bench.settled() == []
     assert await bench.states("a") == [JobState.RUNNING]
     assert newer.token > claim.token
     await bench.stop()
