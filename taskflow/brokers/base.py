@@ -16,6 +16,7 @@ Rules for every broker:
     before the next lane has its turn. Queues are asked in the order in which the request names them.
 7.  A job is claimed only if all its gates admit it (`core.gate.admit`); live counts and rate tokens move in the same
     transaction. A gate is never over its limit, and may be under-served.
+    A claim carries what each of its gates with an era was at that moment (`core.gate.recoveries_of`).
 8.  A lane whose gate does not admit leaves the set of open lanes until the gate may open (hold over, token there,
     a claim settled); at most WAKE lanes are woken by one claim, so that a mass release does not stall it.
 9.  A suspect (lost twice or more) is claimed only by a request with `suspects`, one at a time.
@@ -276,7 +277,12 @@ class Broker(Protocol):
         ...
 
     async def gate(self, name: str, change: GateChange, generation: int | None = None) -> Gate:
-        """Apply `change` if the gate's generation is still `generation` (None: always). Returns the gate as it is."""
+        """Apply `change` if the gate's generation is still `generation` (None: always). Returns the gate as it is.
+
+        `core.gate.change` computes the record. It fences the words of breakers by itself (`era`, `word`); whatever it
+        changes of hold and recovery makes a new generation, so that a broker that cannot lock may read, compute,
+        compare generations, store what the change is about, and begin again when another was first.
+        """
         ...
 
     async def reclaim(self, *, max_lost: int, retention: Retention) -> list[Reclaimed]:

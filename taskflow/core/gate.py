@@ -4,15 +4,38 @@
 computes the next record; the broker compares generations and stores. All instants are the broker's.
 
 A keyed gate (`http/api.example.org`) takes what it does not say itself from its family (`http`).
+
+A circuit breaker's state is the gate's, so that the whole deployment has one. Workers count outcomes, each its own,
+and tell the gate only what changes it:
+
+*   A worker's breaker trips (`Trip`): the gate is held for `open_for` seconds, doubling with every recovery that
+    fails, up to `max_open_for`. When the hold is over, at most `ramp` = 1 claim is live: the probe.
+*   Each claim of a recovery ends in a `Word`. `close_after` good ones widen the ramp to 2; from then on as many as it
+    is wide double it, until it no longer matters: `WIDEST`, or the gate's own limit. That ends the recovery.
+*   As many bad words in a row as the ramp is wide, at most the breaker's `consecutive`, trip the gate again. So one
+    failed probe does, and one failure among four does not.
+*   `era` is the fence: it grows when what was known of the dependency is void (a trip, a person's release), and a word
+    from another era changes nothing. A claim carries the era that it belongs to (`recoveries_of`).
+*   A probe that says nothing (cancelled, bad data, its worker died) gives its live claim back: the next one probes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple, assert_never
+from typing import TYPE_CHECKING, NamedTuple, assert_never
 
 from taskflow.core import bucket
+from taskflow.core.backoff import exponential
+from taskflow.core.breaker import BreakerState
 from taskflow.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from taskflow.core.specs import CircuitBreaker
+
+TRIPPED = "circuit_open"  # the reason of a breaker's hold
+WIDEST = 64  # a ramp this wide has shown what it was to show: six rounds without a collapse
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +57,21 @@ class Rate:
 class Gate:
     """`limit` and `rate` are what code and environment say; `…_override` is an operator's word, which wins.
 
-    `generation` grows with every hold, release and ramp: a change that was computed from an older record is refused.
-    `ramp` is the limit during recovery after a hold; None when there is none.
+    `generation` grows with every change of the hold and of the recovery: a change that was computed from an older
+    record is refused. `ramp` is the limit of live claims while the dependency recovers, None when it does not; then
+    `good`, `bad` and `failed` are 0. `word` is the last word that counted: told twice, it counts once.
     """
 
     name: str
     generation: int = 0
     held_until: float = 0.0
     reason: str = ""
+    era: int = 0  # 0: no breaker ever tripped it
     ramp: int | None = None
+    good: int = 0  # words since the ramp was widened
+    bad: int = 0  # words in a row
+    failed: int = 0  # trips since the last recovery that succeeded
+    word: int = 0
     limit: int | None = None
     limit_override: int | None = None
     rate: Rate | None = None
@@ -62,6 +91,18 @@ class Admission(NamedTuple):
     look_again_at: float | None = None
 
 
+class Recovery(NamedTuple):
+    """What a claim knows of one of its gates that a breaker has tripped before: what the gate was at the claim.
+
+    `ramp` is None once the recovery is over; at 1 the claim is the probe.
+    """
+
+    gate: str
+    era: int
+    ramp: int | None
+    failed: int
+
+
 @dataclass(frozen=True, slots=True)
 class Hold:
     """Close for `for_s` seconds. It never shortens a hold: for that, release first."""
@@ -72,14 +113,29 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Open now."""
+    """Open now, and fully: a recovery that was under way is over."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ramp:
-    """At most `limit` live claims during recovery; None ends it."""
+class Trip:
+    """A breaker tripped over claims of `era`. Counts only while no recovery is under way: the fleet trips once.
 
-    limit: int | None
+    `word` is any number that is not 0 and that no other word has, so that whoever sends it can see that it counted.
+    """
+
+    era: int
+    word: int
+    spec: CircuitBreaker
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """How a call of the recovery `era` went. `word` as in `Trip`. Counts only while that recovery is under way."""
+
+    era: int
+    word: int
+    is_good: bool
+    spec: CircuitBreaker
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +160,7 @@ class OverrideRate:
     rate: Rate | None
 
 
-GateChange = Hold | Release | Ramp | Declare | OverrideLimit | OverrideRate
+GateChange = Hold | Release | Trip | Word | Declare | OverrideLimit | OverrideRate
 
 
 def family(name: str) -> str:
@@ -176,9 +232,14 @@ def change(gate: Gate, asked: GateChange, *, now: float) -> Gate:
                 return replace(gate, generation=gate.generation + 1)
             return replace(gate, held_until=until, reason=reason, generation=gate.generation + 1)
         case Release():
-            return replace(gate, held_until=0.0, reason="", generation=gate.generation + 1)
-        case Ramp(limit):
-            return replace(gate, ramp=limit, generation=gate.generation + 1)
+            freed = replace(gate, held_until=0.0, reason="", generation=gate.generation + 1)
+            return _ended(replace(freed, era=gate.era + 1)) if gate.era else freed
+        case Trip(era, word, spec):
+            return _trip(gate, word, spec, now) if era == gate.era and gate.ramp is None else gate
+        case Word(era, word, is_good, spec):
+            if era != gate.era or gate.ramp is None or word == gate.word:
+                return gate
+            return _judge(gate, gate.ramp, word, spec, is_good=is_good, now=now)
         case Declare(limit, rate):
             return replace(gate, limit=limit, rate=rate)
         case OverrideLimit(limit):
@@ -187,3 +248,48 @@ def change(gate: Gate, asked: GateChange, *, now: float) -> Gate:
             return replace(gate, rate_override=rate)
         case _:
             assert_never(asked)
+
+
+def open_for_s(failed: int, spec: CircuitBreaker) -> float:
+    """How long trip number `failed` of a recovery (the first is 1) closes the gate.
+
+    Without jitter: one deployment sends one probe, there is no crowd to spread.
+    """
+    return exponential(failed, base_s=spec.open_for, factor=2, cap_s=spec.max_open_for)
+
+
+def recoveries_of(gates: Iterable[Gate]) -> tuple[Recovery, ...]:
+    """What a claim through these gates carries of them: nothing of those that were never tripped."""
+    return tuple(Recovery(gate.name, gate.era, gate.ramp, gate.failed) for gate in gates if gate.era)
+
+
+def state_of(gate: Gate, *, now: float) -> BreakerState:
+    """The gate as a circuit breaker. A hold that no breaker made leaves it closed: the current flows when it ends."""
+    if gate.ramp is None:
+        return BreakerState.CLOSED
+    return BreakerState.OPEN if gate.held_until > now else BreakerState.HALF_OPEN
+
+
+def _trip(gate: Gate, word: int, spec: CircuitBreaker, now: float) -> Gate:
+    held = change(gate, Hold(open_for_s(gate.failed + 1, spec), TRIPPED), now=now)
+    return replace(held, era=gate.era + 1, ramp=1, good=0, bad=0, failed=gate.failed + 1, word=word)
+
+
+def _judge(gate: Gate, ramp: int, word: int, spec: CircuitBreaker, *, is_good: bool, now: float) -> Gate:
+    """The record after one more call of the recovery."""
+    if not is_good:
+        if gate.bad + 1 >= min(ramp, spec.consecutive):
+            return _trip(gate, word, spec, now)
+        return replace(gate, bad=gate.bad + 1, word=word, generation=gate.generation + 1)
+    after = replace(gate, good=gate.good + 1, bad=0, word=word, generation=gate.generation + 1)
+    if after.good < (spec.close_after if ramp == 1 else ramp):
+        return after
+    limit = limit_of(replace(gate, ramp=None))
+    if 2 * ramp >= (WIDEST if limit is None else min(WIDEST, limit)):
+        return _ended(after)
+    return replace(after, ramp=2 * ramp, good=0)
+
+
+def _ended(gate: Gate) -> Gate:
+    """The record once its recovery is over."""
+    return replace(gate, ramp=None, good=0, bad=0, failed=0)

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from taskflow.core.gate import Recovery
+
 
 class JobState(StrEnum):
     """Where a job stands. The last four are final."""
@@ -101,6 +103,7 @@ class Claim(NamedTuple):
 
     `waited_s` counts from when the job became ready, `age_s` from when it was first due; `expires_in_s` is what
     remains of its deadline. `attempts` were spent before this claim; `lost` counts workers that died with it.
+    `recoveries` are those of its gates that a breaker has tripped before: almost always none.
     """
 
     job_id: str
@@ -119,6 +122,7 @@ class Claim(NamedTuple):
     expires_in_s: float
     expire_reason: str
     checkpoint: bytes | None
+    recoveries: tuple[Recovery, ...] = ()
 
     @property
     def is_suspect(self) -> bool:

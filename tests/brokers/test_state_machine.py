@@ -36,6 +36,7 @@ from taskflow.clock import TimerHeap, sleep_on
 from taskflow.core import gate as gating
 from taskflow.core.decision import Bury, Cancel, Complete, Expire, Release, Retry, Snooze
 from taskflow.core.job import FINAL, SUSPECT_AFTER, TRANSITIONS, Claim, Job, JobState, is_buried
+from taskflow.core.specs import CircuitBreaker
 
 from .words import BOOM, LONG_S
 
@@ -85,10 +86,14 @@ a_decision = st.sampled_from(
 )
 a_rate = st.sampled_from((None, None, gating.Rate(2.0, burst=2)))
 a_limit = st.sampled_from((None, 0, 1, 1, 2))
+an_era = st.sampled_from((0, 0, 1, 1, 2))
+a_word = st.integers(1, 9)
+a_breaker = st.just(CircuitBreaker("smtp", open_for=4.0, max_open_for=9.0, close_after=1, consecutive=2))
 a_change = st.one_of(
     st.builds(gating.Hold, st.sampled_from((4.0, 500.0)), st.just("down")),
     st.just(gating.Release()),
-    st.builds(gating.Ramp, st.sampled_from((None, 1))),
+    st.builds(gating.Trip, an_era, a_word, a_breaker),
+    st.builds(gating.Word, an_era, a_word, st.booleans(), a_breaker),
     st.builds(gating.Declare, a_limit, a_rate),
     st.builds(gating.OverrideLimit, a_limit),
     st.builds(gating.OverrideRate, a_rate),
@@ -360,6 +365,7 @@ class BrokerMachine(RuleBasedStateMachine):
             assert admitted is None or count <= admitted, "a gate is never over its limit"
             self.gates[name] = gating.take(self.record(name), count, self.parent(name), now=self.now)
         for kept, claim in zip(taken, claims, strict=True):
+            assert claim.recoveries == gating.recoveries_of(map(self.record, kept.job.gates))
             self.follow(kept, claim, request)
         if taken:
             self.check_priority(taken, before.values())
@@ -751,10 +757,8 @@ class BrokerMachine(RuleBasedStateMachine):
 
     def words_against(self, gate: gating.Gate) -> Iterator[gating.GateChange]:
         """What takes back all that was said of the gate, and nothing more: each change wakes lanes."""
-        if gate.held_until > self.now:
+        if gate.held_until > self.now or gate.ramp is not None:
             yield gating.Release()
-        if gate.ramp is not None:
-            yield gating.Ramp(None)
         if gate.limit is not None or gate.rate is not None:
             yield gating.Declare()
         if gate.limit_override is not None:

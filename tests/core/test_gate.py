@@ -16,9 +16,10 @@ from taskflow.core.gate import (
     Hold,
     OverrideLimit,
     OverrideRate,
-    Ramp,
     Rate,
     Release,
+    Trip,
+    Word,
     admit,
     change,
     family,
@@ -27,19 +28,43 @@ from taskflow.core.gate import (
     rate_of,
     take,
 )
+from taskflow.core.specs import CircuitBreaker
 from taskflow.errors import ConfigError
 
 NOW = 1_800_000_000.0
 LIMITS = st.none() | st.integers(0, 20)
 RATES = st.none() | st.builds(Rate, st.sampled_from([0.01, 0.6, 60.0]), st.integers(1, 20))
+ERAS = st.integers(0, 2)
+WORDS = st.integers(1, 3)
+SPECS = st.builds(
+    CircuitBreaker,
+    st.just("smtp"),
+    consecutive=st.integers(1, 5),
+    open_for=st.sampled_from([1, 10]),
+    max_open_for=st.sampled_from([10, 300]),
+    close_after=st.integers(1, 3),
+)
 CHANGES: dict[type[GateChange], st.SearchStrategy[GateChange]] = {
     Hold: st.builds(Hold, st.floats(-5, 100), st.text(max_size=5)),
     Release: st.just(Release()),
-    Ramp: st.builds(Ramp, LIMITS),
+    Trip: st.builds(Trip, ERAS, WORDS, SPECS),
+    Word: st.builds(Word, ERAS, WORDS, st.booleans(), SPECS),
     Declare: st.builds(Declare, LIMITS, RATES),
     OverrideLimit: st.builds(OverrideLimit, LIMITS),
     OverrideRate: st.builds(OverrideRate, RATES),
 }
+
+
+RECOVERIES = st.fixed_dictionaries({"era": ERAS, "word": st.just(0) | WORDS}) | st.fixed_dictionaries(
+    {
+        "era": st.integers(1, 2),
+        "ramp": st.sampled_from([1, 2, 4, 32]),
+        "good": st.integers(0, 31),
+        "bad": st.integers(0, 4),
+        "failed": st.integers(1, 9),
+        "word": WORDS,
+    }
+)
 
 
 @st.composite
@@ -48,7 +73,7 @@ def gates(draw: st.DrawFn, name: str = "http") -> Gate:
         name,
         generation=draw(st.integers(0, 5)),
         held_until=draw(st.sampled_from([0.0, NOW - 1, NOW, NOW + 1, NOW + 9])),
-        ramp=draw(LIMITS),
+        **draw(RECOVERIES),
         limit=draw(LIMITS),
         limit_override=draw(LIMITS),
         rate=draw(RATES),
@@ -67,7 +92,12 @@ def test_a_new_gate_says_nothing_and_is_open() -> None:
         generation=0,
         held_until=0.0,
         reason="",
+        era=0,
         ramp=None,
+        good=0,
+        bad=0,
+        failed=0,
+        word=0,
         limit=None,
         limit_override=None,
         rate=None,
@@ -327,10 +357,13 @@ def test_these_tests_know_every_change() -> None:
 
 @given(gates(), st.one_of(*CHANGES.values()))
 def test_a_change_touches_only_what_it_is_about(gate: Gate, asked: GateChange) -> None:
+    held = {"held_until": 0.0, "reason": "", "generation": 0}
+    recovery = {"era": 0, "ramp": None, "good": 0, "bad": 0, "failed": 0}
     touched: dict[type[GateChange], dict[str, Any]] = {
-        Hold: {"held_until": 0.0, "reason": "", "generation": 0},
-        Release: {"held_until": 0.0, "reason": "", "generation": 0},
-        Ramp: {"ramp": None, "generation": 0},
+        Hold: held,
+        Release: {**held, **recovery},
+        Trip: {**held, **recovery, "word": 0},
+        Word: {**held, **recovery, "word": 0},
         Declare: {"limit": None, "rate": None},
         OverrideLimit: {"limit_override": None},
         OverrideRate: {"rate_override": None},
@@ -342,9 +375,18 @@ def test_a_change_touches_only_what_it_is_about(gate: Gate, asked: GateChange) -
     assert replace(after, **blank) == replace(gate, **blank)
 
 
-@given(gates(), CHANGES[Hold] | CHANGES[Release] | CHANGES[Ramp])
-def test_the_generation_grows_with_every_hold_release_and_ramp(gate: Gate, asked: GateChange) -> None:
+@given(gates(), CHANGES[Hold] | CHANGES[Release])
+def test_the_generation_grows_with_every_hold_and_release(gate: Gate, asked: GateChange) -> None:
     assert change(gate, asked, now=NOW).generation == gate.generation + 1
+
+
+@given(gates(), CHANGES[Trip] | CHANGES[Word])
+def test_the_generation_grows_with_every_word_that_counts(gate: Gate, asked: Trip | Word) -> None:
+    after = change(gate, asked, now=NOW)
+
+    counted = after != gate
+    assert after.generation == gate.generation + counted
+    assert (after.word == asked.word) or not counted
 
 
 @given(gates(), CHANGES[Declare] | CHANGES[OverrideLimit] | CHANGES[OverrideRate])
@@ -378,13 +420,6 @@ def test_a_release_opens_the_gate_now() -> None:
     gate = change(Gate("smtp", held_until=NOW + 30, reason="circuit_open"), Release(), now=NOW)
 
     assert (gate.held_until, gate.reason) == (0.0, "")
-
-
-def test_a_ramp_begins_and_ends() -> None:
-    ramped = change(Gate("smtp"), Ramp(1), now=NOW)
-    ended = change(ramped, Ramp(None), now=NOW)
-
-    assert (ramped.ramp, ended.ramp) == (1, None)
 
 
 def test_the_last_declaration_wins_and_forgets_what_it_does_not_say() -> None:

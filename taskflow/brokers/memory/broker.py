@@ -522,8 +522,12 @@ class MemoryBroker:
             row.state, row.token, row.worker, row.vouched, row.started_at = _CLAIMED, token, worker, beats, now
             job_id, task, name, payload, priority, lane, gates, _, _, _, expire_reason, _ = row.job
             held[job_id] = row
-            for gate in gates:
-                self._gate(gate).add_queued(queue, -1)
+            recoveries: tuple[gating.Recovery, ...] = ()
+            if gates:
+                lines = [self._gate(gate) for gate in gates]
+                for line in lines:
+                    line.add_queued(queue, -1)
+                recoveries = gating.recoveries_of(line.record for line in lines)
             waited_s, age_s = now - row.ready_at, now - row.first_due_at
             claims.append(
                 Claim(
@@ -543,6 +547,7 @@ class MemoryBroker:
                     row.expires_at - now,
                     expire_reason,
                     row.checkpoint,
+                    recoveries,
                 )
             )
         self._token = token

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from taskflow.brokers.base import PROMOTE, QUOTA, WAKE, ClaimRequest
 from taskflow.brokers.sqlite import lanes, leases, rows
 from taskflow.brokers.sqlite.schema import GATED, READY, RUNNING, SUSPECT
+from taskflow.core import gate as gating
 from taskflow.core.job import Claim
 
 if TYPE_CHECKING:
@@ -180,5 +181,6 @@ def _hand_over(tx: Tx, queue: Queue, taken: list[int], token: int) -> list[Claim
             gates = lanes.gates_from(gates_text) if gates_text else ()
             held[job_id] = (token, seq, queue.id, gates)
             rest.append(checkpoint)
+            rest.append(gating.recoveries_of(map(tx.gate, gates)) if gates else ())
             claims.append(_new(Claim, (job_id, token, task, queue.name, payload, lane, gates, *rest)))
     return claims

@@ -43,7 +43,8 @@ _V1 = (
     "CREATE INDEX lane_parked ON lane (queue, gate, top DESC, parked_at, id) WHERE stand = 2",
     """CREATE TABLE gate (
         name TEXT PRIMARY KEY, generation INTEGER NOT NULL, held_until REAL NOT NULL, reason TEXT NOT NULL,
-        ramp INTEGER, max_live INTEGER, max_live_override INTEGER, rate_interval_s REAL, rate_burst INTEGER,
+        era INTEGER NOT NULL, ramp INTEGER, good INTEGER NOT NULL, bad INTEGER NOT NULL, failed INTEGER NOT NULL,
+        word INTEGER NOT NULL, max_live INTEGER, max_live_override INTEGER, rate_interval_s REAL, rate_burst INTEGER,
         rate_override_interval_s REAL, rate_override_burst INTEGER, live INTEGER NOT NULL, tat REAL NOT NULL)
         WITHOUT ROWID""",
     # `pending`: ready + scheduled jobs of one queue with this gate. `wake_at`: when the lanes that are parked at it may

@@ -225,9 +225,7 @@ class Tx:
 
     def _flush_gates(self) -> None:
         for name in self._gates_changed:
-            self.execute(
-                "INSERT OR REPLACE INTO gate VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row_of(self._gates[name])
-            )
+            self.execute(f"INSERT OR REPLACE INTO gate VALUES (?{', ?' * 17})", row_of(self._gates[name]))
         self._gates_changed.clear()
 
     def _flush_pending(self, queue: int, gate: str, count: int) -> None:
@@ -239,20 +237,26 @@ class Tx:
 
 
 GATE_ROWS = (
-    "SELECT name, generation, held_until, reason, ramp, max_live, max_live_override, rate_interval_s, rate_burst,"
-    " rate_override_interval_s, rate_override_burst, live, tat FROM gate"
+    "SELECT name, generation, held_until, reason, era, ramp, good, bad, failed, word, max_live, max_live_override,"
+    " rate_interval_s, rate_burst, rate_override_interval_s, rate_override_burst, live, tat FROM gate"
 )
 
 
 def gate_of(row: tuple[Any, ...]) -> Gate:
     """The record of a row of `GATE_ROWS`."""
-    name, generation, held_until, reason, ramp, limit, override, interval_s, burst, interval2_s, burst2, live, tat = row
+    name, generation, held_until, reason, era, ramp, good, bad, failed, word, limit, override, *rates, live, tat = row
+    interval_s, burst, interval2_s, burst2 = rates
     return Gate(
         name,
         generation,
         held_until,
         reason,
+        era,
         ramp,
+        good,
+        bad,
+        failed,
+        word,
         limit,
         override,
         None if interval_s is None else Rate(interval_s, burst),
@@ -269,7 +273,12 @@ def row_of(gate: Gate) -> tuple[Any, ...]:
         gate.generation,
         gate.held_until,
         gate.reason,
+        gate.era,
         gate.ramp,
+        gate.good,
+        gate.bad,
+        gate.failed,
+        gate.word,
         gate.limit,
         gate.limit_override,
         *((None, None) if gate.rate is None else (gate.rate.interval_s, gate.rate.burst)),
