@@ -73,8 +73,8 @@ def decide(job: Claim, outcome: Outcome, *, retry: specs.Retry, jitter: float) -
     `jitter` in [0, 1) is drawn by the caller. `job.attempts` does not count the attempt that just ended.
     """
     match outcome:
-        case Succeeded(result):
-            return Complete(result)
+        case Succeeded():
+            return Complete(outcome.result)
         case Failed(error, retryable=False):
             return Bury(error)
         case Failed(error) if job.attempts + 1 >= retry.attempts:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from taskflow.core import events
 from taskflow.core.backoff import exponential
@@ -21,20 +21,22 @@ from taskflow.runtime import outcomes
 from taskflow.runtime.breakers import TurnedAway
 from taskflow.runtime.codec import NewerEnvelope
 from taskflow.runtime.control import ControlFlow, Snooze
+from taskflow.runtime.leases import OVERTIME_S
 from taskflow.runtime.slot import CANCELLED, SHUTDOWN, TIMEOUT, Slot, Stopped
 from taskflow.runtime.threads import NoThread
-from taskflow.runtime.walk import GateHold, Notebook, Walk
+from taskflow.runtime.walk import NEVER, GateHold, Notebook, Walk
 from taskflow.telemetry.context import job_context
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Mapping
+    from contextvars import Token
 
     from taskflow.brokers.base import Broker, Note, Settled
     from taskflow.clock import Clock
     from taskflow.core.decision import Decision
     from taskflow.core.job import Claim
-    from taskflow.runtime.breakers import Admitted, Breakers
+    from taskflow.runtime.breakers import Breakers
     from taskflow.runtime.calls import BrokerCalls
     from taskflow.runtime.leases import Leases
     from taskflow.runtime.settle import Settler
@@ -42,21 +44,12 @@ if TYPE_CHECKING:
     from taskflow.runtime.threads import ThreadSlots
     from taskflow.settings import Settings
     from taskflow.settings.tuning import TaskPolicy
+    from taskflow.telemetry.context import JobContext
 
 _UNKNOWN_FIRST_S, _UNKNOWN_MOST_S = 5.0, 300.0
 _NO_THREAD_S = 5.0
 _LONGEST_HOLD_S = 86_400.0  # what one answer of a third party may close a gate for
 _NO_POLICY = Retry()  # for what goes wrong before the task's own is known
-
-
-class Ready(NamedTuple):
-    """What an attempt needs; it was found `at` this instant."""
-
-    task: TaskDef
-    policy: TaskPolicy
-    args: dict[str, Any]
-    admitted: Admitted | None
-    at: float
 
 
 class Attempts:
@@ -100,53 +93,47 @@ class Attempts:
         self.ended = 0
         self.cut_off = 0  # handlers that were stopped by a shutdown
 
-    async def make(self, walk: Walk, slot: Slot) -> None:
-        """Make one attempt, and leave what came of it to the settler.
-
-        Raises only what ends the slot's task, or the loop; the job is with the settler even then.
-        """
+    def admit(self, walk: Walk, slot: Slot) -> bool:
+        """Whether `run` is to make an attempt. If not, what becomes of the job is with the settler, or with others."""
         if self._leases.claims.get(walk.claim.job_id) is not walk:
-            return  # lost while it waited here
+            return False  # lost while it waited here
         walk.slot = slot
+        now = self._clock.now()
         try:
-            ready = self._admit(walk)
-            if isinstance(ready, Ready):
-                await self._run(walk, ready)
-            else:
-                self._end(walk, ready, self._clock.now())
-        except BaseException as error:
-            is_ours = isinstance(error, Exception)  # no handler's: those are outcomes by now
-            if not walk.has_ended:
-                outcome = outcomes.failed(error, covers=_NO_POLICY.covers) if is_ours else Interrupted()
-                self._end(walk, outcome, self._clock.now())
-            if not is_ours:
-                raise
+            outcome = self._admit(walk, now)
+        except Exception as error:  # noqa: BLE001 - ours: the job gets another try, and this slot goes on
+            outcome = outcomes.failed(error, covers=_NO_POLICY.covers)
+        if outcome is None:
+            walk.started_at = now
+            return True
+        self._end(walk, outcome, now)
+        return False
 
-    def _admit(self, walk: Walk) -> Ready | Outcome:
-        """What the attempt needs, or why there is none."""
+    def _admit(self, walk: Walk, now: float) -> Outcome | None:
+        """Find what the attempt needs; or why there is none."""
         claim = walk.claim
         task = self._tasks.get(claim.task)
         if task is None:
             return self._unknown(claim)
         try:
             args, correlation_id, walk.traceparent, options = task.codec.load(claim.payload)
-            walk.policy = policy = task.policy(self._settings, options)
+            policy = task.policy(self._settings, options)
         except NewerEnvelope:
             return self._unknown(claim)
         except (PayloadError, ConfigError) as error:
             return outcomes.invalid(error)
+        walk.definition, walk.policy, walk.args = task, policy, args
         if correlation_id is not None:
             walk.correlation_id = correlation_id
-        now = self._clock.now()
-        if _is_late(walk, now):
+        if claim.expires_in_s <= now - walk.at:
             return outcomes.overdue(claim.expire_reason)
-        if policy.breaker is None:
-            return Ready(task, policy, args, None, now)
-        admitted = self._breakers.admit(claim, policy)
-        if isinstance(admitted, TurnedAway):
-            walk.hold = admitted.hold
-            return admitted.outcome
-        return Ready(task, policy, args, admitted, now)
+        if policy.breaker is not None:
+            admitted = self._breakers.admit(claim, policy)
+            if isinstance(admitted, TurnedAway):
+                walk.hold = admitted.hold
+                return admitted.outcome
+            walk.admitted = admitted
+        return None
 
     def _unknown(self, claim: Claim) -> Outcome:
         """A task that this process does not know waits for the deploy that does, ever longer."""
@@ -180,7 +167,8 @@ class Attempts:
                     return outcomes.overdue(claim.expire_reason)
         finally:
             del self.running[walk]
-        if _is_late(walk, clock.now()):
+        walk.started_at = now = clock.now()
+        if _is_late(walk, now):
             self._threads.give_back()
             return outcomes.overdue(claim.expire_reason)
         return None
@@ -188,56 +176,77 @@ class Attempts:
     def _no_thread(self) -> Outcome:
         return Rejected("threads_busy", _NO_THREAD_S * (1 + self._rng.random()))
 
-    async def _run(self, walk: Walk, ready: Ready) -> None:
-        task, policy, args, admitted, now = ready
-        claim, slot, clock = walk.claim, walk.slot, self._clock
-        if not task.is_async:
-            if (denied := await self._take_thread(walk)) is not None:
-                if admitted is not None:
-                    self._breakers.report(admitted, None, 0.0)
-                self._end(walk, denied, clock.now())
+    async def run(self, walk: Walk) -> None:
+        """Make the attempt, and leave what came of it to the settler.
+
+        Raises only what ends the slot's task, or the loop; the job is with the settler even then.
+        """
+        thread: asyncio.Future[Any] | None = None
+        try:
+            task, policy, slot = walk.definition, walk.policy, walk.slot
+            assert policy is not None
+            if not task.is_async and (denied := await self._take_thread(walk)) is not None:
+                if walk.admitted is not None:
+                    self._breakers.report(walk.admitted, None, 0.0)
+                self._end(walk, denied, self._clock.now())
                 return
-            now = clock.now()
+            before = self._begin(walk, policy)
+            outcome: Outcome
+            try:
+                if task.is_async:
+                    result = await task.start(**walk.args)
+                else:
+                    thread = self._threads.start(partial(task.start, **walk.args))
+                    result = await _join(thread)
+                outcome = outcomes.succeeded(task, result, max_bytes=self._max_result_bytes)
+            except BaseException as error:  # noqa: BLE001 - whatever a handler raises is an outcome; the rest is raised
+                outcome = self._outcome_of(walk, policy, slot.caught(error))
+            finally:
+                slot.end()
+                job_context.reset(before)
+                del self.running[walk]
+                walk.vouched_until = NEVER
+            self._conclude(walk, outcome)
+        except BaseException as error:
+            is_ours = isinstance(error, Exception)  # no handler's: those are outcomes by now
+            if not walk.has_ended:
+                outcome = outcomes.failed(error, covers=_NO_POLICY.covers) if is_ours else Interrupted()
+                self._end(walk, outcome, self._clock.now())
+            if not is_ours:
+                raise
+        if thread is not None:
+            await self._let_go(thread, walk.claim)
+
+    def _begin(self, walk: Walk, policy: TaskPolicy) -> Token[JobContext | None]:
+        """The handler is about to run."""
+        claim, now = walk.claim, walk.started_at
         deadline_at = now + policy.timeout_s
         if claim.expire_reason == "deadline":  # the longest wait, on the other hand, is over once the job runs
             deadline_at = min(deadline_at, walk.at + claim.expires_in_s)
-        walk.started_at, walk.deadline_at, walk.notebook = now, deadline_at, self._notebook
+        walk.deadline_at, walk.notebook = deadline_at, self._notebook
         self.running[walk] = None
-        self._leases.limit(walk, deadline_at)
-        before = job_context.set(walk)
+        walk.vouched_until = deadline_at + OVERTIME_S
         if self._is_watched():
             self._emit(events.AttemptsStarted((walk,)))
         else:
             self._settler.started(walk)
-        thread: asyncio.Future[Any] | None = None
-        outcome: Outcome
-        slot.begin(deadline_at)
-        try:
-            if task.is_async:
-                result = await task.call(args)
-            else:
-                thread = self._threads.start(partial(task.call, args))
-                result = await _join(thread)
-            outcome = outcomes.succeeded(task, result, max_bytes=self._max_result_bytes)
-        except BaseException as error:  # noqa: BLE001 - whatever a handler raises is an outcome; the rest is raised
-            outcome = self._outcome_of(walk, policy, slot.caught(error))
-        finally:
-            slot.end()
-            job_context.reset(before)
-            del self.running[walk]
-            self._leases.ended(walk)
-        now = clock.now()
+        walk.slot.begin(deadline_at)
+        return job_context.set(walk)
+
+    def _conclude(self, walk: Walk, outcome: Outcome) -> None:
+        """The handler has ended."""
+        now = self._clock.now()
         walk.run_s = run_s = now - walk.started_at
-        if slot.stopped == TIMEOUT and isinstance(outcome, Succeeded):
-            self._emit(events.TimeoutIgnored(claim.job_id, claim.task, claim.queue, run_s))
-        if admitted is not None and (hold := self._breakers.report(admitted, outcome, run_s)) is not None:
+        if isinstance(outcome, Succeeded):
+            walk.outcome, walk.error = "succeeded", None
+            if walk.slot.stopped == TIMEOUT:
+                claim = walk.claim
+                self._emit(events.TimeoutIgnored(claim.job_id, claim.task, claim.queue, run_s))
+        else:
+            walk.outcome, walk.error = outcomes.label(outcome), getattr(outcome, "error", None)
+        if walk.admitted is not None and (hold := self._breakers.report(walk.admitted, outcome, run_s)) is not None:
             walk.hold = hold
-        walk.outcome = outcomes.label(outcome)
-        walk.error = None if isinstance(outcome, Succeeded) else getattr(outcome, "error", None)
-        self._settler.ended(walk)
-        self._end(walk, outcome, now)
-        if thread is not None:
-            await self._let_go(thread, claim)
+        self._end(walk, outcome, now, was_run=True)
 
     def _outcome_of(self, walk: Walk, policy: TaskPolicy, error: Exception) -> Outcome:
         """The outcome of a handler that ended with `error`."""
@@ -303,7 +312,7 @@ class Attempts:
         walk.total_s = walk.claim.age_s + self._clock.now() - walk.at
         self._settler.push(walk)
 
-    def _end(self, walk: Walk, outcome: Outcome, now: float) -> None:
+    def _end(self, walk: Walk, outcome: Outcome, now: float, *, was_run: bool = False) -> None:
         """Decide, and leave the rest to the settler."""
         claim = walk.claim
         walk.has_ended = True
@@ -311,7 +320,7 @@ class Attempts:
         walk.decision = decide(claim, outcome, retry=retry, jitter=self._rng.random())
         walk.total_s = claim.age_s + now - walk.at
         self.ended += 1
-        self._settler.push(walk)
+        self._settler.push(walk, was_run=was_run)
 
 
 def _is_late(walk: Walk, now: float) -> bool:

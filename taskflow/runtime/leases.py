@@ -2,7 +2,7 @@
 
 Beats go out every third of a lease, from a thread of their own over a connection of their own, so that no handler
 that blocks the loop is taken for a dead worker; they go on until the last draining job has ended. A job that runs
-`_OVERTIME_S` past its timeout is no longer vouched for. Trust counts from when the last answered beat was *sent*.
+`OVERTIME_S` past its timeout is no longer vouched for. Trust counts from when the last answered beat was *sent*.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from taskflow.errors import BrokerError
-from taskflow.runtime.walk import NEVER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from taskflow.runtime.calls import BrokerCalls
     from taskflow.runtime.walk import Walk
 
-_OVERTIME_S = 30.0
+OVERTIME_S = 30.0
 _BEATS_PER_LEASE = 3
 _HURRY = 4  # times as often while no beat gets through: trust is running out
 # Stop trusting a little before the broker does: the reclaimer must find our handlers already cancelled.
@@ -36,7 +35,9 @@ class Leases:
     """`on_lost` and `on_cancel` are called in the loop, with job ids and tokens; `on_distrust` when the lease may have
     ended, and again as long as it may.
 
-    `claims` is what this worker vouches for, by job id: whoever takes a claim in puts it there.
+    `claims` is what this worker vouches for, by job id: whoever takes a claim in puts it there. While its handler runs
+    it is vouched for until `OVERTIME_S` past its deadline (`Walk.vouched_until`); before and after that until the
+    broker knows what became of it, however long that takes.
     """
 
     def __init__(
@@ -69,14 +70,6 @@ class Leases:
     def is_trusted(self) -> bool:
         """Whether the broker has surely not given our claims to another worker."""
         return self._clock.now() < self._trusted_until
-
-    def limit(self, walk: Walk, timeout_at: float) -> None:
-        """Its handler has started, and has to end by `timeout_at`."""
-        walk.vouched_until = timeout_at + _OVERTIME_S
-
-    def ended(self, walk: Walk) -> None:
-        """Its handler has ended: vouch for it until the broker knows, however long that takes."""
-        walk.vouched_until = NEVER
 
     def drop(self, walk: Walk) -> None:
         """It is settled, or lost."""

@@ -69,12 +69,10 @@ class Settler:
         if self._wake is not None:
             self._wake_up(self._wake)
 
-    def ended(self, walk: Walk) -> None:
-        """Its handler has ended; `push` follows."""
-        self._ended.append(walk)
-
-    def push(self, walk: Walk) -> None:
-        """Settle this soon: its `decision` is made. Never waits."""
+    def push(self, walk: Walk, *, was_run: bool = False) -> None:
+        """Settle this soon: its `decision` is made. Never waits. `was_run`: a handler has ended."""
+        if was_run:
+            self._ended.append(walk)
         self._pending.append(walk)
         hold = walk.hold
         if hold is not None and (hold.gate not in self._holds or hold.for_s > self._holds[hold.gate].for_s):
@@ -137,7 +135,8 @@ class Settler:
     async def _tell(self, batch: list[Walk]) -> None:
         if self._holds:
             await self._close_gates()
-        settlements = [Settlement(w.claim.job_id, w.claim.token, w.decision) for w in batch]
+        new = tuple.__new__  # the constructor of a NamedTuple is one more call
+        settlements = [new(Settlement, (w.claim.job_id, w.claim.token, w.decision)) for w in batch]
         replies = await self._calls.until_heard("settle", lambda: self._broker.settle(settlements))
         forget = self._forget
         settled: list[Walk] = []

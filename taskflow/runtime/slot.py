@@ -92,28 +92,31 @@ class Slot:
         if self._is_running and self.stopped is None:
             self.stopped = why
             self._cancel()
-            self.start_clock(self._clock.now() + _AGAIN_S)
+            self._set_deadline(self._clock.now() + _AGAIN_S)
 
-    def start_clock(self, deadline_at: float) -> None:
-        """The job may run until `deadline_at`. One timer serves the slot for life: it is moved only to ring earlier."""
+    def _set_deadline(self, deadline_at: float) -> None:
+        """One timer serves the slot for life: it is moved only to ring earlier."""
         self.deadline_at = deadline_at
         if deadline_at < self._timer_at:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer_at = deadline_at
-            self._timer = self._clock.call_at(deadline_at, self._ring)
+            self._move_timer(deadline_at)
+
+    def _move_timer(self, deadline_at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = deadline_at
+        self._timer = self._clock.call_at(deadline_at, self._ring)
 
     def _ring(self) -> None:
         self._timer, self._timer_at = None, NEVER
         if not self._is_running:
             return
         if self._clock.now() < self.deadline_at:  # of an earlier job
-            self.start_clock(self.deadline_at)
+            self._set_deadline(self.deadline_at)
         elif self.stopped is None:
             self.stop(TIMEOUT)
         else:
             self._cancel()
-            self.start_clock(self._clock.now() + _AGAIN_S)
+            self._set_deadline(self._clock.now() + _AGAIN_S)
 
     def _cancel(self) -> None:
         task = self._task
@@ -144,7 +147,9 @@ class Slot:
         """The job may run until `deadline_at`. To be followed by `end`, whatever happens."""
         self.stopped = None
         self._is_running = True
-        self.start_clock(deadline_at)
+        self.deadline_at = deadline_at
+        if deadline_at < self._timer_at:
+            self._move_timer(deadline_at)
 
     def caught(self, error: BaseException) -> Exception:
         """What the exception that the work raised comes to.

@@ -32,6 +32,7 @@ class TaskDef:
     lane: Callable[..., str] | None = None
     codec: Codec = field(init=False)
     is_async: bool = field(init=False)
+    start: Callable[..., Any] = field(init=False)  # the function, which takes all of its arguments by name
     _policies: dict[Any, TaskPolicy] = field(default_factory=dict)
     _settings: Settings | None = None  # those that `_policies` were made of
 
@@ -47,13 +48,7 @@ class TaskDef:
             )
         self.codec = Codec(self.name, self.fn)
         self.is_async = is_async(self.fn)
-
-    def call(self, args: dict[str, Any]) -> Any:
-        """Call the function with these arguments."""
-        if not self.codec.has_positional:
-            return self.fn(**args)
-        positional, rest = self.codec.call_args(args)
-        return self.fn(*positional, **rest)
+        self.start = self.codec.by_name(self.fn)
 
     def policy(self, settings: Settings, options: Mapping[str, Any] | None = None) -> TaskPolicy:
         """What is in force, leaf by leaf; remembered for each set of options."""

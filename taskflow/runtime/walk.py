@@ -7,7 +7,7 @@ than all that is done with them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from taskflow.core.decision import Decision
     from taskflow.core.job import Claim, JobState
     from taskflow.core.outcome import ErrorRecord
+    from taskflow.runtime.breakers import Admitted
     from taskflow.runtime.slot import Slot
+    from taskflow.runtime.task import TaskDef
     from taskflow.settings.tuning import TaskPolicy
 
 NEVER = float("inf")
@@ -41,17 +43,21 @@ class Notebook(NamedTuple):
 class Walk:
     """A claim that came to this worker at `at`. Instants are of the worker's clock.
 
-    What has no value before a certain step is set by that step, and read by nobody earlier: `slot` and `policy` before
-    the handler starts; `deadline_at` and `notebook` when it does; `outcome`, `run_s` and `error` when it has ended;
+    What has no value before a certain step is set by that step, and read by nobody earlier: `slot` when a slot takes
+    it; `definition`, `policy` and `args` when it is admitted; `started_at`, `deadline_at` and `notebook` when its
+    handler starts; `outcome`, `run_s` and `error` when it has ended;
     `decision` and `total_s` when it is decided what becomes of the job; `state` when the broker has answered.
     """
 
     __slots__ = (
+        "admitted",
+        "args",
         "at",
         "claim",
         "correlation_id",
         "deadline_at",
         "decision",
+        "definition",
         "error",
         "has_ended",
         "hold",
@@ -67,8 +73,10 @@ class Walk:
         "vouched_until",
     )
 
+    args: dict[str, Any]
     deadline_at: float
     decision: Decision
+    definition: TaskDef
     error: ErrorRecord | None
     notebook: Notebook
     outcome: str
@@ -85,6 +93,7 @@ class Walk:
         self.correlation_id = claim.job_id
         self.traceparent: str | None = None
         self.policy: TaskPolicy | None = None
+        self.admitted: Admitted | None = None
         self.hold: GateHold | None = None
         self.has_ended = False  # its end is with the settler
 

@@ -418,7 +418,7 @@ class Worker:
         slot = Slot(self._clock, self._is_ending)
         slot.bind()
         loop = asyncio.get_running_loop()
-        buffer, make = self._buffer, self._attempts.make
+        buffer, admit, run = self._buffer, self._attempts.admit, self._attempts.run
         try:
             while True:
                 self._waking = False
@@ -428,7 +428,8 @@ class Worker:
                     if buffer and not self._waking:
                         self._wake_slot()
                     try:
-                        await make(walk, slot)
+                        if admit(walk, slot):
+                            await run(walk)
                     finally:
                         self._busy -= 1
                         if walk.claim.lost >= SUSPECT_AFTER:

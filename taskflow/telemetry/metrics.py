@@ -274,9 +274,12 @@ class Metrics:
             bus.subscribe(listener, event_type)
 
     def _on_started(self, event: events.AttemptsStarted) -> None:
+        queue = task = None
         for attempt in event.attempts:
             claim = attempt.claim
-            pair = self._pairs.get((claim.queue, claim.task)) or self._pair(claim.queue, claim.task)
+            if claim.task is not task or claim.queue is not queue:  # a batch is of few
+                queue, task = claim.queue, claim.task
+                pair = self._pairs.get((queue, task)) or self._pair(queue, task)
             pair.started += 1
             # Here and below `observe` is written out: half of what these three cost would be the call.
             wait, waited_s = pair.wait, claim.waited_s
@@ -284,18 +287,24 @@ class Metrics:
             wait.total += waited_s
 
     def _on_ended(self, event: events.AttemptsEnded) -> None:
+        queue = task = None
         for attempt in event.attempts:
             claim = attempt.claim
-            pair = self._pairs.get((claim.queue, claim.task)) or self._pair(claim.queue, claim.task)
+            if claim.task is not task or claim.queue is not queue:
+                queue, task = claim.queue, claim.task
+                pair = self._pairs.get((queue, task)) or self._pair(queue, task)
             pair.outcomes[attempt.outcome] += 1
             run, run_s = pair.run, attempt.run_s
             run.counts[bisect_left(run.bounds, run_s)] += 1
             run.total += run_s
 
     def _on_settled(self, event: events.JobsSettled) -> None:
+        queue = task = None
         for job in event.jobs:
             claim, decided, state = job.claim, job.decision, job.state
-            pair = self._pairs.get((claim.queue, claim.task)) or self._pair(claim.queue, claim.task)
+            if claim.task is not task or claim.queue is not queue:
+                queue, task = claim.queue, claim.task
+                pair = self._pairs.get((queue, task)) or self._pair(queue, task)
             if state in pair.states:
                 pair.states[state] += 1
                 total, total_s = pair.total, job.total_s

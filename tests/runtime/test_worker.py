@@ -485,6 +485,30 @@ async def test_a_lost_job_is_stopped_and_what_it_says_then_counts_for_nothing() 
         assert [event.job_id for event in stale] == [job.id]
 
 
+async def test_a_handler_that_goes_on_half_a_minute_past_its_timeout_is_given_up_on() -> None:
+    flow = make_flow()
+
+    @flow.task(timeout=10)
+    async def deaf() -> None:
+        end = flow.clock.now() + 1_000
+        while flow.clock.now() < end:
+            with contextlib.suppress(asyncio.CancelledError):
+                await flow.clock.sleep(end - flow.clock.now())
+
+    async with flow.test() as t:
+        job = await deaf.submit()
+        await t.advance(39)
+        before = await t.broker.show(job.id)
+        await t.advance(20)
+        after = await t.broker.show(job.id)
+
+        assert before is not None
+        assert before.lost == 0
+        assert after is not None
+        assert after.lost == 1
+        await t.advance(1_000)
+
+
 async def test_the_next_claim_of_a_job_whose_old_handler_goes_on_here_is_a_job_of_its_own() -> None:
     flow = make_flow()
     runs: list[int] = []
