@@ -18,11 +18,11 @@ from taskflow.core.outcome import Interrupted, Outcome, Rejected, Succeeded
 from taskflow.core.specs import Retry
 from taskflow.errors import ConfigError, PayloadError
 from taskflow.runtime import outcomes
-from taskflow.runtime.breakers import TurnedAway
+from taskflow.runtime.budgets import Budgets
 from taskflow.runtime.codec import Envelope, NewerEnvelope
 from taskflow.runtime.control import ControlFlow, Snooze
 from taskflow.runtime.current import CurrentJob
-from taskflow.runtime.settle import Ended, GateHold, Settler
+from taskflow.runtime.settle import Ended, GateHold, GateWord, Settler
 from taskflow.runtime.slot import CANCELLED, SHUTDOWN, TIMEOUT, Slot, Stopped
 from taskflow.runtime.threads import NoThread
 from taskflow.telemetry.context import job_context
@@ -58,7 +58,7 @@ class Walk:
     correlation_id: str
     started_at: float = 0.0
     policy: TaskPolicy | None = None
-    hold: GateHold | None = None
+    hold: GateHold | GateWord | None = None
     has_ended: bool = False
 
 
@@ -103,6 +103,7 @@ class Attempts:
         self._leases = leases
         self._settler = settler
         self._breakers = breakers
+        self._budgets = Budgets(clock, rng.random)
         self._threads = threads
         self._keep_bound = self._keep
         self.running: dict[tuple[str, int], Walk] = {}
@@ -148,9 +149,11 @@ class Attempts:
         if self._is_late(walk):
             return outcomes.overdue(claim.expire_reason)
         admitted = self._breakers.admit(claim, policy)
-        if isinstance(admitted, TurnedAway):
-            walk.hold = admitted.hold
-            return admitted.outcome
+        if isinstance(admitted, Rejected):
+            return admitted
+        if not admitted.is_probe and (denied := self._budgets.charge(claim, policy.retry)) is not None:
+            self._breakers.report(admitted, None, 0.0)
+            return denied
         return Ready(task, policy, envelope, admitted)
 
     def _unknown(self, claim: Claim) -> Outcome:
@@ -242,11 +245,11 @@ class Attempts:
         run_s = clock.now() - started_at
         if slot.stopped == TIMEOUT and isinstance(outcome, Succeeded):
             self._emit(events.TimeoutIgnored(claim.job_id, claim.task, claim.queue, run_s))
-        if (hold := self._breakers.report(admitted, outcome, run_s)) is not None:
-            walk.hold = hold
+        if (word := self._breakers.report(admitted, outcome, run_s)) is not None:
+            walk.hold = word
         error_record = getattr(outcome, "error", None)
         self._emit(events.AttemptEnded(claim, walk.correlation_id, outcomes.label(outcome), run_s, error_record))
-        self._end(walk, outcome)
+        self._end(walk, self._breakers.spared(admitted, outcome))
         if thread is not None:
             await self._let_go(thread, claim)
 

@@ -7,6 +7,7 @@ while the beats keep the claims alive. Whatever piles up during one round trip i
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from taskflow.brokers.base import Broker
     from taskflow.clock import Clock
     from taskflow.core.decision import Decision
+    from taskflow.core.gate import Gate, Trip, Word
     from taskflow.core.job import Claim
     from taskflow.runtime.calls import BrokerCalls
 
@@ -32,6 +34,13 @@ class GateHold(NamedTuple):
     reason: str
 
 
+class GateWord(NamedTuple):
+    """What a breaker has to tell its gate before the settlement that goes with it: as above."""
+
+    gate: str
+    change: Trip | Word
+
+
 class Ended(NamedTuple):
     """One job that ended here, and what its listeners will be told."""
 
@@ -39,7 +48,7 @@ class Ended(NamedTuple):
     decision: Decision
     correlation_id: str
     total_s: float
-    hold: GateHold | None = None
+    hold: GateHold | GateWord | None = None
 
 
 class Settler:
@@ -53,6 +62,7 @@ class Settler:
         emit: Callable[[events.Event], None],
         forget: Callable[[str, int], None],
         on_held: Callable[[], None],
+        on_word: Callable[[GateWord, Gate], None],
     ) -> None:
         self._broker = broker
         self._calls = calls
@@ -60,6 +70,8 @@ class Settler:
         self._emit = emit
         self._forget = forget
         self._on_held = on_held
+        self._on_word = on_word
+        self._words: deque[GateWord] = deque()
         self._holds: dict[str, GateHold] = {}  # gates that are to be closed, for the longest time that was asked for
         self._pending: list[Ended] = []
         self._telling: list[Ended] = []
@@ -73,14 +85,16 @@ class Settler:
 
     @property
     def is_holding(self) -> bool:
-        """Whether a gate is still to be closed: until then, no job that has one may be claimed."""
-        return bool(self._holds)
+        """Whether a gate is still to be told something: until then, no job that has one may be claimed."""
+        return bool(self._holds or self._words)
 
     def push(self, ended: Ended) -> None:
         """Settle this soon. Never waits."""
         self._pending.append(ended)
         hold = ended.hold
-        if hold is not None and (hold.gate not in self._holds or hold.for_s > self._holds[hold.gate].for_s):
+        if isinstance(hold, GateWord):
+            self._words.append(hold)
+        elif hold is not None and (hold.gate not in self._holds or hold.for_s > self._holds[hold.gate].for_s):
             self._holds[hold.gate] = hold
         if self._wake is not None:
             if not self._wake.done():
@@ -124,8 +138,8 @@ class Settler:
                 future.set_result(None)
 
     async def _tell(self, batch: list[Ended]) -> None:
-        if self._holds:
-            await self._close_gates()
+        if self._holds or self._words:
+            await self._tell_gates()
         settlements = [Settlement(e.claim.job_id, e.claim.token, e.decision) for e in batch]
         replies = await self._calls.until_heard("settle", lambda: self._broker.settle(settlements))
         emit, forget = self._emit, self._forget
@@ -137,8 +151,17 @@ class Settler:
             else:  # APPLIED, or ALREADY: an earlier try of this very batch got through and its reply was lost
                 emit(events.JobSettled(claim, ended.correlation_id, ended.decision, state, ended.total_s))
 
-    async def _close_gates(self) -> None:
-        """A gate that cannot be held is no reason to lose what became of jobs."""
+    async def _tell_gates(self) -> None:
+        """A gate that cannot be told is no reason to lose what became of jobs."""
+        while self._words:
+            word = self._words[0]
+            try:
+                answer = await self._calls.until_heard("gate", partial(self._broker.gate, *word))
+            except Exception as error:  # noqa: BLE001 - refused, or no broker translated it
+                self._calls.failed("gate", error, 0.0)
+            else:
+                self._on_word(word, answer)
+            self._words.popleft()
         while self._holds:
             hold = next(iter(self._holds.values()))
             gate, for_s, reason = hold
