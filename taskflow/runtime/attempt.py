@@ -152,7 +152,7 @@ class Attempts:
         if isinstance(admitted, Rejected):
             return admitted
         if not admitted.is_probe and (denied := self._budgets.charge(claim, policy.retry)) is not None:
-            self._breakers.report(admitted, None, 0.0)
+            self._breakers.give_back(admitted)
             return denied
         return Ready(task, policy, envelope, admitted)
 
@@ -206,7 +206,7 @@ class Attempts:
         task, policy, envelope, admitted = ready
         claim, slot, clock = walk.claim, walk.slot, self._clock
         if not task.is_async and (denied := await self._take_thread(walk)) is not None:
-            self._breakers.report(admitted, None, 0.0)
+            self._breakers.give_back(admitted)
             self._end(walk, denied)
             return
         started_at = clock.now()
@@ -245,11 +245,12 @@ class Attempts:
         run_s = clock.now() - started_at
         if slot.stopped == TIMEOUT and isinstance(outcome, Succeeded):
             self._emit(events.TimeoutIgnored(claim.job_id, claim.task, claim.queue, run_s))
-        if (word := self._breakers.report(admitted, outcome, run_s)) is not None:
-            walk.hold = word
+        judged = self._breakers.report(admitted, outcome, run_s)
+        if judged.word is not None:
+            walk.hold = judged.word
         error_record = getattr(outcome, "error", None)
         self._emit(events.AttemptEnded(claim, walk.correlation_id, outcomes.label(outcome), run_s, error_record))
-        self._end(walk, self._breakers.spared(admitted, outcome))
+        self._end(walk, judged.outcome)
         if thread is not None:
             await self._let_go(thread, claim)
 

@@ -7,6 +7,10 @@ while the gate is closed; what is claimed during a recovery is the gate's own to
 A job that was submitted before its breaker was declared does not have the gate. For those this worker's own breaker is
 all there is: it turns them away before they are counted as attempts, and sends a probe of its own.
 
+A few jobs may use up their attempts before their breaker has seen enough to trip. So a job that is about to fail for
+the last time, with an error of its dependency and where nothing but failures was seen, trips the gate instead, and
+waits with the others.
+
 State is bounded: the least recently used goes first, one that is not closed only if there is no other.
 """
 
@@ -50,6 +54,7 @@ class View:
     era: int = 0
     until: float = 0.0  # claims of an era before it are turned away until then: they were made before it tripped
     probed: int = 0  # the last era of which a probe was seen here
+    good_at: float = float("-inf")  # when a call last went well
 
     def begin(self, era: int, until: float = 0.0) -> None:
         """What was counted in another era is void."""
@@ -65,11 +70,19 @@ class Admitted(NamedTuple):
     recovery: Recovery | None = None  # while the gate recovers
     spec: CircuitBreaker | None = None
     era: int = 0
+    is_last: bool = False  # whether the job has failed before, and dies if it fails again
 
     @property
     def is_probe(self) -> bool:
         """Whether all that is known of the dependency hangs on this call."""
         return self.recovery is not None and self.recovery.ramp == 1
+
+
+class Judged(NamedTuple):
+    """The outcome for the job, and what its gate must hear first."""
+
+    outcome: Outcome
+    word: GateWord | None = None
 
 
 _FREE = Admitted()
@@ -103,41 +116,46 @@ class Breakers:
         if recovery is None or recovery.ramp is None:
             permit = view.breaker.admit(now=self._clock.now())
             assert isinstance(permit, Permit)  # it is replaced when it trips
-            return Admitted(view, permit, None, spec, era)
+            return Admitted(view, permit, None, spec, era, is_last=0 < claim.attempts >= policy.retry.attempts - 1)
         if recovery.ramp == 1 and view.probed != era:
             view.probed = era
             self._emit(events.BreakerMoved(spec.name, gate, BreakerState.HALF_OPEN))
         return Admitted(view, None, recovery, spec, era)
 
-    def report(self, admitted: Admitted, outcome: Outcome | None, run_s: float) -> GateWord | None:
-        """Take the outcome of what was admitted; None where there is none. Returns what the gate must hear first."""
-        view, permit, recovery, spec, era = admitted
-        if view is None or spec is None:
-            return None
+    def report(self, admitted: Admitted, outcome: Outcome, run_s: float) -> Judged:
+        """Take the outcome of what was admitted."""
+        view, permit, recovery, spec = admitted.view, admitted.permit, admitted.recovery, admitted.spec
         verdict, now = _verdict(outcome), self._clock.now()
+        if view is None or spec is None or verdict is Verdict.IGNORED:
+            self.give_back(admitted)
+            return Judged(outcome)
         if recovery is not None:
-            return self._judge(view, recovery, spec, verdict, run_s)
-        if permit is None or era != view.era:
-            return None  # it was made before the gate tripped
-        moved = view.breaker.report(permit, verdict, now=now, took_s=run_s)
-        if moved is None:
-            return None
+            is_good = verdict is Verdict.SUCCESS and (spec.slow_call is None or run_s < spec.slow_call)
+            if recovery.ramp == 1:
+                outcome = self._spared(outcome, open_for_s(recovery.failed + 1, spec))
+            return Judged(outcome, GateWord(view.gate, Word(recovery.era, self._word(), is_good, spec)))
+        assert permit is not None
         if not view.has_gate:
-            self._emit(events.BreakerMoved(spec.name, view.gate, moved.to))
-            return None
+            moved = view.breaker.report(permit, verdict, now=now, took_s=run_s)
+            if moved is not None:
+                self._emit(events.BreakerMoved(spec.name, view.gate, moved.to))
+            return Judged(self._spared(outcome, spec.open_for) if permit.probe else outcome)
+        if verdict is Verdict.SUCCESS:
+            view.good_at = now
+        is_all_bad = admitted.is_last and _is_broken(outcome) and now - view.good_at >= spec.window
+        if admitted.era != view.era:  # it was made before the gate tripped
+            return Judged(self._spared(outcome, spec.open_for) if is_all_bad else outcome)
+        moved = view.breaker.report(permit, verdict, now=now, took_s=run_s)
+        if moved is None and not is_all_bad:
+            return Judged(outcome)
         word = GateWord(view.gate, Trip(view.era, self._word(), spec))
-        view.begin(view.era + 1, now + moved.open_for_s)
-        return word
+        view.begin(view.era + 1, now + spec.open_for)
+        return Judged(self._spared(outcome, spec.open_for) if is_all_bad else outcome, word)
 
-    def spared(self, admitted: Admitted, outcome: Outcome) -> Outcome:
-        """The outcome for the job: a probe that failed is nobody's attempt, its job waits until others have probed."""
-        recovery, spec = admitted.recovery, admitted.spec
-        if isinstance(outcome, Failed) and _verdict(outcome) is Verdict.FAILURE and spec is not None:
-            if recovery is not None and recovery.ramp == 1:
-                return self._turned_away(open_for_s(recovery.failed + 1, spec), outcome.error)
-            if admitted.permit is not None and admitted.permit.probe:
-                return self._turned_away(spec.open_for, outcome.error)
-        return outcome
+    def give_back(self, admitted: Admitted) -> None:
+        """What was admitted was not made, or says nothing."""
+        if admitted.view is not None and admitted.permit is not None and not admitted.view.has_gate:
+            admitted.view.breaker.report(admitted.permit, Verdict.IGNORED, now=self._clock.now())
 
     def heard(self, told: GateWord, gate: Gate) -> None:
         """The gate as it is after a word of this worker. Whoever's word moved it announces that."""
@@ -155,16 +173,9 @@ class Breakers:
         elif gate.ramp is None:
             self._emit(events.BreakerMoved(spec.name, gate.name, BreakerState.CLOSED))
 
-    def _judge(
-        self, view: View, recovery: Recovery, spec: CircuitBreaker, verdict: Verdict, run_s: float
-    ) -> GateWord | None:
-        """The word of a call that was made while the gate recovers."""
-        if verdict is Verdict.IGNORED:
-            return None
-        is_good = verdict is Verdict.SUCCESS and (spec.slow_call is None or run_s < spec.slow_call)
-        if not is_good and recovery.ramp == 1 and recovery.era == view.era:
-            view.begin(recovery.era + 1, self._clock.now() + open_for_s(recovery.failed + 1, spec))
-        return GateWord(view.gate, Word(recovery.era, self._word(), is_good, spec))
+    def _spared(self, outcome: Outcome, wait_s: float) -> Outcome:
+        """The outcome for the job where its dependency is to blame: no attempt, it waits until others have probed."""
+        return self._turned_away(wait_s, outcome.error) if isinstance(outcome, Failed) else outcome
 
     def _admit_alone(self, view: View, spec: CircuitBreaker, lease_s: float) -> Admitted | Rejected:
         """As `admit`, by this worker's own breaker."""
@@ -204,7 +215,12 @@ class Breakers:
             del self._views[next(calm, oldest[0][0])]
 
 
-def _verdict(outcome: Outcome | None) -> Verdict:
+def _is_broken(outcome: Outcome) -> bool:
+    """Whether it is the dependency that failed, and not the job's data."""
+    return isinstance(outcome, Failed) and outcome.error.kind in {"transient", "timeout"}
+
+
+def _verdict(outcome: Outcome) -> Verdict:
     """What an outcome says about the dependency. Bad data, cancellation and shutdown say nothing."""
     match outcome:
         case Succeeded():

@@ -20,6 +20,7 @@ from taskflow.testing import TestFlow, VirtualClock
 from tests.runtime.made import heard, make_claim, make_flow
 
 if TYPE_CHECKING:
+    from taskflow.runtime.breakers import Judged
     from taskflow.runtime.settle import GateWord
 
 pytestmark = pytest.mark.anyio
@@ -171,17 +172,23 @@ class Bench:
         self.breakers = Breakers(self.clock, self.events.append, random.Random(seed))
         self.gates: dict[str, Gate] = {}
 
-    def admit(self, policy: TaskPolicy, gate: str = "smtp", *, of: Gate | None = None) -> Admitted | Rejected:
+    def admit(
+        self, policy: TaskPolicy, gate: str = "smtp", *, of: Gate | None = None, attempts: int = 0
+    ) -> Admitted | Rejected:
         """A claim through `gate` as it is, or as it was when it was `of`."""
         record = self.gates.get(gate, Gate(gate)) if of is None else of
-        return self.breakers.admit(make_claim(gates=(gate,), recoveries=recoveries_of([record])), policy)
+        claim = make_claim(gates=(gate,), recoveries=recoveries_of([record]), attempts=attempts)
+        return self.breakers.admit(claim, policy)
 
-    def report(self, admitted: Admitted | Rejected, outcome: Outcome | None, run_s: float = 0.1) -> GateWord | None:
+    def report(self, admitted: Admitted | Rejected, outcome: Outcome, run_s: float = 0.1) -> GateWord | None:
+        return self.judge(admitted, outcome, run_s).word
+
+    def judge(self, admitted: Admitted | Rejected, outcome: Outcome, run_s: float = 0.1) -> Judged:
         assert isinstance(admitted, Admitted)
-        word = self.breakers.report(admitted, outcome, run_s)
-        if word is not None:
-            self.tell(word)
-        return word
+        judged = self.breakers.report(admitted, outcome, run_s)
+        if judged.word is not None:
+            self.tell(judged.word)
+        return judged
 
     def tell(self, word: GateWord) -> None:
         before = self.gates.get(word.gate, Gate(word.gate))
@@ -261,10 +268,9 @@ def test_a_probe_that_failed_holds_the_gate_for_longer_and_is_nobodys_attempt() 
     bench.wait(10)
 
     probe = bench.admit(ONCE)
-    assert isinstance(probe, Admitted)
-    bench.report(probe, BROKEN)
-    outcome = bench.breakers.spared(probe, BROKEN)
+    outcome, _ = bench.judge(probe, BROKEN)
 
+    assert isinstance(probe, Admitted)
     assert probe.is_probe
     assert isinstance(outcome, Rejected)
     assert (outcome.reason, outcome.error, 20 <= outcome.retry_after_s <= 22) == ("circuit_open", BROKEN.error, True)
@@ -296,21 +302,20 @@ def test_a_failure_in_a_ramp_is_an_attempt_and_a_round_of_them_trips_the_gate() 
     bench.report(bench.admit(policy), DONE)
 
     first, second = bench.admit(policy), bench.admit(policy)
-    bench.report(first, BROKEN)
+    late = bench.gates["smtp"]
+    outcome, _ = bench.judge(first, BROKEN)
     after_one = bench.gates["smtp"]
     bench.report(second, BROKEN)
 
-    assert isinstance(first, Admitted)
-    assert bench.breakers.spared(first, BROKEN) is BROKEN
+    assert outcome is BROKEN
+    assert isinstance(bench.admit(policy, of=late), Rejected)
     assert (after_one.ramp, after_one.bad) == (2, 1)
     assert (bench.gates["smtp"].ramp, bench.gates["smtp"].failed) == (1, 2)
     assert bench.moves() == ["open", "half_open", "open"]
 
 
-@pytest.mark.parametrize(
-    "outcome", [None, Interrupted(), Interrupted(cancelled=True), Failed(BROKEN.error, retryable=False)]
-)
-def test_a_probe_that_says_nothing_of_its_dependency_changes_nothing(outcome: Outcome | None) -> None:
+@pytest.mark.parametrize("outcome", [Interrupted(), Interrupted(cancelled=True), Failed(BROKEN.error, retryable=False)])
+def test_a_probe_that_says_nothing_of_its_dependency_changes_nothing(outcome: Outcome) -> None:
     bench = Bench()
     bench.report(bench.admit(ONCE), BROKEN)
     bench.wait(10)
@@ -318,10 +323,8 @@ def test_a_probe_that_says_nothing_of_its_dependency_changes_nothing(outcome: Ou
 
     probe = bench.admit(ONCE)
 
-    assert bench.report(probe, outcome) is None
+    assert bench.judge(probe, outcome) == (outcome, None)
     assert bench.gates["smtp"] == before
-    assert isinstance(probe, Admitted)
-    assert outcome is None or bench.breakers.spared(probe, outcome) is outcome
 
 
 def test_a_probe_that_is_slow_is_a_bad_one_though_its_job_is_done() -> None:
@@ -330,11 +333,9 @@ def test_a_probe_that_is_slow_is_a_bad_one_though_its_job_is_done() -> None:
     bench.report(bench.admit(policy), BROKEN)
     bench.wait(10)
 
-    probe = bench.admit(policy)
-    bench.report(probe, DONE, run_s=3)
+    outcome, _ = bench.judge(bench.admit(policy), DONE, run_s=3)
 
-    assert isinstance(probe, Admitted)
-    assert bench.breakers.spared(probe, DONE) is DONE
+    assert outcome is DONE
     assert bench.gates["smtp"].failed == 2
 
 
@@ -374,13 +375,81 @@ def test_jobs_without_the_gate_are_turned_away_by_the_worker_alone() -> None:
     with_the_gate = bench.admit(ONCE)
 
     assert isinstance(turned, Rejected)
-    assert isinstance(probe, Admitted)
-    assert isinstance(bench.breakers.spared(probe, BROKEN), Rejected)
     assert isinstance(sibling, Rejected)
     assert isinstance(with_the_gate, Admitted)
-    assert bench.report(probe, DONE) is None
-    assert bench.moves() == ["open", "half_open", "closed"]
+    assert isinstance(bench.judge(probe, BROKEN).outcome, Rejected)
+    bench.wait(20)
+    assert bench.judge(bench.admit(ONCE, "other"), DONE) == (DONE, None)
+    assert bench.moves() == ["open", "half_open", "open", "half_open", "closed"]
     assert bench.gates == {}
+
+
+def test_a_probe_without_the_gate_that_never_started_gives_way() -> None:
+    bench = Bench()
+    bench.report(bench.admit(ONCE, "other"), BROKEN)
+    bench.wait(10)
+
+    probe = bench.admit(ONCE, "other")
+    assert isinstance(probe, Admitted)
+    bench.breakers.give_back(probe)
+
+    assert isinstance(bench.admit(ONCE, "other"), Admitted)
+
+
+# ---- a job that is about to die of its dependency ----
+
+THRICE = policy_of(Spec("smtp", consecutive=5, open_for=10))
+
+
+def test_the_last_attempt_of_a_lone_job_trips_the_gate_instead_of_killing_it() -> None:
+    bench = Bench()
+    bench.report(bench.admit(THRICE), BROKEN)
+
+    second, _ = bench.judge(bench.admit(THRICE, attempts=1), BROKEN)
+    third, word = bench.judge(bench.admit(THRICE, attempts=2), BROKEN)
+
+    assert second is BROKEN
+    assert isinstance(third, Rejected)
+    assert word is not None
+    assert bench.moves() == ["open"]
+
+
+def test_the_last_attempt_that_fails_after_the_gate_tripped_is_spared_too() -> None:
+    bench = Bench()
+    last = bench.admit(THRICE, attempts=2)
+    bench.report(bench.admit(ONCE), BROKEN)
+
+    outcome, word = bench.judge(last, BROKEN)
+
+    assert isinstance(outcome, Rejected)
+    assert word is None
+
+
+@pytest.mark.parametrize("kind", ["bad_data", "error"])
+def test_the_last_attempt_of_a_job_that_has_itself_to_blame_is_its_last(kind: str) -> None:
+    bench = Bench()
+    own_fault = Failed(ErrorRecord("KeyError", "no", kind))
+
+    assert bench.judge(bench.admit(THRICE, attempts=2), own_fault) == (own_fault, None)
+
+
+def test_the_last_attempt_is_the_last_where_others_have_come_through() -> None:
+    bench = Bench()
+    bench.report(bench.admit(THRICE), DONE)
+
+    soon = bench.judge(bench.admit(THRICE, attempts=2), BROKEN)
+    bench.wait(61)
+    later = bench.judge(bench.admit(THRICE, attempts=2), BROKEN)
+
+    assert soon == (BROKEN, None)
+    assert isinstance(later.outcome, Rejected)
+
+
+def test_a_job_that_has_one_attempt_only_has_one_attempt_only() -> None:
+    bench = Bench()
+    policy = resolve(Settings(), "task", {"breaker": Spec("smtp"), "retry": Retry(attempts=1)})
+
+    assert bench.judge(bench.admit(policy), BROKEN) == (BROKEN, None)
 
 
 def test_the_number_of_breakers_is_bounded_and_open_ones_go_last(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,5 +475,4 @@ def test_a_task_without_a_breaker_is_always_admitted() -> None:
     admitted = bench.admit(policy)
 
     assert admitted == Admitted()
-    assert bench.report(admitted, DONE) is None
-    assert bench.breakers.spared(Admitted(), BROKEN) is BROKEN
+    assert bench.judge(admitted, BROKEN) == (BROKEN, None)

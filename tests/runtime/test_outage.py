@@ -159,6 +159,24 @@ async def test_a_dependency_with_a_single_job_does_not_kill_it() -> None:
     await fleet.stop()
 
 
+async def test_a_lone_job_survives_though_its_breaker_has_seen_too_little_to_trip() -> None:
+    depends = Dependency(is_down=True)
+    fleet = fleet_of(depends)
+    await submit(fleet, send=1)
+    for _ in range(4):
+        await fleet.start(concurrency=10)
+
+    await fleet.clock.advance(120)
+    (info,) = await fleet.broker.jobs()
+    depends.is_down = False
+    await fleet.clock.advance(30)
+
+    assert info.attempts == 2
+    assert len(depends.calls) <= 3 + 120 // 20 + 2
+    assert await states(fleet) == {JobState.SUCCEEDED: 1}
+    await fleet.stop()
+
+
 async def test_waiting_for_a_dependency_is_bounded_by_the_longest_wait() -> None:
     depends = Dependency(is_down=True)
     fleet = fleet_of(depends, breaker=CircuitBreaker("smtp", consecutive=1), max_wait=100)
