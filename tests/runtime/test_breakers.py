@@ -136,6 +136,22 @@ async def test_timeouts_open_a_breaker_even_where_they_are_not_retried() -> None
     assert [event.to for event in moved] == ["open"]
 
 
+async def test_a_job_that_runs_out_of_its_own_deadline_says_nothing_about_the_dependency() -> None:
+    flow = make_flow()
+
+    @flow.task(timeout=30, deadline=5, breaker=CircuitBreaker("slow", consecutive=1))
+    async def send() -> None:
+        await flow.clock.sleep(60)
+
+    moved = heard(flow, events.BreakerMoved)
+    async with flow.test() as t:
+        job = await send.submit()
+        await t.advance(6)
+
+        assert await job.status() == "expired"
+    assert moved == []
+
+
 async def test_bulkheads_and_rates_hold_for_all_jobs_of_a_task() -> None:
     flow = make_flow()
     now = most = 0
@@ -207,6 +223,7 @@ def policy_of(spec: Spec, **override: Any) -> TaskPolicy:
     return resolve(settings, "task", {"breaker": spec})
 
 
+THRICE = policy_of(Spec("smtp", consecutive=5, open_for=10))
 ONCE = policy_of(Spec("smtp", consecutive=1, open_for=10, close_after=1))
 
 
@@ -339,6 +356,15 @@ def test_a_probe_that_is_slow_is_a_bad_one_though_its_job_is_done() -> None:
     assert bench.gates["smtp"].failed == 2
 
 
+def test_while_all_is_well_the_gate_hears_nothing() -> None:
+    bench = Bench()
+
+    words = [bench.report(bench.admit(THRICE), outcome) for outcome in [DONE, BROKEN, DONE, DONE] * 50]
+
+    assert words == [None] * 200
+    assert bench.events == []
+
+
 def test_a_release_by_a_person_forgets_what_was_counted() -> None:
     bench = Bench()
     policy = policy_of(Spec("smtp", consecutive=2, open_for=10))
@@ -397,8 +423,6 @@ def test_a_probe_without_the_gate_that_never_started_gives_way() -> None:
 
 
 # ---- a job that is about to die of its dependency ----
-
-THRICE = policy_of(Spec("smtp", consecutive=5, open_for=10))
 
 
 def test_the_last_attempt_of_a_lone_job_trips_the_gate_instead_of_killing_it() -> None:
