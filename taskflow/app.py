@@ -137,12 +137,14 @@ class TaskFlow:
             if not isinstance(policy, kind):
                 raise ConfigError(f"task {task_name!r}: {key}= takes a {kind.__name__}, got {policy!r}")
             if key == "retry":
-                continue
-            known = self._policies.setdefault((kind, policy.name), policy)
+                policy = policy.budget
+                if policy is None:
+                    continue
+            known = self._policies.setdefault((type(policy), policy.name), policy)
             if known != policy:
                 raise ConfigError(
-                    f"task {task_name!r}: {kind.__name__} {policy.name!r} is declared twice with different values: "
-                    f"{known} and {policy}. One name is one dependency: share one spec, or use two names"
+                    f"task {task_name!r}: {type(policy).__name__} {policy.name!r} is declared twice with different "
+                    f"values: {known} and {policy}. One name is one dependency: share one spec, or use two names"
                 )
 
     @property

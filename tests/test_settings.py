@@ -76,6 +76,8 @@ SAMPLES = {
     "TASKFLOW_TASKS__<TASK>__BULKHEAD__LIMIT": ("2", "2"),
     "TASKFLOW_TASKS__<TASK>__RATE__LIMIT": ("100/m", "100/m"),
     "TASKFLOW_TASKS__<TASK>__RATE__BURST": ("5", "5"),
+    "TASKFLOW_TASKS__<TASK>__RETRY__BUDGET__RATIO": ("0.1", "0.1"),
+    "TASKFLOW_TASKS__<TASK>__RETRY__BUDGET__CAP": ("20", "20"),
 }
 for _tail in TASK_LEAVES:
     _shared = env_name(_tail if len(_tail) > 1 else ("task", *_tail))

@@ -53,6 +53,8 @@ def test_precedence_leaf_by_leaf(path, tmp_path):
     def in_code(layer):
         if len(path) == 1:
             return {key: values[layer]}
+        if path[:2] == ("retry", "budget"):
+            return {"retry": Retry(budget=RetryBudget("gate", **{key: values[layer]}))}
         named = {} if path[0] == "retry" else {"name": "gate"}
         if path[0] == "rate":
             return {"rate": RateLimit(**named, **{"rate": "9/s", {"limit": "rate"}.get(key, key): values[layer]})}
@@ -69,11 +71,14 @@ def test_precedence_leaf_by_leaf(path, tmp_path):
         s = Settings.from_env(env)
         declared = in_code("decorator") if "decorator" in present else {}
         options = in_code("options") if "options" in present else {}
-        if path[0] in ("breaker", "rate") and not (declared or options):
+        if (path[0] in ("breaker", "rate") or "budget" in path) and not (declared or options):
             declared = {"breaker": CircuitBreaker("gate"), "rate": RateLimit("gate", "9/s")}
+            declared["retry"] = Retry(budget=RetryBudget("gate")) if "budget" in path else None
         policy = resolve(s, "send_mail", declared, options)
         said = {leaf.name: leaf for leaf in explain(s, "send_mail", declared, options)}[".".join(path)]
-        part = policy if len(path) == 1 else getattr(policy, path[0])
+        part = policy
+        for step in path[:-1]:
+            part = getattr(part, step)
         attribute = path[-1] if len(path) == 1 else {"limit": "rate"}.get(key, key) if path[0] == "rate" else key
         return getattr(part, attribute), said.source
 
@@ -90,7 +95,7 @@ def test_precedence_leaf_by_leaf(path, tmp_path):
                 "env file": f"env file: {env_name(section)}",
             }[layer]
         )
-    if path[0] != "bulkhead" and path != ("rate", "limit"):
+    if path[0] != "bulkhead" and path != ("rate", "limit") and "budget" not in path:
         assert effective([])[1] == "default"
 
 
@@ -152,9 +157,27 @@ def test_a_carried_retry_that_is_none_is_refused(carried):
         TaskDef("t", _nothing, {}).policy(Settings(), {"retry": carried})
 
 
-def test_a_retry_budget_is_refused_while_tasks_know_none():
-    with pytest.raises(ConfigError, match=r"task 'send': Retry\(budget=\) .* yet"):
-        TaskFlow().task(name="send", retry=Retry(budget=RetryBudget("api")))(_nothing)
+def test_a_retry_budget_is_the_tasks_own_with_what_the_environment_says():
+    budget = RetryBudget("api", ratio=0.5, cap=20)
+    declared = {"retry": Retry(budget=budget)}
+    tuned = Settings.from_env(_env(TASKS__SEND__RETRY__BUDGET__RATIO="0.1"))
+
+    assert resolve(Settings(), "send", declared).retry.budget == budget
+    assert resolve(tuned, "send", declared).retry.budget == RetryBudget("api", ratio=0.1, cap=20)
+    assert resolve(tuned, "send", {}).retry.budget == RetryBudget("send", ratio=0.1, cap=10)
+    assert resolve(tuned, "other", {}).retry.budget is None
+    shown = {leaf.name: (leaf.value, leaf.source) for leaf in explain(tuned, "send", declared)}
+    assert shown["retry.budget.ratio"] == ("0.1", "environment: TASKFLOW_TASKS__SEND__RETRY__BUDGET__RATIO")
+    assert shown["retry.budget.cap"] == ("20", "decorator")
+
+
+def test_one_retry_budget_with_two_different_specs_is_refused():
+    flow = TaskFlow()
+    flow.task(name="a", retry=Retry(budget=RetryBudget("api")))(_nothing)
+    flow.task(name="b", retry=Retry(budget=RetryBudget("api")))(_nothing)
+
+    with pytest.raises(ConfigError, match="RetryBudget 'api' is declared twice"):
+        flow.task(name="c", retry=Retry(budget=RetryBudget("api", ratio=1)))(_nothing)
 
 
 def test_none_in_code_counts_as_not_said():
@@ -281,6 +304,7 @@ def test_an_override_that_contradicts_a_spec_names_its_variables():
 
 def test_explain_tells_each_leaf_once_with_the_variable_that_overrides_it():
     declared = {"breaker": CircuitBreaker("smtp"), "bulkhead": Bulkhead("smtp", 3), "rate": RateLimit("smtp", "1/s")}
+    declared["retry"] = Retry(budget=RetryBudget("smtp"))
 
     leaves = explain(Settings(), "mail.send", declared)
 

@@ -18,7 +18,7 @@ from taskflow.core.outcome import Interrupted, Outcome, Rejected, Succeeded
 from taskflow.core.specs import Retry
 from taskflow.errors import ConfigError, PayloadError
 from taskflow.runtime import outcomes
-from taskflow.runtime.breakers import TurnedAway
+from taskflow.runtime.budgets import Budgets
 from taskflow.runtime.codec import NewerEnvelope
 from taskflow.runtime.control import ControlFlow, Snooze
 from taskflow.runtime.leases import OVERTIME_S
@@ -86,6 +86,7 @@ class Attempts:
         self._leases = leases
         self._settler = settler
         self._breakers = breakers
+        self._budgets = Budgets(clock, rng.random)
         self._threads = threads
         self._is_watched = is_watched
         self._notebook = Notebook(self._keep, clock)
@@ -129,11 +130,15 @@ class Attempts:
             return outcomes.overdue(claim.expire_reason)
         if policy.breaker is not None:
             admitted = self._breakers.admit(claim, policy)
-            if isinstance(admitted, TurnedAway):
-                walk.hold = admitted.hold
-                return admitted.outcome
+            if isinstance(admitted, Rejected):
+                return admitted
             walk.admitted = admitted
-        return None
+        if policy.retry.budget is None or (walk.admitted is not None and walk.admitted.is_probe):
+            return None
+        denied = self._budgets.charge(claim, policy.retry)
+        if denied is not None and walk.admitted is not None:
+            self._breakers.give_back(walk.admitted)
+        return denied
 
     def _unknown(self, claim: Claim) -> Outcome:
         """A task that this process does not know waits for the deploy that does, ever longer."""
@@ -187,7 +192,7 @@ class Attempts:
             assert policy is not None
             if not task.is_async and (denied := await self._take_thread(walk)) is not None:
                 if walk.admitted is not None:
-                    self._breakers.report(walk.admitted, None, 0.0)
+                    self._breakers.give_back(walk.admitted)
                 self._end(walk, denied, self._clock.now())
                 return
             before = self._begin(walk, policy)
@@ -244,8 +249,10 @@ class Attempts:
                 self._emit(events.TimeoutIgnored(claim.job_id, claim.task, claim.queue, run_s))
         else:
             walk.outcome, walk.error = outcomes.label(outcome), getattr(outcome, "error", None)
-        if walk.admitted is not None and (hold := self._breakers.report(walk.admitted, outcome, run_s)) is not None:
-            walk.hold = hold
+        if walk.admitted is not None:
+            judged = self._breakers.report(walk.admitted, outcome, run_s)
+            walk.hold = judged.word or walk.hold
+            outcome = judged.outcome
         self._end(walk, outcome, now, was_run=True)
 
     def _outcome_of(self, walk: Walk, policy: TaskPolicy, error: Exception) -> Outcome:

@@ -8,18 +8,21 @@ are told goes by batches, too.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING
 
 from taskflow.brokers.base import Settled, Settlement
 from taskflow.core import events
 from taskflow.core.gate import Hold
+from taskflow.runtime.walk import GateWord
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from taskflow.brokers.base import Broker
     from taskflow.clock import Clock
+    from taskflow.core.gate import Gate
     from taskflow.runtime.calls import BrokerCalls
     from taskflow.runtime.walk import GateHold, Walk
 
@@ -38,6 +41,7 @@ class Settler:
         emit: Callable[[events.Event], None],
         forget: Callable[[Walk], None],
         on_held: Callable[[], None],
+        on_word: Callable[[GateWord, Gate], None],
     ) -> None:
         self._broker = broker
         self._calls = calls
@@ -45,6 +49,8 @@ class Settler:
         self._emit = emit
         self._forget = forget
         self._on_held = on_held
+        self._on_word = on_word
+        self._words: deque[GateWord] = deque()
         self._holds: dict[str, GateHold] = {}  # gates that are to be closed, for the longest time that was asked for
         self._started: list[Walk] = []  # handlers that the listeners have not heard of
         self._ended: list[Walk] = []
@@ -60,8 +66,8 @@ class Settler:
 
     @property
     def is_holding(self) -> bool:
-        """Whether a gate is still to be closed: until then, no job that has one may be claimed."""
-        return bool(self._holds)
+        """Whether a gate is still to be told something: until then, no job that has one may be claimed."""
+        return bool(self._holds or self._words)
 
     def started(self, walk: Walk) -> None:
         """Its handler is about to run. The listeners hear of it within a turn of the loop, or a tick."""
@@ -75,7 +81,9 @@ class Settler:
             self._ended.append(walk)
         self._pending.append(walk)
         hold = walk.hold
-        if hold is not None and (hold.gate not in self._holds or hold.for_s > self._holds[hold.gate].for_s):
+        if isinstance(hold, GateWord):
+            self._words.append(hold)
+        elif hold is not None and (hold.gate not in self._holds or hold.for_s > self._holds[hold.gate].for_s):
             self._holds[hold.gate] = hold
         if self._wake is not None:
             self._wake_up(self._wake)
@@ -133,8 +141,8 @@ class Settler:
                 future.set_result(None)
 
     async def _tell(self, batch: list[Walk]) -> None:
-        if self._holds:
-            await self._close_gates()
+        if self._holds or self._words:
+            await self._tell_gates()
         new = tuple.__new__  # the constructor of a NamedTuple is one more call
         settlements = [new(Settlement, (w.claim.job_id, w.claim.token, w.decision)) for w in batch]
         replies = await self._calls.until_heard("settle", lambda: self._broker.settle(settlements))
@@ -151,8 +159,17 @@ class Settler:
         if settled:
             self._emit(events.JobsSettled(settled))
 
-    async def _close_gates(self) -> None:
-        """A gate that cannot be held is no reason to lose what became of jobs."""
+    async def _tell_gates(self) -> None:
+        """A gate that cannot be told is no reason to lose what became of jobs."""
+        while self._words:
+            word = self._words[0]
+            try:
+                answer = await self._calls.until_heard("gate", partial(self._broker.gate, *word))
+            except Exception as error:  # noqa: BLE001 - refused, or no broker translated it
+                self._calls.failed("gate", error, 0.0)
+            else:
+                self._on_word(word, answer)
+            self._words.popleft()
         while self._holds:
             hold = next(iter(self._holds.values()))
             gate, for_s, reason = hold

@@ -41,11 +41,6 @@ class TaskDef:
             raise ConfigError(f"a task's name must be printable and without '__', got {self.name!r}")
         if inspect.isgeneratorfunction(self.fn) or inspect.isasyncgenfunction(self.fn):
             raise ConfigError(f"task {self.name!r}: {self.fn!r} is a generator; a task returns one result")
-        if isinstance(retry := self.declared.get("retry"), specs.Retry) and retry.budget is not None:
-            raise ConfigError(
-                f"task {self.name!r}: Retry(budget=) does not exist for tasks yet: budgets come with the policies for "
-                "any awaitable; leave it out"
-            )
         self.codec = Codec(self.name, self.fn)
         self.is_async = is_async(self.fn)
         self.start = self.codec.by_name(self.fn)

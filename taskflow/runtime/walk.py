@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from taskflow.brokers.base import Note, Settled
     from taskflow.clock import Clock
     from taskflow.core.decision import Decision
+    from taskflow.core.gate import Trip, Word
     from taskflow.core.job import Claim, JobState
     from taskflow.core.outcome import ErrorRecord
     from taskflow.runtime.breakers import Admitted
@@ -31,6 +32,13 @@ class GateHold(NamedTuple):
     gate: str
     for_s: float
     reason: str
+
+
+class GateWord(NamedTuple):
+    """What a breaker has to tell its gate before the settlement that goes with it: as above."""
+
+    gate: str
+    change: Trip | Word
 
 
 class Notebook(NamedTuple):
@@ -94,7 +102,7 @@ class Walk:
         self.traceparent: str | None = None
         self.policy: TaskPolicy | None = None
         self.admitted: Admitted | None = None
-        self.hold: GateHold | None = None
+        self.hold: GateHold | GateWord | None = None
         self.has_ended = False  # its end is with the settler
 
     # What log lines ask of the job in whose handler they are written (`telemetry.context.JobContext`).

@@ -109,7 +109,8 @@ class Worker:
             on_cancel=self._on_cancel,
             on_distrust=self._on_distrust,
         )
-        self._settler = Settler(parts.broker, calls, clock, emit, self._leases.drop, self._ask_again)
+        breakers = Breakers(clock, emit, parts.rng)
+        self._settler = Settler(parts.broker, calls, clock, emit, self._leases.drop, self._ask_again, breakers.heard)
         self._threads = ThreadSlots(parts.threads)
         self._attempts = Attempts(
             broker=parts.broker,
@@ -121,7 +122,7 @@ class Worker:
             emit=emit,
             leases=self._leases,
             settler=self._settler,
-            breakers=Breakers(clock, emit, parts.rng.random),
+            breakers=breakers,
             threads=self._threads,
             is_watched=partial(parts.bus.wants, events.AttemptStarted),
         )

@@ -341,10 +341,28 @@ class RateOverride(Section):
             raise ValueError from None
 
 
+class BudgetOverride(Section):
+    """The retry budget of one task."""
+
+    ratio: float | None = leaf(
+        None,
+        "Retries may add this share of the first attempts' load; makes a budget named after the task if it has none.",
+        ge=0,
+        le=1_000,
+    )
+    cap: float | None = leaf(None, "Retries that are saved up at most.", ge=1, le=1_000_000)
+
+
+class RetryOverride(RetrySettings):
+    """The retries of one task."""
+
+    budget: BudgetOverride = BudgetOverride()
+
+
 class TaskOverride(TaskSettings):
     """What the environment says about one task. Only what was set counts (`model_fields_set`), not the defaults."""
 
-    retry: RetrySettings = RetrySettings()
+    retry: RetryOverride = RetryOverride()
     breaker: BreakerSettings = BreakerSettings()
     bulkhead: BulkheadOverride = BulkheadOverride()
     rate: RateOverride = RateOverride()

@@ -78,7 +78,7 @@ def unknown_tasks(settings: Settings, known: Iterable[str]) -> list[Misspelt]:
 
 
 _DEFAULT = specs.Retry()
-_Spec = TypeVar("_Spec", specs.Retry, specs.CircuitBreaker, specs.Bulkhead, specs.RateLimit)
+_Spec = TypeVar("_Spec", specs.Retry, specs.RetryBudget, specs.CircuitBreaker, specs.Bulkhead, specs.RateLimit)
 
 
 class _Resolution:
@@ -170,7 +170,20 @@ class _Resolution:
             said = [(source, getattr(spec, key)) for source, spec in given if key in spec.said]
             source, values[key] = said[0] if said else ("default", getattr(_DEFAULT, key))
             self._decide(f"retry.{key}", _class_names(values[key]), source)
+        values["budget"] = self._budget(given)
         return self._build("retry", specs.Retry, values)
+
+    def _budget(self, given: list[tuple[str, specs.Retry]]) -> specs.RetryBudget | None:
+        found = [(source, spec.budget) for source, spec in given if spec.budget is not None]
+        if not found and not self.override.retry.budget.model_fields_set:
+            return None
+        source, spec = found[0] if found else ("the task's name", specs.RetryBudget(self.name))
+        self._decide("retry.budget.name", spec.name, source)
+        values: dict[str, Any] = {"name": spec.name}
+        for key in ("ratio", "cap"):
+            said = [(source, getattr(spec, key))] if found else []
+            values[key] = self._pick(None, ("retry", "budget", key), said, getattr(spec, key))
+        return self._build("retry", specs.RetryBudget, values)
 
     def _breaker(self) -> specs.CircuitBreaker | None:
         given = self._in_code("breaker", specs.CircuitBreaker)

@@ -22,6 +22,7 @@ SNOOZE_REASONS = (
     "queue_full",
     "rejected",
     "threads_busy",
+    "retry_budget",
     "unknown_task",
     OTHER,
 )
@@ -108,7 +109,7 @@ CATALOGUE: dict[str, Family] = {
     "taskflow_limiter_in_use": Family("gauge", "Live claims of a bulkhead, over all workers and lanes.", ("limiter",)),
     "taskflow_limiter_limit": Family("gauge", "Most live claims of a bulkhead; +Inf for none.", ("limiter",)),
     "taskflow_breaker_state": Family(
-        "gauge", "1 for the state of a circuit breaker in this worker; the worst of its lanes.", ("breaker", "state")
+        "gauge", "1 for the state of a circuit breaker, of all workers; the worst of its lanes.", ("breaker", "state")
     ),
     "taskflow_gates_held": Family("gauge", "Gates that are closed now, as far as this worker knows."),
     "taskflow_abandoned_threads": Family("gauge", "Threads of sync handlers that ran out of time and go on."),

@@ -427,17 +427,23 @@ class Metrics:
         """Keep what the broker says of its gates. `now` is the broker's clock, by which gates are held."""
         in_use: dict[str, int] = {}
         held: dict[str, float] = {}
+        breakers: dict[str, dict[str, str]] = {name: {} for name in self._breakers}
         for record in records:
             name = gates.family(record.name)
             in_use[name] = in_use.get(name, 0) + record.live
             if record.held_until > now and len(held) < _MOST_GATES:
                 held[record.name] = self._now() + record.held_until - now
+            if record.ramp is not None and name in breakers and len(breakers[name]) < _MOST_GATES:
+                breakers[name][record.name] = gates.state_of(record, now=now)
             if record.name == name and (name,) in self._numbers["taskflow_limiter_limit"]:
                 limit = gates.limit_of(record)
                 self._numbers["taskflow_limiter_limit"][name,] = math.inf if limit is None else limit
         for (limiter,) in self._numbers["taskflow_limiter_in_use"]:
             self._numbers["taskflow_limiter_in_use"][limiter,] = in_use.get(limiter, 0)
         self._held = held
+        self._breakers = breakers
+        for breaker in breakers:
+            self._show_breaker(breaker)
 
     def observe_loop_lag(self, lag_s: float) -> None:
         """Count by how much the event loop was late."""

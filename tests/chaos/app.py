@@ -7,7 +7,7 @@ import os
 import signal
 import time
 
-from taskflow import Retry, TaskFlow, current_job
+from taskflow import CircuitBreaker, Retry, TaskFlow, current_job
 
 flow = TaskFlow()
 
@@ -43,3 +43,17 @@ async def flaky(number: int) -> int:
         raise OSError("the first attempt fails")
     write("end", number)
     return number
+
+
+@flow.task(
+    breaker=CircuitBreaker("ledger", consecutive=3, open_for=1.5, max_open_for=1.5),
+    retry=Retry(attempts=4, base=0.05),
+)
+async def needs(number: int) -> None:
+    """Needs what is down while the ledger has a file `.down` beside it."""
+    write("call", number)
+    await asyncio.sleep(0.05)
+    is_down = os.path.exists(f"{os.environ['CHAOS_LEDGER']}.down")  # noqa: ASYNC240, PTH110 - a moment
+    write("refused" if is_down else "served", number)
+    if is_down:
+        raise OSError("it is down")

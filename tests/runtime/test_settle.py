@@ -13,11 +13,13 @@ from taskflow.brokers.base import ClaimRequest, Retention, Settlement, SettleRep
 from taskflow.brokers.memory import MemoryBroker
 from taskflow.core import events
 from taskflow.core.decision import Complete, Decision, Snooze
+from taskflow.core.gate import Gate, Trip, Word
 from taskflow.core.job import Claim, JobState
+from taskflow.core.specs import CircuitBreaker
 from taskflow.errors import BrokerError
 from taskflow.runtime.calls import BrokerCalls
 from taskflow.runtime.settle import Settler
-from taskflow.runtime.walk import GateHold, Walk
+from taskflow.runtime.walk import GateHold, GateWord, Walk
 from taskflow.testing import Faults, VirtualClock, all_blocked
 from tests.runtime.made import put
 
@@ -37,11 +39,17 @@ class Bench:
         broker = self.faults if broker is None else broker(self.memory)
         calls = BrokerCalls(self.clock, rng, self.events.append)
         self.held_again = 0
-        self.settler = Settler(broker, calls, self.clock, self.events.append, self._forget, self._on_held)
+        self.heard: list[tuple[GateWord, Gate]] = []
+        self.settler = Settler(
+            broker, calls, self.clock, self.events.append, self._forget, self._on_held, self._on_word
+        )
         self.task = asyncio.create_task(self.settler.run())
 
     def _on_held(self) -> None:
         self.held_again += 1
+
+    def _on_word(self, word: GateWord, gate: Gate) -> None:
+        self.heard.append((word, gate))
 
     def _forget(self, walk: Walk) -> None:
         self.held.pop(walk.claim.job_id, None)
@@ -52,7 +60,7 @@ class Bench:
         self.held.update((claim.job_id, claim.token) for claim in claims)
         return claims
 
-    def end(self, claim: Claim, decision: Decision | None = None, hold: GateHold | None = None) -> None:
+    def end(self, claim: Claim, decision: Decision | None = None, hold: GateHold | GateWord | None = None) -> None:
         walk = Walk(claim, 0.0)
         walk.decision, walk.total_s, walk.hold = decision or Complete(), 0.0, hold
         self.settler.push(walk)
@@ -183,7 +191,29 @@ async def test_a_gate_is_held_before_the_jobs_that_say_so_are_back_in_their_queu
     await bench.stop()
 
 
-async def test_a_gate_that_cannot_be_held_is_no_reason_to_lose_the_settlement() -> None:
+async def test_a_breakers_word_is_heard_before_the_claim_that_it_is_about_makes_room_for_another() -> None:
+    bench = Bench()
+    spec = CircuitBreaker("smtp", open_for=10)
+    first, second = await bench.claim("a", "b", gates=("smtp",))
+    bench.faults.lose_reply("gate")
+
+    bench.end(first, Snooze(0.0, "circuit_open"), GateWord("smtp", Trip(0, 1, spec)))
+    is_holding = bench.settler.is_holding
+    bench.end(second, Snooze(0.0, "circuit_open"), GateWord("smtp", Word(1, 2, is_good=False, spec=spec)))
+    await all_blocked()
+    await bench.clock.advance(5)
+    siblings = await bench.memory.claim(ClaimRequest("w", ("default",), 100, 100, 1, 10.0))
+
+    assert (is_holding, bench.settler.is_holding) == (True, False)
+    assert siblings == []
+    assert [(word.change.word, gate.era, gate.failed) for word, gate in bench.heard] == [(1, 1, 1), (2, 2, 2)]
+    await bench.stop()
+
+
+@pytest.mark.parametrize(
+    "word", [GateHold("smtp", 5.0, "open"), GateWord("smtp", Trip(0, 1, CircuitBreaker("smtp")))], ids=["hold", "word"]
+)
+async def test_a_gate_that_cannot_be_told_is_no_reason_to_lose_the_settlement(word: GateHold | GateWord) -> None:
     class NoGates(Faults):
         async def gate(self, *_args: object) -> None:
             raise BrokerError("no gates here")
@@ -191,11 +221,12 @@ async def test_a_gate_that_cannot_be_held_is_no_reason_to_lose_the_settlement() 
     bench = Bench(NoGates)
     (claim,) = await bench.claim("a")
 
-    bench.end(claim, None, GateHold("smtp", 5.0, "open"))
+    bench.end(claim, None, word)
     await all_blocked()
 
     assert await bench.states("a") == [JobState.SUCCEEDED]
     assert len(bench.said(events.BrokerFailed)) == 1
+    assert not bench.settler.is_holding
     await bench.stop()
 
 

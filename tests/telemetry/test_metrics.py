@@ -409,6 +409,23 @@ def test_the_brokers_gates_show_use_limit_and_holds(metrics: Metrics) -> None:
     assert value(metrics, "taskflow_gates_held") == 1
 
 
+def test_a_breaker_shows_the_state_that_the_brokers_gates_have(metrics: Metrics, bus: Bus) -> None:
+    emit(bus, events.BreakerMoved("smtp", "smtp", "open"))
+    seen = []
+    for gates in (
+        [Gate("smtp", ramp=1, era=1, held_until=150.0)],
+        [Gate("smtp", ramp=1, era=1, held_until=99.0), Gate("nobody-declared-it", ramp=1, era=1)],
+        [Gate("smtp", ramp=8, era=1), Gate("smtp/a", ramp=1, era=1, held_until=101.0)],
+        [Gate("smtp", era=1, held_until=150.0)],
+        [],
+    ):
+        metrics.sample_gates(gates, now=100.0)
+        seen.append(breaker_state(metrics))
+
+    assert seen == ["open", "half_open", "open", "closed", "closed"]
+    assert value(metrics, "taskflow_breaker_transitions_total", breaker="smtp", to="open") == 1
+
+
 def test_a_mere_rate_has_no_limit_of_live_claims(metrics: Metrics) -> None:
     metrics.declare({}, {}, limiters={"api": None})
 
