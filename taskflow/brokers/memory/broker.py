@@ -40,6 +40,7 @@ from taskflow.brokers.base import (
     SettleReply,
     SyncBeat,
 )
+from taskflow.brokers.memory.expiries import Expiries
 from taskflow.brokers.memory.lanes import GateLine, Holder, Lane, Left, Queue, Ring, Row, late, matching, order, resolve
 from taskflow.clock import Clock, LoopClock
 from taskflow.core import gate as gating
@@ -51,8 +52,6 @@ from taskflow.errors import BrokerError, JobNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-_SWEEP_FROM = 64  # ended rows in a container, below which sweeping is not worth it
 
 _READY, _SCHEDULED, _RUNNING, _DEAD = JobState.READY, JobState.SCHEDULED, JobState.RUNNING, JobState.DEAD
 _NEW, _APPLIED = Accepted.NEW, Settled.APPLIED  # an enum's member costs as much as a call on Python 3.11
@@ -82,8 +81,7 @@ class MemoryBroker:
         self._token = 0
         self._openings: list[tuple[float, int, GateLine]] = []  # heap: when gates with waiting lanes may open
         self._openings_made = 0
-        self._expiries: list[tuple[float, int, Row]] = []  # heap: when jobs expire
-        self._ended = 0  # rows that ended since the heap of expiries was swept
+        self._expiries = Expiries()
         self._waiters: dict[str, set[asyncio.Future[Final | None]]] = {}  # job id → who waits for it to be final
         # What `reclaim` prunes, in the order in which it ended: job id → row.
         self._results: OrderedDict[str, Row] = OrderedDict()
@@ -386,15 +384,14 @@ class MemoryBroker:
         self._submitted = seq = self._submitted + 1
         due_at = now + delay_s if delay_s > 0 else now
         state = _READY if due_at <= now else _SCHEDULED
-        expires_at = due_at + expires_s
-        row = Row(job, queue, seq, state, now, due_at, due_at, expires_at, due_at)
+        row = Row(job, queue, seq, state, now, due_at, due_at, due_at + expires_s, due_at)
         self._rows[job_id] = row
         queue.had_jobs = True
         if key is not None:
             self._keys[task, key] = job_id
         if batch:
             self._batches.add(batch)
-        heapq.heappush(self._expiries, (expires_at, seq, row))
+        self._expiries.add(row)
         queue.count[state] += 1
         for gate in gates:
             self._gate(gate).add_queued(queue, 1)
@@ -678,8 +675,8 @@ class MemoryBroker:
             row.due_at = now + max(0.0, delay_s)
             if delay_s <= 0:
                 self._move(row, "due")
-        if row.expires_at <= now:  # it passed while the job ran, and left the heap then
-            heapq.heappush(self._expiries, (row.expires_at, row.seq, row))
+        if row.expires_at <= now:  # it passed while the job ran
+            self._expiries.add(row)
         self._place(row)
 
     def _complete(self, row: Row, result: bytes | None, now: float) -> None:
@@ -702,7 +699,6 @@ class MemoryBroker:
     def _close(self, row: Row, now: float) -> None:
         """The row is final: its key is free, whoever waits for it hears."""
         row.finished_at = now
-        self._ended += 1
         job = row.job
         if job.key is not None:
             self._keys.pop((job.task, job.key), None)
@@ -752,8 +748,7 @@ class MemoryBroker:
         row.finished_at = None
         row.cancel_requested = False
         row.reason = ""
-        self._ended -= 1
-        heapq.heappush(self._expiries, (row.expires_at, row.seq, row))
+        self._expiries.add(row)
         self._place(row)
         return Retried.READY
 
@@ -777,15 +772,9 @@ class MemoryBroker:
         self._free(freed)
 
     def _expire_overdue(self, most: int, now: float, moved: list[Reclaimed]) -> None:
-        if self._ended > _SWEEP_FROM and self._ended * 2 > len(self._expiries):
-            self._expiries = [entry for entry in self._expiries if entry[2].finished_at is None]
-            heapq.heapify(self._expiries)
-            self._ended = 0
-        while self._expiries and self._expiries[0][0] <= now and len(moved) < most:
-            expires_at, _, row = heapq.heappop(self._expiries)
-            if row.finished_at is not None:
-                self._ended -= 1
-            elif row.state is not _RUNNING and row.expires_at == expires_at:
+        self._expiries.sweep(sum(queue.bounded() + queue.count[_RUNNING] for queue in self._queues.values()))
+        for row in self._expiries.take_due(now, max(0, most - len(moved))):
+            if row.finished_at is None and row.state is not _RUNNING and row.expires_at <= now:
                 row.reason = row.job.expire_reason
                 self._leave_line(row, "expire", now)
                 moved.append(row.reclaimed(row.reason))
