@@ -208,6 +208,16 @@ class ThreadAbandoned:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessDied:
+    """The child process of a sync handler ended in the middle of its job. `how`: the signal, or the exit code."""
+
+    job_id: str
+    task: str
+    queue: str
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
 class TimeoutIgnored:
     """An async handler swallowed its cancellation, and ended by itself after `ran_s`."""
 
@@ -264,6 +274,7 @@ Event = (
     | WorkerStopped
     | LeaseLost
     | ThreadAbandoned
+    | ProcessDied
     | TimeoutIgnored
     | LoopStalled
     | GateHeld

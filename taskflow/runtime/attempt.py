@@ -22,6 +22,7 @@ from taskflow.runtime.breakers import TurnedAway
 from taskflow.runtime.codec import Envelope, NewerEnvelope
 from taskflow.runtime.control import ControlFlow, Snooze
 from taskflow.runtime.current import CurrentJob
+from taskflow.runtime.processes import NoProcess
 from taskflow.runtime.settle import Ended, GateHold, Settler
 from taskflow.runtime.slot import CANCELLED, SHUTDOWN, TIMEOUT, Slot, Stopped
 from taskflow.runtime.threads import NoThread
@@ -36,14 +37,17 @@ if TYPE_CHECKING:
     from taskflow.core.job import Claim
     from taskflow.runtime.breakers import Admitted, Breakers
     from taskflow.runtime.calls import BrokerCalls
+    from taskflow.runtime.importing import Where
     from taskflow.runtime.leases import Leases
+    from taskflow.runtime.places import Places
+    from taskflow.runtime.processes import Child, Processes
     from taskflow.runtime.task import TaskDef
     from taskflow.runtime.threads import ThreadSlots
     from taskflow.settings import Settings
     from taskflow.settings.tuning import TaskPolicy
 
 _UNKNOWN_FIRST_S, _UNKNOWN_MOST_S = 5.0, 300.0
-_NO_THREAD_S = 5.0
+_NO_PLACE_S = 5.0
 _LONGEST_HOLD_S = 86_400.0  # what one answer of a third party may close a gate for
 _NO_POLICY = Retry()  # for what goes wrong before the task's own is known
 
@@ -59,6 +63,7 @@ class Walk:
     started_at: float = 0.0
     policy: TaskPolicy | None = None
     hold: GateHold | None = None
+    child: Child | None = None  # the process that was taken for it
     has_ended: bool = False
 
 
@@ -91,6 +96,7 @@ class Attempts:
         settler: Settler,
         breakers: Breakers,
         threads: ThreadSlots,
+        processes: Processes,
     ) -> None:
         self._broker = broker
         self._calls = calls
@@ -104,6 +110,7 @@ class Attempts:
         self._settler = settler
         self._breakers = breakers
         self._threads = threads
+        self._processes = processes
         self._keep_bound = self._keep
         self.running: dict[tuple[str, int], Walk] = {}
         self.ended = 0
@@ -163,13 +170,16 @@ class Attempts:
         """Whether the job has passed its deadline, or waited too long."""
         return walk.claim.expires_in_s <= self._clock.now() - walk.at
 
-    async def _take_thread(self, walk: Walk) -> Outcome | None:
-        """Take a thread for a sync handler, or say why there is none.
+    async def _take_place(self, walk: Walk, where: Where | None) -> Outcome | None:
+        """Take a thread for a sync handler, or the child process that has it at `where`, or say why there is none.
 
         One for each thread waits as long as it takes, so that none is ever idle. The others come back later: async
         handlers need their slots. That takes its time too, or a long queue would be claimed and sent away in a spin.
         """
-        if self._threads.try_take():
+        places = self._threads.places if where is None else self._processes.places
+        if where is not None:
+            walk.child = self._processes.try_take(where)
+        if walk.child is not None or (where is None and places.try_take()):
             return None
         claim, slot = walk.claim, walk.slot
         key = (claim.job_id, claim.token)
@@ -177,32 +187,34 @@ class Attempts:
         self.running[key] = walk
         try:
             while True:
-                slot.start_clock(self._clock.now() + _NO_THREAD_S)
+                slot.start_clock(self._clock.now() + _NO_PLACE_S)
                 try:
-                    await slot.run(self._threads.take())
+                    walk.child = await slot.run(places.take() if where is None else self._processes.take(where))
                     break
                 except Stopped as stopped:
                     if stopped.why != TIMEOUT:
                         self._count_cut_off(stopped.why)
                         return Interrupted(cancelled=stopped.why == CANCELLED)
-                if self._threads.is_crowded:
-                    return self._no_thread()
+                except NoProcess:
+                    return self._no_place(places)
+                if places.is_crowded:
+                    return self._no_place(places)
                 if self._is_late(walk):
                     return outcomes.overdue(claim.expire_reason)
         finally:
             del self.running[key]
         if self._is_late(walk):
-            self._threads.give_back()
+            places.give_back() if walk.child is None else self._processes.put_back(walk.child)
             return outcomes.overdue(claim.expire_reason)
         return None
 
-    def _no_thread(self) -> Outcome:
-        return Rejected("threads_busy", _NO_THREAD_S * (1 + self._rng.random()))
+    def _no_place(self, places: Places) -> Outcome:
+        return Rejected(places.busy, _NO_PLACE_S * (1 + self._rng.random()))
 
     async def _run(self, walk: Walk, ready: Ready) -> None:
         task, policy, envelope, admitted = ready
         claim, slot, clock = walk.claim, walk.slot, self._clock
-        if not task.is_async and (denied := await self._take_thread(walk)) is not None:
+        if not task.is_async and (denied := await self._take_place(walk, task.where)) is not None:
             self._breakers.report(admitted, None, 0.0)
             self._end(walk, denied)
             return
@@ -222,17 +234,22 @@ class Attempts:
         outcome: Outcome
         try:
             slot.start_clock(deadline_at)
-            if task.is_async:
-                result = await slot.run(task.fn(*args, **kwargs))
+            if walk.child is not None:
+                outcome = await slot.run(
+                    self._processes.run(walk.child, task, claim, job, retry=policy.retry, keep=self._keep_bound)
+                )
             else:
-                thread = self._threads.start(lambda: task.fn(*args, **kwargs))
-                result = await slot.run(_join(thread))
-            outcome = outcomes.succeeded(task, result, max_bytes=self._max_result_bytes)
+                if task.is_async:
+                    result = await slot.run(task.fn(*args, **kwargs))
+                else:
+                    thread = self._threads.start(lambda: task.fn(*args, **kwargs))
+                    result = await slot.run(_join(thread))
+                outcome = outcomes.succeeded(task, result, max_bytes=self._max_result_bytes)
         except Stopped as stopped:
             outcome = self._stopped(walk, stopped.why, policy, stopped.__cause__)
         except NoThread:
-            self._threads.give_back()
-            outcome = self._no_thread()
+            self._threads.places.give_back()
+            outcome = self._no_place(self._threads.places)
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is an outcome
             outcome = self._raised(walk, slot.stopped, policy, error)
         finally:
@@ -274,14 +291,14 @@ class Attempts:
         if not thread.done():
             # Nobody waits for what it raises, and asyncio complains about exceptions that nobody saw.
             thread.add_done_callback(asyncio.Future.exception)
-            self._threads.abandoned += 1
+            self._threads.places.abandoned += 1
             self._emit(events.ThreadAbandoned(claim.job_id, claim.task, claim.queue))
             try:
                 await asyncio.wait([thread])
             finally:
-                self._threads.abandoned -= 1
+                self._threads.places.abandoned -= 1
         thread.exception()
-        self._threads.give_back()
+        self._threads.places.give_back()
 
     async def _keep(self, note: Note) -> Settled:
         """Progress and checkpoints wait through an outage: one that is ours is no reason for the handler to fail."""

@@ -22,6 +22,7 @@ SNOOZE_REASONS = (
     "queue_full",
     "rejected",
     "threads_busy",
+    "processes_busy",
     "unknown_task",
     OTHER,
 )
