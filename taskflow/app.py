@@ -16,6 +16,7 @@ from taskflow.core import specs
 from taskflow.errors import ConfigError, UnknownTask
 from taskflow.running import RunningWorker
 from taskflow.runtime.client import Client
+from taskflow.runtime.importing import refuse_while_importing
 from taskflow.runtime.task import TaskDef
 from taskflow.settings import Settings
 from taskflow.settings.spelling import nearest
@@ -196,6 +197,7 @@ class TaskFlow:
         return JobHandle(self, job_id, None if task is None else task.definition)
 
     async def __aenter__(self) -> Self:
+        refuse_while_importing()
         if self._opened == 0 and not self._opening.locked():
             self._opening = asyncio.Lock()  # it belongs to one loop, and this may be another
         async with self._opening:

@@ -204,7 +204,10 @@ class Attempts:
         finally:
             del self.running[key]
         if self._is_late(walk):
-            places.give_back() if walk.child is None else self._processes.put_back(walk.child)
+            if walk.child is None:
+                places.give_back()
+            else:
+                self._processes.put_back(walk.child)
             return outcomes.overdue(claim.expire_reason)
         return None
 
@@ -246,7 +249,9 @@ class Attempts:
                     result = await slot.run(_join(thread))
                 outcome = outcomes.succeeded(task, result, max_bytes=self._max_result_bytes)
         except Stopped as stopped:
-            outcome = self._stopped(walk, stopped.why, policy, stopped.__cause__)
+            # Where a killed handler was, its process does not tell; where we waited for it tells nobody anything.
+            where = stopped.__cause__ if walk.child is None else None
+            outcome = self._stopped(walk, stopped.why, policy, where)
         except NoThread:
             self._threads.places.give_back()
             outcome = self._no_place(self._threads.places)

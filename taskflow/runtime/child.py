@@ -46,7 +46,10 @@ def main(number: int) -> None:
     """Serve the worker at the other end of the socket with this file number."""
     pipe = Pipe(socket.socket(fileno=number))
     os.set_inheritable(number, False)
-    hello = receive_blocking(pipe.socket).head
+    try:
+        hello = receive_blocking(pipe.socket).head
+    except (EOFError, ConnectionError):
+        return  # the worker is gone already
     _die_with(hello["worker"])
     for stop in (signal.SIGINT, signal.SIGTERM):
         # A service manager tells all processes of a service to stop, and the worker drains. Not SIG_IGN: programs

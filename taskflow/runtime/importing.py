@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 # A script is imported under another name, as by multiprocessing: `if __name__ == "__main__":` must not hold there.
 SCRIPT = "__mp_main__"
+
+
+# What a child process is importing now.
+_finding: ContextVar[Where | None] = ContextVar("taskflow_finding", default=None)
 
 
 class Where(NamedTuple):
@@ -56,11 +61,25 @@ def check(fn: Callable[..., Any], where: Where, task: str) -> None:
 
 def find(where: Where) -> Callable[..., Any]:
     """The function, imported. Raises whatever the import does, and `ConfigError` if it is not there."""
-    module = _script(where.script) if where.script is not None else importlib.import_module(where.module)
+    before = _finding.set(where)
+    try:
+        module = _script(where.script) if where.script is not None else importlib.import_module(where.module)
+    finally:
+        _finding.reset(before)
     found: Callable[..., Any] | None = function_of(_walk(module, where.qualname))
     if found is None:
         raise ConfigError(f"there is no function {where.qualname} in module {where.module}")
     return found
+
+
+def refuse_while_importing() -> None:
+    """Raise `ConfigError` in the import of a child process: what opens a flow there would run all over again."""
+    where = _finding.get()
+    if where is not None:
+        raise ConfigError(
+            f"{where.script or where.module} opens a flow as soon as it is imported, and a child process imports it to "
+            f'find {where.qualname}: put what it runs under `if __name__ == "__main__":`'
+        )
 
 
 def function_of(found: Any) -> Any:

@@ -6,6 +6,7 @@ import ipaddress
 import math
 import os
 import re
+import sys
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
@@ -195,7 +196,7 @@ class WorkerSettings(Section):
     )
     children: int = leaf(
         4,
-        'Child processes of tasks with isolation="process": more than CPUs only take turns.',
+        'Child processes of each worker process, for tasks with isolation="process"; more than CPUs only take turns.',
         shown="the smaller of concurrency and the CPUs",
         ge=1,
         le=1_000,
@@ -203,10 +204,10 @@ class WorkerSettings(Section):
     child_memory_bytes: int | None = leaf(
         None,
         "Address space of a child process (RLIMIT_AS); beyond it, allocating raises MemoryError. Python and taskflow "
-        "alone take about 250 MB of it.",
+        "alone take up to 200 MB of it.",
         unit="bytes",
         shown="no limit",
-        ge=2**26,
+        ge=2**28,
         le=2**50,
     )
     child_cpu_s: OptionalSeconds = leaf(
@@ -261,11 +262,16 @@ class WorkerSettings(Section):
         if "threads" not in self.model_fields_set:
             self.__dict__["threads"] = min(self.concurrency, 32)
         if "children" not in self.model_fields_set:
-            self.__dict__["children"] = min(self.concurrency, os.cpu_count() or 1)
+            self.__dict__["children"] = min(self.concurrency, _cpus())
         if self.prefetch is not None and self.prefetch > self.concurrency:
             raise InOurWords(
                 f"TASKFLOW_WORKER__PREFETCH: must be at most the concurrency ({self.concurrency}), got {self.prefetch}"
             )
+
+
+def _cpus() -> int:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _parse_queue(part: object) -> Weighted:

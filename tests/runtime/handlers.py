@@ -83,6 +83,12 @@ def hang(file: str) -> None:
         time.sleep(60)
 
 
+def hang_hard(file: str) -> None:
+    """As `hang`, in a C function that never lets go of the interpreter: no other thread of the process can run."""
+    Path(file).write_text(str(os.getpid()))
+    ctypes.PyDLL(None).sleep(600)
+
+
 def hang_with_a_program(file: str) -> None:
     """As `hang`, with a program that it started."""
     program = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])

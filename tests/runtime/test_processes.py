@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 import time
@@ -309,7 +310,8 @@ async def test_a_job_that_runs_out_of_time_is_killed_and_its_place_is_free(tmp_p
         found = await info(t, job.id)
 
         assert state == "dead"
-        assert (found.errors[0].kind, found.errors[0].message) == ("timeout", "still running after its timeout of 5 s")
+        (error,) = found.errors
+        assert (error.kind, error.message, error.stack) == ("timeout", "still running after its timeout of 5 s", "")
         assert await next_job.result(0) == 8
         assert not is_alive(pid)
 
@@ -377,11 +379,13 @@ from tests.runtime import handlers
 
 flow = TaskFlow(settings=Settings(broker=BrokerSettings(url="memory://"), worker={"children": 3}))
 hang = flow.task(isolation="process")(handlers.hang)
+hang_hard = flow.task(isolation="process")(handlers.hang_hard)
 pid = flow.task(isolation="process")(handlers.pid)
 
 async def main(folder):
     async with flow.worker():
-        jobs = [await hang.submit(f"{folder}/{name}") for name in ("hangs", "hangs-too")]
+        await hang.submit(f"{folder}/hangs")
+        await hang_hard.submit(f"{folder}/hangs-hard")
         job = await pid.submit()
         Path(folder, "idle").write_text(str(await job.result(30)))
         await asyncio.Event().wait()
@@ -398,7 +402,7 @@ async def test_no_process_outlives_a_worker_that_is_killed(tmp_path: Path) -> No
 
     worker = await asyncio.create_subprocess_exec(sys.executable, script, tmp_path, env=environment)
     try:
-        pids = {await written(tmp_path / name) for name in ("idle", "hangs", "hangs-too")}
+        pids = {await written(tmp_path / name) for name in ("idle", "hangs", "hangs-hard")}
         assert all(map(is_alive, pids))
     finally:
         worker.kill()
@@ -433,6 +437,90 @@ async def test_a_process_is_replaced_after_so_many_jobs() -> None:
             pids.append(await job.result(0))
 
     assert pids[0] == pids[1] != pids[2] == pids[3]
+
+
+# --- scripts, logs --------------------------------------------------------------
+
+SCRIPT = """
+import asyncio, sys
+from loguru import logger
+from taskflow import Retry, Settings, TaskFlow
+from taskflow.settings import BrokerSettings
+from taskflow.telemetry.context import bind_correlation_id
+
+flow = TaskFlow(settings=Settings(broker=BrokerSettings(url="memory://"), log={"format": "json"}))
+
+class Jam(Exception):
+    pass
+
+@flow.task(isolation="process", retry=Retry(attempts=2, on=(Jam,), base=0))
+def work(name: str) -> str:
+    from taskflow import current_job
+    print("printed", name, __name__)
+    logger.info("logged")
+    if current_job().attempt == 1:
+        raise Jam("once")
+    return name
+
+async def main():
+    flow.configure_logs()
+    async with flow.worker():
+        with bind_correlation_id("request-1"):
+            job = await work.submit("ada")
+        print("result", await job.result(30))
+"""
+GUARDED = (
+    SCRIPT
+    + """
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+)
+UNGUARDED = (
+    SCRIPT
+    + """
+asyncio.run(main())
+"""
+)
+
+
+async def run_script(text: str, folder: Path, *, as_module: bool = False) -> tuple[str, str]:
+    """What it writes to stdout and stderr."""
+    (folder / "some_script.py").write_text(text)
+    arguments = ["-m", "some_script"] if as_module else ["some_script.py"]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "error", *arguments),
+        cwd=folder,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            out, err = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    return out.decode(), err.decode()
+
+
+@pytest.mark.parametrize("as_module", [False, True])
+async def test_functions_and_errors_of_a_script_are_found(as_module: bool, tmp_path: Path) -> None:
+    out, err = await run_script(GUARDED, tmp_path, as_module=as_module)
+
+    name = "some_script" if as_module else "__mp_main__"
+    assert sorted(out.splitlines()) == [f"printed ada {name}", f"printed ada {name}", "result ada"]
+    logged = [line for line in map(json.loads, err.splitlines()) if line["message"] == "logged"]
+    assert {(line["correlation_id"], line["task"], line["queue"]) for line in logged} == {
+        ("request-1", "work", "default")
+    }
+    assert [line["attempt"] for line in logged] == [1, 2]
+
+
+async def test_a_script_that_runs_as_soon_as_it_is_imported_is_told_so(tmp_path: Path) -> None:
+    out, err = await run_script(UNGUARDED, tmp_path)
+
+    assert "printed" not in out
+    assert 'put what it runs under `if __name__ == "__main__":`' in err
 
 
 # --- bounds -----------------------------------------------------------------
