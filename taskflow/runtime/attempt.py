@@ -177,30 +177,36 @@ class Attempts:
         handlers need their slots. That takes its time too, or a long queue would be claimed and sent away in a spin.
         """
         places = self._threads.places if where is None else self._processes.places
-        if where is not None:
-            walk.child = self._processes.try_take(where)
-        if walk.child is not None or (where is None and places.try_take()):
+        if where is not None and (child := self._processes.try_take(where)) is not None:
+            walk.child = child
+            return None
+        has_place = places.try_take()
+        if has_place and where is None:
             return None
         claim, slot = walk.claim, walk.slot
         key = (claim.job_id, claim.token)
         walk.started_at = self._clock.now()
         self.running[key] = walk
         try:
-            while True:
+            while not has_place:
                 slot.start_clock(self._clock.now() + _NO_PLACE_S)
                 try:
-                    walk.child = await slot.run(places.take() if where is None else self._processes.take(where))
+                    await slot.run(places.take())
                     break
                 except Stopped as stopped:
                     if stopped.why != TIMEOUT:
-                        self._count_cut_off(stopped.why)
-                        return Interrupted(cancelled=stopped.why == CANCELLED)
-                except NoProcess:
-                    return self._no_place(places)
+                        raise
                 if places.is_crowded:
                     return self._no_place(places)
                 if self._is_late(walk):
                     return outcomes.overdue(claim.expire_reason)
+            if where is not None:
+                walk.child = await slot.run(self._processes.prepare(where))
+        except Stopped as stopped:
+            self._count_cut_off(stopped.why)
+            return Interrupted(cancelled=stopped.why == CANCELLED)
+        except NoProcess:
+            return self._no_place(places)
         finally:
             del self.running[key]
         if self._is_late(walk):

@@ -167,12 +167,12 @@ class Processes:
             return None
         return self._wake(child)
 
-    async def take(self, where: Where) -> Child:
-        """Wait for a child that has the function imported, or cannot have it: `run` tells. Raises `NoProcess`.
+    async def prepare(self, where: Where) -> Child:
+        """Wait for a child that has the function imported, or cannot have it: `run` tells. Takes a minute at most.
 
-        A start goes on though whoever waited for it is cancelled, and the next who comes finds the child warm.
+        The caller holds a place, which comes back with the child. A start goes on though whoever waited for it is
+        cancelled, and the next who comes finds the child warm. Raises `NoProcess`; then the place is free.
         """
-        await self.places.take()
         preparing = asyncio.create_task(self._prepare(where), name="taskflow child start")
         self._preparing.add(preparing)
         preparing.add_done_callback(self._preparing.discard)

@@ -15,7 +15,7 @@ import pytest
 from taskflow import CircuitBreaker, ConfigError, JobFailed, Retry, TaskFlow
 from taskflow.core import events
 from taskflow.telemetry.context import bind_correlation_id
-from tests.runtime import handlers
+from tests.runtime import handlers, unimportable
 from tests.runtime.fleet import Fleet
 from tests.runtime.made import heard, make_flow, put
 
@@ -375,7 +375,7 @@ import asyncio, sys
 from pathlib import Path
 from taskflow import Settings, TaskFlow
 from taskflow.settings import BrokerSettings
-from tests.runtime import handlers
+from tests.runtime import handlers, unimportable
 
 flow = TaskFlow(settings=Settings(broker=BrokerSettings(url="memory://"), worker={"children": 3}))
 hang = flow.task(isolation="process")(handlers.hang)
@@ -565,6 +565,66 @@ async def test_jobs_that_find_all_processes_busy_wait_and_spend_no_attempt(tmp_p
         assert {(job.attempts, job.lost) for job in found} == {(0, 0)}
         assert {job.reason for job in found if job.state == "scheduled"} == {"processes_busy"}
         assert [await job.result(0) for job in jobs] == [0, 2, 4]
+
+
+async def test_a_system_without_processes_spends_no_attempts_and_is_not_asked_in_a_spin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flow = make_flow()
+    double = flow.task(isolation="process", retry=Retry(attempts=1))(handlers.double)
+    settled = heard(flow, events.JobSettled)
+
+    async with flow.test() as t:
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "executable", "/no/such/python")
+            jobs = await double.submit_many([double.call(number) for number in range(3)])
+            await t.advance(60)
+        assert 3 <= len(settled) <= 3 * 60 / 5
+        await _all_done(t, jobs)
+
+        assert [await job.result(0) for job in jobs] == [0, 2, 4]
+        assert t.running.worker._processes.places.taken == 0
+
+
+async def test_a_module_that_cannot_be_imported_is_an_error_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNIMPORTABLE", "raises")
+
+    job, after = await after_one_attempt(unimportable.work)
+
+    assert (job.state, job.attempts) == ("scheduled", 1)
+    assert (job.errors[0].type, job.errors[0].message) == ("RuntimeError", "no licence on this machine")
+    assert "unimportable.py" in job.errors[0].stack
+    assert after == 42
+
+
+async def test_a_module_that_is_never_imported_to_its_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNIMPORTABLE", "hangs")
+    flow = make_flow()
+    work = flow.task(isolation="process", timeout=1, retry=Retry(attempts=1))(unimportable.work)
+
+    async with flow.test() as t:
+        job = await work.submit()
+        end = time.monotonic() + LIMIT_S
+        while await job.status() != "dead":
+            assert time.monotonic() < end
+            await t.advance(1)
+            await asyncio.sleep(0.01)
+        (error,) = (await info(t, job.id)).errors
+
+    assert error.message == "the process did not import tests.runtime.unimportable within 60 s, and was killed"
+    assert t.clock.now() >= 60
+
+
+async def test_a_start_that_takes_long_counts_against_no_timeout() -> None:
+    flow = make_flow()
+    double = flow.task(isolation="process", timeout=2, retry=Retry(attempts=1))(handlers.double)
+
+    async with flow.test() as t:
+        job = await double.submit(21)
+        await t.advance(30)
+        await _all_done(t, [job])
+
+        assert await job.result(0) == 42
 
 
 async def _all_done(t: TestFlow, jobs: list[Any]) -> None:
