@@ -7,7 +7,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, Self, TypeVar, overload
 
 import anyio
 
@@ -16,6 +16,7 @@ from taskflow.core import specs
 from taskflow.errors import ConfigError, UnknownTask
 from taskflow.running import RunningWorker
 from taskflow.runtime.client import Client
+from taskflow.runtime.importing import refuse_while_importing
 from taskflow.runtime.task import TaskDef
 from taskflow.settings import Settings
 from taskflow.settings.spelling import nearest
@@ -89,21 +90,26 @@ class TaskFlow:
         bulkhead: specs.Bulkhead | None = None,
         rate: specs.RateLimit | None = None,
         lane: Callable[..., str] | None = None,
+        isolation: Literal["thread", "process"] | None = None,
     ) -> TaskDecorator: ...
     def task(self, fn: Any = None, /, **declared: Any) -> Any:
         """Register a function as a task. Durations are seconds; what is left out comes from the environment.
 
-        Raises `ConfigError` for a name that is taken, a policy name with two different specs, or a signature that JSON
-        cannot carry.
+        A plain function runs in a thread, or with `isolation="process"` in a child process that is killed when its time
+        is up: it must stand at the top level of a module, which the child imports.
+
+        Raises `ConfigError` for a name that is taken, a policy name with two different specs, a signature that JSON
+        cannot carry, or a function that a child process could not find.
         """
         name = declared.pop("name", None)
         lane = declared.pop("lane", None)
+        isolation = declared.pop("isolation", None)
         unknown = declared.keys() - _DECLARABLE
         if unknown:
             word = min(unknown)
-            meant = nearest(word, (*_DECLARABLE, "name", "lane"))
+            meant = nearest(word, (*_DECLARABLE, *_BESIDES))
             hint = f"; did you mean {meant!r}?" if meant else ""
-            known = ", ".join(sorted((*_DECLARABLE, "lane", "name")))
+            known = ", ".join(sorted((*_DECLARABLE, *_BESIDES)))
             raise ConfigError(f"@flow.task has no option {word!r}{hint} (it has {known})")
         if lane is not None and not callable(lane):
             raise ConfigError(f"@flow.task(lane=) takes a function of the task's arguments, got {lane!r}")
@@ -119,7 +125,7 @@ class TaskFlow:
                 raise ConfigError(
                     f"two tasks are named {task_name!r}; give one of them another name with @flow.task(name=...)"
                 )
-            definition = TaskDef(task_name, function, explicit, lane)
+            definition = TaskDef(task_name, function, explicit, lane, isolation)
             self._check_policies(task_name, explicit)
             definition.policy(_CHECKED_AGAINST)  # a number that cannot be is refused here, not at the first job
             task: AnyTask = Task(self, definition, function)
@@ -193,6 +199,7 @@ class TaskFlow:
         return JobHandle(self, job_id, None if task is None else task.definition)
 
     async def __aenter__(self) -> Self:
+        refuse_while_importing()
         if self._opened == 0 and not self._opening.locked():
             self._opening = asyncio.Lock()  # it belongs to one loop, and this may be another
         async with self._opening:
@@ -269,6 +276,7 @@ _POLICIES: dict[str, type[Any]] = {
     "rate": specs.RateLimit,
 }
 _CHECKED_AGAINST = Settings()  # the defaults: nothing is read from the environment when a task is declared
+_BESIDES = ("name", "lane", "isolation")  # no policies
 _DECLARABLE = {"queue", "timeout", "deadline", "max_wait", "priority", *_POLICIES}
 
 

@@ -100,6 +100,8 @@ class RunningWorker:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(flow)
             self.queues = queue_weights(flow, self._asked_queues)
+            for task in flow.tasks.values():
+                task.definition.check_found()
             worker = Worker(self._parts())
             self._observe(worker, stack)
             for lifespan in flow.lifespans:

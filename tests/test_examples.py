@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py") if path.stem != "__init__")
 ARGUMENTS = {"receiver": ["--stop-after", "0.5"]}
-LIMIT_S = {"first_run": 30}  # the others are tiny
+LIMIT_S = {"first_run": 30, "killable": 30}  # it starts four processes; the others are tiny
 
 
 def start(example: str, folder: Path) -> subprocess.Popen[str]:

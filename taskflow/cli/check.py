@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from taskflow.app import TaskFlow
+    from taskflow.runtime.task import TaskDef
     from taskflow.settings.tuning import TaskPolicy
 
 _SPARE_FILES = 100  # for the interpreter, logs, the broker and HTTP, beside those of the jobs
@@ -135,17 +136,22 @@ def _sizes(flow: TaskFlow) -> Iterator[Finding]:
     """Whether threads, files and concurrency fit together."""
     worker = flow.settings.worker
     found: list[str] = []
-    kinds = Counter(task.definition.is_async for task in flow.tasks.values())
+    kinds = Counter(_place(task.definition) for task in flow.tasks.values())
     threads_said = flow.settings.source(("worker", "threads")) != "default"
     if threads_said and worker.threads > worker.concurrency:
         found.append(
             f"TASKFLOW_WORKER__THREADS is {worker.threads}, but only {worker.concurrency} jobs run at once "
             "(TASKFLOW_WORKER__CONCURRENCY): the other threads are never used"
         )
-    if kinds[False] and not kinds[True] and worker.concurrency > worker.threads:
+    if kinds.keys() == {"thread"} and worker.concurrency > worker.threads:
         found.append(
             f"all tasks are plain functions, which run in threads: {worker.threads} of them at once "
             f"(TASKFLOW_WORKER__THREADS), never {worker.concurrency} (TASKFLOW_WORKER__CONCURRENCY)"
+        )
+    if kinds.keys() == {"process"} and worker.concurrency > worker.children:
+        found.append(
+            f"all tasks run in child processes: {worker.children} of them at once (TASKFLOW_WORKER__CHILDREN), never "
+            f"{worker.concurrency} (TASKFLOW_WORKER__CONCURRENCY)"
         )
     files = _open_files()
     if files is not None and files < worker.concurrency + _SPARE_FILES:
@@ -155,7 +161,15 @@ def _sizes(flow: TaskFlow) -> Iterator[Finding]:
         )
     yield from (_warning("sizes", text) for text in found)
     if not found:
-        yield _ok("sizes", f"{worker.concurrency} jobs at once in a process, {worker.threads} of them in threads")
+        children = f", {worker.children} in child processes" if kinds["process"] else ""
+        yield _ok(
+            "sizes", f"{worker.concurrency} jobs at once in a process, {worker.threads} of them in threads{children}"
+        )
+
+
+def _place(task: TaskDef) -> str:
+    """Where its handler runs."""
+    return "loop" if task.is_async else "thread" if task.where is None else "process"
 
 
 def _open_files() -> int | None:

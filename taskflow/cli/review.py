@@ -35,6 +35,7 @@ def review(flow: TaskFlow) -> Review:
     for name, task in sorted(flow.tasks.items()):
         try:
             policies[name] = task.definition.policy(settings)
+            task.definition.check_found()
         except ConfigError as error:
             problems += str(error).splitlines()
     misspelt = [str(word) for word in unknown_tasks(settings, flow.tasks)]

@@ -260,6 +260,16 @@ class ThreadAbandoned:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessDied:
+    """The child process of a sync handler ended in the middle of its job. `how`: the signal, or the exit code."""
+
+    job_id: str
+    task: str
+    queue: str
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
 class TimeoutIgnored:
     """An async handler swallowed its cancellation, and ended by itself after `ran_s`."""
 
@@ -316,6 +326,7 @@ Event = (
     | WorkerStopped
     | LeaseLost
     | ThreadAbandoned
+    | ProcessDied
     | TimeoutIgnored
     | LoopStalled
     | GateHeld

@@ -22,6 +22,7 @@ from taskflow.runtime.budgets import Budgets
 from taskflow.runtime.codec import NewerEnvelope
 from taskflow.runtime.control import ControlFlow, Snooze
 from taskflow.runtime.leases import OVERTIME_S
+from taskflow.runtime.processes import NoProcess
 from taskflow.runtime.slot import CANCELLED, SHUTDOWN, TIMEOUT, Slot, Stopped
 from taskflow.runtime.threads import NoThread
 from taskflow.runtime.walk import NEVER, GateHold, Notebook, Walk
@@ -38,7 +39,10 @@ if TYPE_CHECKING:
     from taskflow.core.job import Claim
     from taskflow.runtime.breakers import Breakers
     from taskflow.runtime.calls import BrokerCalls
+    from taskflow.runtime.importing import Where
     from taskflow.runtime.leases import Leases
+    from taskflow.runtime.places import Places
+    from taskflow.runtime.processes import Processes
     from taskflow.runtime.settle import Settler
     from taskflow.runtime.task import TaskDef
     from taskflow.runtime.threads import ThreadSlots
@@ -47,7 +51,7 @@ if TYPE_CHECKING:
     from taskflow.telemetry.context import JobContext
 
 _UNKNOWN_FIRST_S, _UNKNOWN_MOST_S = 5.0, 300.0
-_NO_THREAD_S = 5.0
+_NO_PLACE_S = 5.0
 _LONGEST_HOLD_S = 86_400.0  # what one answer of a third party may close a gate for
 _NO_POLICY = Retry()  # for what goes wrong before the task's own is known
 
@@ -73,6 +77,7 @@ class Attempts:
         settler: Settler,
         breakers: Breakers,
         threads: ThreadSlots,
+        processes: Processes,
         is_watched: Callable[[], bool],
     ) -> None:
         self._broker = broker
@@ -88,6 +93,7 @@ class Attempts:
         self._breakers = breakers
         self._budgets = Budgets(clock, rng.random)
         self._threads = threads
+        self._processes = processes
         self._is_watched = is_watched
         self._notebook = Notebook(self._keep, clock)
         self.running: dict[Walk, None] = {}  # in order: a seed replays the same
@@ -146,40 +152,54 @@ class Attempts:
         self._emit(events.TaskUnknown(claim.job_id, claim.task, claim.queue, wait_s))
         return Rejected("unknown_task", wait_s)
 
-    async def _take_thread(self, walk: Walk) -> Outcome | None:
-        """Take a thread for a sync handler, or say why there is none.
+    async def _take_place(self, walk: Walk, where: Where | None) -> Outcome | None:
+        """Take a thread for a sync handler, or the child process that has it at `where`, or say why there is none.
 
         One for each thread waits as long as it takes, so that none is ever idle. The others come back later: async
         handlers need their slots. That takes its time too, or a long queue would be claimed and sent away in a spin.
         """
-        if self._threads.try_take():
+        places = self._threads.places if where is None else self._processes.places
+        if where is not None and (child := self._processes.try_take(where)) is not None:
+            walk.child = child
+            return None
+        has_place = places.try_take()
+        if has_place and where is None:
             return None
         claim, slot, clock = walk.claim, walk.slot, self._clock
         walk.started_at = clock.now()
         self.running[walk] = None
         try:
-            while True:
+            while not has_place:
                 try:
-                    await slot.run(self._threads.take(), clock.now() + _NO_THREAD_S)
+                    await slot.run(places.take(), clock.now() + _NO_PLACE_S)
                     break
                 except Stopped as stopped:
                     if stopped.why != TIMEOUT:
-                        self._count_cut_off(stopped.why)
-                        return Interrupted(cancelled=stopped.why == CANCELLED)
-                if self._threads.is_crowded:
-                    return self._no_thread()
+                        raise
+                if places.is_crowded:
+                    return self._no_place(places)
                 if _is_late(walk, clock.now()):
                     return outcomes.overdue(claim.expire_reason)
+            if where is not None:
+                walk.child = await slot.run(self._processes.prepare(where), NEVER)
+        except Stopped as stopped:
+            self._count_cut_off(stopped.why)
+            return Interrupted(cancelled=stopped.why == CANCELLED)
+        except NoProcess:
+            return self._no_place(places)
         finally:
             del self.running[walk]
         walk.started_at = now = clock.now()
         if _is_late(walk, now):
-            self._threads.give_back()
+            if walk.child is None:
+                places.give_back()
+            else:
+                self._processes.put_back(walk.child)
             return outcomes.overdue(claim.expire_reason)
         return None
 
-    def _no_thread(self) -> Outcome:
-        return Rejected("threads_busy", _NO_THREAD_S * (1 + self._rng.random()))
+    def _no_place(self, places: Places) -> Outcome:
+        return Rejected(places.busy, _NO_PLACE_S * (1 + self._rng.random()))
 
     async def run(self, walk: Walk) -> None:
         """Make the attempt, and leave what came of it to the settler.
@@ -190,7 +210,7 @@ class Attempts:
         try:
             task, policy, slot = walk.definition, walk.policy, walk.slot
             assert policy is not None
-            if not task.is_async and (denied := await self._take_thread(walk)) is not None:
+            if not task.is_async and (denied := await self._take_place(walk, task.where)) is not None:
                 if walk.admitted is not None:
                     self._breakers.give_back(walk.admitted)
                 self._end(walk, denied, self._clock.now())
@@ -198,12 +218,15 @@ class Attempts:
             before = self._begin(walk, policy)
             outcome: Outcome
             try:
-                if task.is_async:
-                    result = await task.start(**walk.args)
+                if walk.child is not None:
+                    outcome = await self._processes.run(walk.child, walk, retry=policy.retry)
                 else:
-                    thread = self._threads.start(partial(task.start, **walk.args))
-                    result = await _join(thread)
-                outcome = outcomes.succeeded(task, result, max_bytes=self._max_result_bytes)
+                    if task.is_async:
+                        result = await task.start(**walk.args)
+                    else:
+                        thread = self._threads.start(partial(task.start, **walk.args))
+                        result = await _join(thread)
+                    outcome = outcomes.succeeded(task, result, max_bytes=self._max_result_bytes)
             except BaseException as error:  # noqa: BLE001 - whatever a handler raises is an outcome; the rest is raised
                 outcome = self._outcome_of(walk, policy, slot.caught(error))
             finally:
@@ -259,10 +282,11 @@ class Attempts:
         """The outcome of a handler that ended with `error`."""
         match error:
             case Stopped(why=why):
-                return self._stopped(walk, why, policy, error.__cause__)
+                # Where a killed handler was, its process does not tell; where we waited for it tells nobody anything.
+                return self._stopped(walk, why, policy, error.__cause__ if walk.child is None else None)
             case NoThread():
-                self._threads.give_back()
-                return self._no_thread()
+                self._threads.places.give_back()
+                return self._no_place(self._threads.places)
             case _:
                 return self._raised(walk, walk.slot.stopped, policy, error)
 
@@ -290,14 +314,14 @@ class Attempts:
         if not thread.done():
             # Nobody waits for what it raises, and asyncio complains about exceptions that nobody saw.
             thread.add_done_callback(asyncio.Future.exception)
-            self._threads.abandoned += 1
+            self._threads.places.abandoned += 1
             self._emit(events.ThreadAbandoned(claim.job_id, claim.task, claim.queue))
             try:
                 await asyncio.wait([thread])
             finally:
-                self._threads.abandoned -= 1
+                self._threads.places.abandoned -= 1
         thread.exception()
-        self._threads.give_back()
+        self._threads.places.give_back()
 
     async def _keep(self, note: Note) -> Settled:
         """Progress and checkpoints wait through an outage: one that is ours is no reason for the handler to fail."""

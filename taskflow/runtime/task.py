@@ -12,6 +12,8 @@ from taskflow.core import specs
 from taskflow.core.job import MAX_GATES, MAX_LANE_BYTES
 from taskflow.errors import ConfigError, PayloadError
 from taskflow.runtime.codec import Codec
+from taskflow.runtime.importing import Where, where_is
+from taskflow.runtime.importing import check as check_where
 from taskflow.settings.tuning import TaskPolicy, resolve
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ class TaskDef:
     fn: Callable[..., Any]
     declared: Mapping[str, Any]
     lane: Callable[..., str] | None = None
+    isolation: str | None = None  # "thread" (also where it is None) or "process"; of plain functions only
+    where: Where | None = field(init=False, default=None)  # of a function that runs in a child process
     codec: Codec = field(init=False)
     is_async: bool = field(init=False)
     start: Callable[..., Any] = field(init=False)  # the function, which takes all of its arguments by name
@@ -44,6 +48,23 @@ class TaskDef:
         self.codec = Codec(self.name, self.fn)
         self.is_async = is_async(self.fn)
         self.start = self.codec.by_name(self.fn)
+        self._check_isolation()
+
+    def _check_isolation(self) -> None:
+        if self.isolation not in (None, "thread", "process"):
+            raise ConfigError(f"task {self.name!r}: isolation= takes 'thread' or 'process', got {self.isolation!r}")
+        if self.isolation is not None and self.is_async:
+            raise ConfigError(
+                f"task {self.name!r}: isolation={self.isolation!r} is for plain functions; an async one runs in the "
+                f"event loop and is cancelled there: leave isolation= out, or write `def` instead of `async def`"
+            )
+        if self.isolation == "process":
+            self.where = where_is(self.fn, self.name)
+
+    def check_found(self) -> None:
+        """Raise `ConfigError` if a child process would not find the function. Once all modules are imported."""
+        if self.where is not None:
+            check_where(self.fn, self.where, self.name)
 
     def policy(self, settings: Settings, options: Mapping[str, Any] | None = None) -> TaskPolicy:
         """What is in force, leaf by leaf; remembered for each set of options."""

@@ -10,9 +10,9 @@ import asyncio
 import contextvars
 import queue
 import threading
-from collections import deque
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+from taskflow.runtime.places import Places
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,56 +28,16 @@ class ThreadSlots:
     """At most `limit` handlers at once. Threads start when they are first needed and wait for more work."""
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.taken = 0
-        self.abandoned = 0
+        self.places = Places(limit, "threads_busy")
         self._threads = 0
         self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
-        self._waiters: deque[asyncio.Future[None]] = deque()
-
-    @property
-    def is_crowded(self) -> bool:
-        """Whether one more need not wait: all threads were given up on, or the next of each is waiting already."""
-        return self.abandoned >= self.limit or len(self._waiters) >= self.limit
-
-    def try_take(self) -> bool:
-        """Take a slot if one is free and nobody waits for it."""
-        if self.taken < self.limit and not self._waiters:
-            self.taken += 1
-            return True
-        return False
-
-    async def take(self) -> None:
-        """Wait for a slot, in order of arrival."""
-        if self.try_take():
-            return
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        try:
-            await waiter
-        except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
-                self.give_back()  # the slot was handed over in the very moment in which we were cancelled
-            else:
-                with suppress(ValueError):  # `give_back` may have passed it over already
-                    self._waiters.remove(waiter)
-            raise
-
-    def give_back(self) -> None:
-        """Free a slot: hand it to the first who waits."""
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                return
-        self.taken -= 1
 
     def start(self, work: Callable[[], Any]) -> asyncio.Future[Any]:
-        """Run `work` in a thread, in a copy of this context. The caller holds a slot, and gives it back.
+        """Run `work` in a thread, in a copy of this context. The caller holds a place, and gives it back.
 
         Raises `NoThread`.
         """
-        if self._threads < self.taken:  # one for each slot in use: never a job without a thread
+        if self._threads < self.places.taken:  # one for each place in use: never a job without a thread
             thread = threading.Thread(target=self._serve, name=f"taskflow-job-{self._threads + 1}", daemon=True)
             try:
                 thread.start()

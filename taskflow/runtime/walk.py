@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from taskflow.core.job import Claim, JobState
     from taskflow.core.outcome import ErrorRecord
     from taskflow.runtime.breakers import Admitted
+    from taskflow.runtime.processes import Child
     from taskflow.runtime.slot import Slot
     from taskflow.runtime.task import TaskDef
     from taskflow.settings.tuning import TaskPolicy
@@ -61,6 +62,7 @@ class Walk:
         "admitted",
         "args",
         "at",
+        "child",
         "claim",
         "correlation_id",
         "deadline_at",
@@ -102,6 +104,7 @@ class Walk:
         self.traceparent: str | None = None
         self.policy: TaskPolicy | None = None
         self.admitted: Admitted | None = None
+        self.child: Child | None = None  # the process that was taken for it
         self.hold: GateHold | GateWord | None = None
         self.has_ended = False  # its end is with the settler
 

@@ -27,6 +27,7 @@ from taskflow.runtime.attempt import Attempts
 from taskflow.runtime.breakers import Breakers
 from taskflow.runtime.calls import BrokerCalls
 from taskflow.runtime.leases import Leases
+from taskflow.runtime.processes import Processes
 from taskflow.runtime.settle import Settler
 from taskflow.runtime.slot import CANCELLED, LEASE_LOST, SHUTDOWN, Slot
 from taskflow.runtime.threads import ThreadSlots
@@ -112,6 +113,8 @@ class Worker:
         breakers = Breakers(clock, emit, parts.rng)
         self._settler = Settler(parts.broker, calls, clock, emit, self._leases.drop, self._ask_again, breakers.heard)
         self._threads = ThreadSlots(parts.threads)
+        children = min(parts.settings.worker.children, parts.concurrency)
+        self._processes = Processes(children, parts.settings, clock, emit)
         self._attempts = Attempts(
             broker=parts.broker,
             calls=calls,
@@ -124,6 +127,7 @@ class Worker:
             settler=self._settler,
             breakers=breakers,
             threads=self._threads,
+            processes=self._processes,
             is_watched=partial(parts.bus.wants, events.AttemptStarted),
         )
         self._upkeep = Upkeep(
@@ -179,7 +183,7 @@ class Worker:
     @property
     def abandoned_threads(self) -> int:
         """Threads of sync handlers that ran out of time and have not ended."""
-        return self._threads.abandoned
+        return self._threads.places.abandoned
 
     @property
     def is_idle(self) -> bool:
@@ -240,6 +244,7 @@ class Worker:
         is_told = await self._within(_FLUSH_S, self._settler.idle)
         stopped = Stopped(self._attempts.cut_off, 0 if is_told else self._settler.unsettled)
         await self._within(2 * _FLUSH_S, self._close)
+        await self._within(float("inf"), self._processes.close)  # bounded, in the real time that processes live in
         self._emit(events.WorkerStopped(self.name, stopped.handed_back))
         if self._cancelled is not None:
             raise self._cancelled

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import os
 import re
+import sys
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
@@ -192,6 +194,35 @@ class WorkerSettings(Section):
         ge=1,
         le=1_000,
     )
+    children: int = leaf(
+        4,
+        'Child processes of each worker process, for tasks with isolation="process"; more than CPUs only take turns.',
+        shown="the smaller of concurrency and the CPUs",
+        ge=1,
+        le=1_000,
+    )
+    child_memory_bytes: int | None = leaf(
+        None,
+        "Address space of a child process (RLIMIT_AS); beyond it, allocating raises MemoryError. Python and taskflow "
+        "alone take up to 200 MB of it.",
+        unit="bytes",
+        shown="no limit",
+        ge=2**28,
+        le=2**50,
+    )
+    child_cpu_s: OptionalSeconds = leaf(
+        None,
+        "CPU time of one job in a child process (RLIMIT_CPU), counted in whole seconds; then the child is killed.",
+        shown="none",
+        ge=1,
+        le=2_592_000,
+    )
+    child_jobs: int | None = leaf(
+        None,
+        "Jobs after which a child process ends and another takes its place: against what leaks.",
+        shown="no limit",
+        ge=1,
+    )
     lease_s: Seconds = leaf(
         10.0,
         "A claim is lost when its worker has not beaten for this long; it beats every third of it, "
@@ -230,10 +261,17 @@ class WorkerSettings(Section):
     def _finish(self) -> None:
         if "threads" not in self.model_fields_set:
             self.__dict__["threads"] = min(self.concurrency, 32)
+        if "children" not in self.model_fields_set:
+            self.__dict__["children"] = min(self.concurrency, _cpus())
         if self.prefetch is not None and self.prefetch > self.concurrency:
             raise InOurWords(
                 f"TASKFLOW_WORKER__PREFETCH: must be at most the concurrency ({self.concurrency}), got {self.prefetch}"
             )
+
+
+def _cpus() -> int:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _parse_queue(part: object) -> Weighted:

@@ -23,6 +23,7 @@ SNOOZE_REASONS = (
     "rejected",
     "threads_busy",
     "retry_budget",
+    "processes_busy",
     "unknown_task",
     OTHER,
 )

@@ -45,6 +45,7 @@ LOG_EVENTS: dict[str, LogEvent] = {
     "job.unknown_task": LogEvent("WARNING", "job names a task that this worker does not know; it waits"),
     "job.timeout_ignored": LogEvent("WARNING", "job ran past its timeout: its handler swallowed the cancellation"),
     "job.thread_abandoned": LogEvent("WARNING", "sync handler ran out of time; its thread goes on"),
+    "job.process_died": LogEvent("WARNING", "child process of a sync handler died; the worker goes on"),
     "jobs.submitted": LogEvent("DEBUG", "jobs were submitted"),
     "jobs.deduplicated": LogEvent("DEBUG", "jobs were there already"),
     "jobs.rejected": LogEvent("WARNING", "jobs were refused"),
@@ -109,6 +110,7 @@ class LogListener:
             (self._on_stopped, events.WorkerStopped),
             (self._on_lease_lost, events.LeaseLost),
             (self._on_abandoned, events.ThreadAbandoned),
+            (self._on_died, events.ProcessDied),
             (self._on_ignored, events.TimeoutIgnored),
             (self._on_stalled, events.LoopStalled),
             (self._on_held, events.GateHeld),
@@ -213,6 +215,9 @@ class LogListener:
 
     def _on_abandoned(self, event: events.ThreadAbandoned) -> None:
         announce("job.thread_abandoned", job_id=event.job_id, task=event.task, queue=event.queue)
+
+    def _on_died(self, event: events.ProcessDied) -> None:
+        announce("job.process_died", job_id=event.job_id, task=event.task, queue=event.queue, reason=event.how)
 
     # --- what they need ----------------------------------------------
 

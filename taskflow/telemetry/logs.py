@@ -60,10 +60,12 @@ def configure(
     )
     take_back = _take_over_logging(logger.level(level).no)
     enable()
+    _in_force.append((level, format))
 
     def undo() -> None:
         if undo in _undos:
             _undos.remove(undo)
+            _in_force.clear()
             logger.remove(sink)
             take_back()
 
@@ -72,6 +74,12 @@ def configure(
 
 
 _undos: list[Callable[[], None]] = []  # at most one: there is one log of a process
+_in_force: list[tuple[str, str]] = []  # what it was configured with
+
+
+def in_force() -> tuple[str, str] | None:
+    """Level and format of what `configure` writes now; None where the application has its own sinks."""
+    return _in_force[0] if _in_force else None
 
 
 def _no_format(_record: Record) -> str:

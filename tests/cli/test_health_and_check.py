@@ -297,6 +297,27 @@ def test_check_warns_of_threads_that_are_never_used(app, monkeypatch):
     assert ("sizes", "warning") in verdicts(app)
 
 
+def test_check_tells_of_child_processes_that_are_fewer_than_the_jobs_at_once(app, tmp_path, monkeypatch):
+    (tmp_path / "shop_of_check.py").write_text(
+        "from taskflow import TaskFlow\nflow = TaskFlow()\n@flow.task(isolation='process')\ndef resize() -> None: ...\n"
+    )
+    monkeypatch.setenv("TASKFLOW_WORKER__CHILDREN", "3")
+
+    assert "all tasks run in child processes: 3 of them at once" in run("check", app).out
+
+
+def test_check_of_a_function_that_a_child_process_would_not_find_is_exit_2(app, tmp_path):
+    (tmp_path / "shop_of_check.py").write_text(
+        "from taskflow import TaskFlow\nflow = TaskFlow()\n"
+        "def resize() -> None: ...\nflow.task(isolation='process')(resize)\ndef resize() -> None: ...\n"
+    )
+
+    result = run("check", app)
+
+    assert result.code == 2
+    assert "resize in module shop_of_check is not the function that was registered" in result.out
+
+
 def test_check_of_a_broker_that_cannot_be_reached_is_exit_3(app, file):
     file.write_bytes(b"this is no database " * 100)
 

@@ -1,4 +1,4 @@
-"""Threads of sync handlers: bounded, in order, given up on without being lost, and never in the way of the exit."""
+"""Threads of sync handlers: bounded, used again, and never in the way of the exit."""
 
 from __future__ import annotations
 
@@ -18,72 +18,11 @@ from taskflow.runtime.threads import NoThread, ThreadSlots
 pytestmark = pytest.mark.anyio
 
 
-async def test_slots_are_handed_on_in_order_of_arrival() -> None:
-    slots = ThreadSlots(1)
-    order: list[int] = []
-
-    async def take(number: int) -> None:
-        await slots.take()
-        order.append(number)
-        slots.give_back()
-
-    assert slots.try_take()
-    tasks = [asyncio.create_task(take(number)) for number in range(5)]
-    await asyncio.sleep(0)
-    slots.give_back()
-    await asyncio.gather(*tasks)
-
-    assert order == [0, 1, 2, 3, 4]
-    assert slots.taken == 0
-
-
-async def test_whoever_comes_new_does_not_overtake_those_who_wait() -> None:
-    slots = ThreadSlots(1)
-    await slots.take()
-    waiting = asyncio.create_task(slots.take())
-    await asyncio.sleep(0)
-
-    slots.give_back()
-
-    assert not slots.try_take()
-    await waiting
-
-
-async def test_a_slot_handed_over_in_the_moment_of_a_cancellation_is_passed_on() -> None:
-    slots = ThreadSlots(1)
-    await slots.take()
-    first, second = (asyncio.create_task(slots.take()) for _ in range(2))
-    await asyncio.sleep(0)
-
-    slots.give_back()
-    first.cancel()
-    await asyncio.wait([first, second])
-
-    assert first.cancelled()
-    assert second.done()
-    assert slots.taken == 1
-
-
-async def test_a_waiter_that_is_cancelled_just_before_a_slot_is_free_ends_by_that_cancellation() -> None:
-    slots = ThreadSlots(1)
-    await slots.take()
-    first, second = (asyncio.create_task(slots.take()) for _ in range(2))
-    await asyncio.sleep(0)
-
-    first.cancel()
-    slots.give_back()
-    await asyncio.wait([first, second])
-
-    assert first.cancelled()
-    assert not second.cancelled()
-    assert slots.taken == 1
-
-
 async def test_work_runs_in_a_copy_of_the_callers_context() -> None:
     variable = contextvars.ContextVar("variable", default="outside")
     variable.set("caller")
     slots = ThreadSlots(1)
-    await slots.take()
+    await slots.places.take()
 
     def work() -> str:
         before = variable.get()
@@ -100,9 +39,9 @@ async def test_no_more_threads_than_slots_ever_start_and_they_are_used_again() -
     names: set[str] = set()
 
     async def one() -> None:
-        await slots.take()
+        await slots.places.take()
         names.add(await slots.start(lambda: threading.current_thread().name))
-        slots.give_back()
+        slots.places.give_back()
 
     await asyncio.gather(*[one() for _ in range(50)])
 
@@ -113,7 +52,7 @@ async def test_no_more_threads_than_slots_ever_start_and_they_are_used_again() -
 @pytest.mark.parametrize("error", [StopIteration("stop"), SystemExit(2), KeyboardInterrupt(), asyncio.CancelledError()])
 async def test_what_is_raised_in_a_thread_never_stops_the_loop(error: BaseException) -> None:
     slots = ThreadSlots(1)
-    await slots.take()
+    await slots.places.take()
 
     def work() -> NoReturn:
         raise error
@@ -127,7 +66,7 @@ async def test_what_is_raised_in_a_thread_never_stops_the_loop(error: BaseExcept
 
 async def test_work_that_gets_no_thread_is_refused_and_never_runs_later(monkeypatch: pytest.MonkeyPatch) -> None:
     slots = ThreadSlots(1)
-    await slots.take()
+    await slots.places.take()
     ran: list[str] = []
 
     def refuse(_thread: threading.Thread) -> NoReturn:
@@ -145,7 +84,7 @@ async def test_work_that_gets_no_thread_is_refused_and_never_runs_later(monkeypa
 
 async def test_idle_threads_end_when_the_pool_is_closed() -> None:
     slots = ThreadSlots(1)
-    await slots.take()
+    await slots.places.take()
     thread = await slots.start(threading.current_thread)
 
     slots.close()
@@ -162,7 +101,7 @@ async def test_a_thread_holds_nothing_of_its_last_job() -> None:
         pass
 
     slots = ThreadSlots(1)
-    await slots.take()
+    await slots.places.take()
     things = [Large()]
     seen = weakref.ref(things[0])
 

@@ -1274,7 +1274,7 @@ async def test_a_system_without_threads_spends_no_attempts_and_is_not_asked_in_a
 
         assert 3 <= refused <= 3 * 60 / 5 + 3
         assert [await job.result(0) for job in jobs] == [0, 1, 2]
-        assert t.running.worker._threads.taken == 0
+        assert t.running.worker._threads.places.taken == 0
 
 
 async def test_a_thread_that_is_free_is_taken_at_once() -> None:

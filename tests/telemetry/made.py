@@ -84,6 +84,7 @@ ALL_EVENTS: list[Event] = [
     events.WorkerStopped("w1", 0),
     events.LeaseLost("w1", ("0192",), "no beat got through in time"),
     events.ThreadAbandoned("0192", "send", "mail"),
+    events.ProcessDied("0192", "send", "mail", "the process died with signal SIGSEGV"),
     events.TimeoutIgnored("0192", "send", "mail", 4.2),
     events.JobCancelled("0192", "send", "mail"),
     events.LoopStalled(1.5),
