@@ -1,121 +1,23 @@
 """What the person on call types at 3 a.m., against real SQLite files: what it says, does, and exits with."""
 
-import asyncio
 import json
 import os
 import pty
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
-from click.testing import CliRunner
 
-from taskflow import Bulkhead, CircuitBreaker, Retry, Settings, TaskFlow
 from taskflow.brokers.base import ClaimRequest
-from taskflow.cli.main import cli
 from taskflow.core.gate import Hold
+from tests.cli.desk import at_broker, claimed, dead, declared, run, sit_down, state_of, submitted, told, work
 
 SECRET = "hunter2"
 
 
 @pytest.fixture(autouse=True)
 def file(tmp_path, monkeypatch):
-    """The file that all commands of a test talk to. It does not exist yet."""
-    for name in list(os.environ):
-        if name.startswith("TASKFLOW_"):
-            monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TASKFLOW_BROKER__URL", "sqlite:///jobs.db")
-    return tmp_path / "jobs.db"
-
-
-def run(*words):
-    """What `taskflow …` prints, and how it exits. Never with a traceback."""
-    result = CliRunner().invoke(cli, words)
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return SimpleNamespace(code=result.exit_code, out=result.stdout, err=result.stderr)
-
-
-def told(*words):
-    """The JSON that `taskflow … --json` prints."""
-    result = run(*words, "--json")
-    return json.loads(result.out)
-
-
-def shop():
-    """A flow on the test's file, and its tasks."""
-    flow = TaskFlow(settings=Settings.from_env())
-
-    @flow.task(queue="mail")
-    async def send_mail(to: str, password: str = "") -> str:
-        return f"sent to {to}"
-
-    @flow.task(queue="mail", retry=Retry(attempts=2, base=0))
-    async def fail(why: str = "no route") -> None:
-        raise ConnectionError(why)
-
-    @flow.task(queue="bulk", retry=Retry(attempts=1))
-    async def refuse() -> None:
-        raise ValueError("not an address")
-
-    @flow.task(queue="mail", breaker=CircuitBreaker("smtp"), bulkhead=Bulkhead("smtp", 1))
-    async def gated() -> None: ...
-
-    return flow
-
-
-def submitted(task, *args, count=1, **options):
-    """Ids of jobs of `task` that wait now."""
-
-    async def submit():
-        flow = shop()
-        async with flow:
-            chosen = flow.tasks[task].options(**options)
-            return [(await chosen.submit(*args)).id for _ in range(count)]
-
-    return asyncio.run(submit())
-
-
-def work(until=lambda counts: not any(queue.ready + queue.scheduled + queue.running for queue in counts)):
-    """Run a worker until nothing waits."""
-
-    async def go():
-        flow = shop()
-        async with flow.worker(queues=["mail", "bulk"]), asyncio.timeout(20):
-            while not until(await flow.broker.counts()):  # noqa: ASYNC110 - a file: there is no event to wait for
-                await asyncio.sleep(0.01)
-
-    asyncio.run(go())
-
-
-def dead(task="fail", *args, **options):
-    """The id of a job that died."""
-    (job_id,) = submitted(task, *args, **options)
-    work()
-    assert state_of(job_id) == "dead"
-    return job_id
-
-
-def at_broker(ask):
-    """What a coroutine function says that is given the open broker."""
-
-    async def go():
-        flow = shop()
-        async with flow:
-            return await ask(flow.broker)
-
-    return asyncio.run(go())
-
-
-def state_of(job_id):
-    return at_broker(lambda broker: broker.states([job_id])).get(job_id)
-
-
-def claimed(count=1, queue="mail"):
-    """Let a worker that is still alive claim jobs."""
-    claims = at_broker(lambda broker: broker.claim(ClaimRequest("host-1", (queue,), count, count, 0, 60.0)))
-    assert len(claims) == count
+    return sit_down(tmp_path, monkeypatch)
 
 
 # --- job list ----------------------------------------------------------------------------------------------------------
@@ -280,12 +182,7 @@ def test_why_a_job_waits_at_a_held_gate():
 
 
 def test_why_a_job_waits_at_a_full_gate():
-    async def declare():
-        flow = shop()
-        async with flow.worker(queues=["nothing"]):
-            pass
-
-    asyncio.run(declare())
+    declared()
     submitted("gated", count=2)
     claimed()
     (waiting,) = [job["id"] for job in told("job", "list", "--state", "ready")]
