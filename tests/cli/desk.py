@@ -35,17 +35,21 @@ def told(*words):
     return json.loads(result.out)
 
 
-def shop():
-    """A flow on the test's file, and its tasks."""
+def shop(mail_task="send_mail"):
+    """A flow on the test's file, and its tasks; the first one may have another name."""
     flow = TaskFlow(settings=Settings.from_env())
 
-    @flow.task(queue="mail")
+    @flow.task(queue="mail", name=mail_task)
     async def send_mail(to: str, password: str = "") -> str:
         return f"sent to {to}"
 
     @flow.task(queue="mail", retry=Retry(attempts=2, base=0))
     async def fail(why: str = "no route") -> None:
         raise ConnectionError(why)
+
+    @flow.task(queue="mail", retry=Retry(attempts=2, base=600, max_delay=600, jitter="none"))
+    async def stumble() -> None:
+        raise ConnectionError("no route")
 
     @flow.task(queue="bulk", retry=Retry(attempts=1))
     async def refuse() -> None:
@@ -86,11 +90,11 @@ def submitted(task, *args, count=1, **options):
     return asyncio.run(submit())
 
 
-def work(until=lambda counts: not any(queue.ready + queue.scheduled + queue.running for queue in counts)):
-    """Run a worker until nothing waits."""
+def work(until=lambda counts: not any(queue.ready + queue.scheduled + queue.running for queue in counts), **names):
+    """Run a worker until nothing waits; of a shop with these names."""
 
     async def go():
-        flow = shop()
+        flow = shop(**names)
         async with flow.worker(queues=["mail", "bulk"]), asyncio.timeout(20):
             while not until(await flow.broker.counts()):  # noqa: ASYNC110 - a file: there is no event to wait for
                 await asyncio.sleep(0.01)

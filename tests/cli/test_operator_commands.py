@@ -181,13 +181,61 @@ def test_why_a_job_waits_at_a_held_gate():
     assert "ConnectionError" in reason(job_id)
 
 
+def test_why_a_job_waits_at_a_gate_that_its_breaker_holds():
+    (job_id,) = submitted("gated")
+    at_broker(lambda broker: broker.gate("smtp", Hold(600, "circuit_open")))
+
+    assert "gate 'smtp' is held by its breaker until 2" in reason(job_id)
+
+
+def test_why_a_job_waits_at_a_gate_that_an_operator_holds():
+    (job_id,) = submitted("gated")
+    run("gate", "hold", "smtp", "--reason", "they move")
+
+    assert "held by an operator until released: they move (`taskflow gate release smtp`)" in reason(job_id)
+
+
+def test_why_a_job_waits_at_a_rate():
+    first, second = submitted("rated", count=2)
+    declared()
+    claimed(queue="bulk")
+
+    assert "running" in reason(first)
+    assert "gate 'api' is rate limited to 1/h (code): the next start is in " in reason(second)
+
+
+def test_why_a_job_waits_at_a_gate_that_an_operator_closed():
+    (job_id,) = submitted("gated")
+    declared()
+    run("gate", "limit", "smtp", "0")
+
+    assert "gate 'smtp' admits no job: its limit is 0 (operator; code: 1)" in reason(job_id)
+
+
+def test_why_a_job_waits_whose_task_no_worker_knows():
+    (job_id,) = submitted("send_mail", "ada")
+
+    work(mail_task="another_name", until=lambda counts: any(queue.scheduled for queue in counts))
+
+    assert "scheduled until 2" in reason(job_id)
+    assert "as no worker that took it knows task 'send_mail': start workers whose code has it" in reason(job_id)
+
+
+def test_why_a_job_waits_for_its_next_attempt():
+    (job_id,) = submitted("stumble")
+
+    work(until=lambda counts: any(queue.scheduled for queue in counts))
+
+    assert "after 1 failed attempt, the last of ConnectionError: no route" in reason(job_id)
+
+
 def test_why_a_job_waits_at_a_full_gate():
     declared()
     submitted("gated", count=2)
     claimed()
     (waiting,) = [job["id"] for job in told("job", "list", "--state", "ready")]
 
-    assert "gate 'smtp' is full: 1 of 1" in reason(waiting)
+    assert "gate 'smtp' is full: 1 of 1 (code) slots are taken" in reason(waiting)
 
 
 def test_why_a_job_of_a_paused_queue_waits():
@@ -216,6 +264,15 @@ def test_why_says_where_a_job_runs():
 
     assert "running for" in reason(job_id)
     assert "in worker host-1" in reason(job_id)
+
+
+def test_why_says_that_and_why_a_job_expired():
+    late, tired = submitted("send_mail", "ada", deadline=0.01) + submitted("send_mail", "ada", max_wait=0.01)
+    work()
+
+    assert "it expired" in reason(late)
+    assert "its deadline passed" in reason(late)
+    assert "it waited for longer than its max_wait" in reason(tired)
 
 
 def test_why_says_how_a_job_ended():
