@@ -17,6 +17,7 @@ from taskflow.cli.standing import (
     ENDLESS_S,
     by_name,
     gate_json,
+    in_words,
     is_held,
     limit_in_force,
     limit_text,
@@ -218,11 +219,4 @@ def _tell(names: Sequence[str], gates: Mapping[str, Gate], *, as_json: bool) -> 
         print_json(found[0] if len(found) == 1 else found)
         return
     for name in names:
-        one, parent = gates[name], parent_of(gates[name], gates)
-        words = [told(one, parent, now)]
-        if text := limit_text(limit_in_force(one, parent)):
-            words.append(f"limit {text}")
-        if text := rate_in_words(rate_in_force(one, parent)):
-            words.append(f"rate {text}")
-        words.append(f"{count_of(one.live, 'job')} running")
-        click.echo(f"gate {one_line(name, 200)!r} is {', '.join(words)}")
+        click.echo(f"gate {one_line(name, 200)!r} is {in_words(gates[name], gates, now)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from taskflow.cli.shown import instant, one_line
+from taskflow.cli.shown import count_of, instant, one_line
 from taskflow.core.gate import Gate, Rate, family, limit_of
 
 if TYPE_CHECKING:
@@ -135,6 +135,17 @@ def _told_with_source(found: InForce[T], text: Any) -> str:
     if source == _OPERATOR:
         source += f"; code: {'none' if found.code is None else text(found.code)}"
     return f"{text(found.value)} ({source})"
+
+
+def in_words(gate: Gate, gates: Mapping[str, Gate], now: float) -> str:
+    """Everything about a gate on one line."""
+    parent = parent_of(gate, gates)
+    words = [told(gate, parent, now)]
+    if text := limit_text(limit_in_force(gate, parent)):
+        words.append(f"limit {text}")
+    if text := rate_in_words(rate_in_force(gate, parent)):
+        words.append(f"rate {text}")
+    return ", ".join([*words, f"{count_of(gate.live, 'job')} running"])
 
 
 def gate_json(gate: Gate, gates: Mapping[str, Gate], now: float) -> dict[str, Any]:
