@@ -1,0 +1,204 @@
+"""What held gates cost the jobs that do not need them, and what their mass release costs a claim: memory and SQLite.
+
+    python benchmarks/held_lanes.py [--held 100000] [--rest 20000] [--gates 10000] [--rounds 5] [--folder DIR]
+
+First: `--rest` jobs are claimed and settled in batches of 100, alone, and beside `--held` jobs in 100 lanes whose gates
+are held; rounds alternate, the median of the rounds' ratios counts. Then: `--gates` gates with a lane of two jobs
+each, all held and parked, open at once: because their holds end in the same instant, because an operator releases
+their family, or each of them. Claims go on meanwhile; the slowest one counts. Read the ratios: machines differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import platform
+import statistics
+import tempfile
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from taskflow.brokers.base import ClaimRequest, FullBroker, Settlement
+from taskflow.brokers.memory import MemoryBroker
+from taskflow.brokers.sqlite import SqliteBroker
+from taskflow.core.decision import Complete
+from taskflow.core.gate import Hold, Release
+from taskflow.core.job import Job
+
+PAYLOAD = b'{"v":1,"args":{"to":"ada@example.org","body":"hello"},"correlation_id":"0123456789abcdef"}'
+DONE = Complete(b'{"sent":true}')
+BATCH = 100
+LANES = 100
+LONG_S = 3_600.0
+REQUEST = ClaimRequest("w", ("q",), BATCH, BATCH, 1, 60.0)
+SHAPES = {
+    "rest without gates, one lane": lambda _: {},
+    "rest of an open gate, 100 lanes": lambda n: {"lane": f"tenant-{n % LANES}", "gates": ("open",)},
+}
+
+
+def made(kind: str, folder: Path) -> FullBroker:
+    return MemoryBroker() if kind == "memory" else SqliteBroker(folder / f"{uuid.uuid4().hex}.db")
+
+
+async def put(broker: FullBroker, jobs: list[Job]) -> None:
+    for start in range(0, len(jobs), 500):
+        await broker.submit(jobs[start : start + 500], {"q": 10**9})
+
+
+def job(n: int, **fields: object) -> Job:
+    return Job(**{"id": f"{uuid.uuid4().hex[:20]}{n:012x}", "task": "t", "queue": "q", "payload": PAYLOAD, **fields})
+
+
+# ---- beside held lanes ----
+
+
+async def drained(kind: str, folder: Path, shape: str, rest: int, held: int) -> tuple[float, float]:
+    """Jobs a second that are claimed, and that are claimed and settled; beside `held` jobs that cannot be."""
+    broker = made(kind, folder)
+    await broker.open()
+    for n in range(LANES if held else 0):
+        await broker.gate(f"gate-{n}", Hold(LONG_S, "circuit_open"))
+    await put(broker, [job(n, lane=f"held-{n % LANES}", gates=(f"gate-{n % LANES}",)) for n in range(held)])
+    await put(broker, [job(n, **SHAPES[shape](n)) for n in range(rest)])
+    gc.collect()
+    claim_s, done = 0.0, 0
+    began = time.perf_counter()
+    while done < rest:
+        asked = time.perf_counter()
+        claims = await broker.claim(REQUEST)
+        claim_s += time.perf_counter() - asked
+        assert all("open" in one.gates or not one.gates for one in claims)
+        done += len(claims)
+        await broker.settle([Settlement(one.job_id, one.token, DONE) for one in claims])
+    took_s = time.perf_counter() - began
+    await broker.close()
+    return rest / claim_s, rest / took_s
+
+
+def beside_held(kind: str, shape: str, options: argparse.Namespace) -> None:
+    alone: list[tuple[float, float]] = []
+    beside: list[tuple[float, float]] = []
+    for number in range(options.rounds):
+        pairs = [(alone, 0), (beside, options.held)]
+        for rates, held in pairs if number % 2 else pairs[::-1]:
+            with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+                rates.append(asyncio.run(drained(kind, Path(folder), shape, options.rest, held)))
+    for index, what in enumerate(("claim", "claim + settle")):
+        ratio = statistics.median(b[index] / a[index] for a, b in zip(alone, beside, strict=True))
+        rates = [statistics.median(one[index] for one in rates) for rates in (alone, beside)]
+        print(f"{kind:7} {shape:32} {what:14} {rates[0]:9,.0f} -> {rates[1]:9,.0f} jobs/s  {ratio:5.2f}x", flush=True)
+
+
+# ---- mass release ----
+
+
+async def parked(broker: FullBroker, gates: int, hold_s: float) -> list[float]:
+    """`gates` held gates `http/N`, each with a parked lane of two jobs; what the claims took that parked them."""
+    for start in range(0, gates, 1_000):
+        names = range(start, min(gates, start + 1_000))
+        await asyncio.gather(*(broker.gate(f"http/{n}", Hold(hold_s, "circuit_open")) for n in names))
+    await put(broker, [job(n, lane=f"{n % gates}", gates=(f"http/{n % gates}",)) for n in range(2 * gates)])
+    # Of an open gate, and last of all: once it is claimed, all others are parked.
+    await put(broker, [job(0, priority=0, gates=("open",))])
+    took: list[float] = []
+    while True:
+        began = time.perf_counter()
+        claims = await broker.claim(REQUEST)
+        took.append(time.perf_counter() - began)
+        if claims:
+            await broker.settle([Settlement(one.job_id, one.token, DONE) for one in claims])
+            return took
+
+
+async def until_over(_broker: FullBroker, _gates: int) -> None:
+    """The holds end by themselves, all in one instant."""
+
+
+async def release_family(broker: FullBroker, _gates: int) -> None:
+    await broker.gate("http", Release())
+
+
+async def release_each(broker: FullBroker, gates: int) -> None:
+    await asyncio.gather(*(broker.gate(f"http/{n}", Release()) for n in range(gates)))
+
+
+Opening = Callable[[FullBroker, int], Awaitable[None]]
+OPENINGS: dict[str, tuple[Opening, str]] = {
+    "holds end in one instant": (until_over, "expiry"),
+    "an operator releases the family": (release_family, "family"),
+    "an operator releases each gate": (release_each, "each"),
+}
+
+
+async def released(kind: str, folder: Path, opening: str, gates: int) -> tuple[list[float], list[float]]:
+    """What each claim took while the gates were parked, and from the opening until all jobs were claimed."""
+    broker = made(kind, folder)
+    await broker.open()
+    open_them, how = OPENINGS[opening]
+    if how == "family":
+        await broker.gate("http", Hold(LONG_S, "circuit_open"))
+    hold_s = {"expiry": 20.0, "family": 0.0, "each": LONG_S}[how]
+    began = time.time()
+    parking = await parked(broker, gates, hold_s)
+    left_s = began + hold_s - time.time()
+    assert how != "expiry" or left_s > 0, "parked too slowly: the holds are over"
+    if how == "expiry":
+        await asyncio.sleep(left_s + 1)  # the last hold began a little later than the first
+    gc.collect()
+    opened = asyncio.create_task(open_them(broker, gates))
+    took: list[float] = []
+    done = 0
+    while done < 2 * gates:
+        await asyncio.sleep(0)  # for the opening: the memory broker never waits
+        asked = time.perf_counter()
+        claims = await broker.claim(REQUEST)
+        took.append(time.perf_counter() - asked)
+        done += len(claims)
+        await broker.settle([Settlement(one.job_id, one.token, DONE) for one in claims])
+    await opened
+    await broker.close()
+    return parking, took
+
+
+def mass_release(kind: str, opening: str, options: argparse.Namespace) -> None:
+    parking: list[float] = []
+    took: list[float] = []
+    for _ in range(max(1, options.rounds // 2)):
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            before, after = asyncio.run(released(kind, Path(folder), opening, options.gates))
+        parking += before
+        took += after
+    print(f"{kind:7} {opening:32} claims {shown(took)}   (claims that park: {shown(parking)})", flush=True)
+
+
+def shown(took: list[float]) -> str:
+    ordered = sorted(took)
+    p50, p99 = (ordered[int(len(ordered) * share)] * 1e3 for share in (0.5, 0.99))
+    return f"p50 {p50:6.2f}, p99 {p99:6.2f}, max {ordered[-1] * 1e3:6.2f} ms of {len(took):,}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--held", type=int, default=100_000)
+    parser.add_argument("--rest", type=int, default=20_000)
+    parser.add_argument("--gates", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path)
+    options = parser.parse_args()
+    print(f"CPython {platform.python_version()}, SQLite with synchronous=FULL, {options.rounds} rounds")
+    print(f"{options.rest:,} jobs alone -> beside {options.held:,} held ones in {LANES} lanes")
+    for kind in ("memory", "sqlite"):
+        for shape in SHAPES:
+            beside_held(kind, shape, options)
+    print(f"{options.gates:,} gates of two jobs each, all open at once")
+    for kind in ("memory", "sqlite"):
+        for opening in OPENINGS:
+            mass_release(kind, opening, options)
+
+
+if __name__ == "__main__":
+    main()
