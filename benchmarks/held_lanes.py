@@ -1,11 +1,12 @@
 """What held gates cost the jobs that do not need them, and what their mass release costs a claim: memory and SQLite.
 
-    python benchmarks/held_lanes.py [--held 100000] [--rest 20000] [--gates 10000] [--rounds 5] [--folder DIR]
+    python benchmarks/held_lanes.py [--held 100000] [--rest 20000] [--gates 10000] [--rounds 3] [--only PART]
 
 First: `--rest` jobs are claimed and settled in batches of 100, alone, and beside `--held` jobs in 100 lanes whose gates
-are held; rounds alternate, the median of the rounds' ratios counts. Then: `--gates` gates with a lane of two jobs
-each, all held and parked, open at once: because their holds end in the same instant, because an operator releases
-their family, or each of them. Claims go on meanwhile; the slowest one counts. Read the ratios: machines differ.
+are held: in two processes that take turns, so that what else the machine does hits both; the median round counts.
+Then: `--gates` gates with a lane of two jobs each, all held and parked, open at once: because their holds end in the
+same instant, because an operator releases their family, or each of them. Claims go on meanwhile; the slowest one
+counts. Read the ratios: machines differ.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import multiprocessing
 import platform
 import statistics
 import tempfile
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from taskflow.brokers.base import ClaimRequest, FullBroker, Settlement
@@ -32,6 +35,7 @@ PAYLOAD = b'{"v":1,"args":{"to":"ada@example.org","body":"hello"},"correlation_i
 DONE = Complete(b'{"sent":true}')
 BATCH = 100
 LANES = 100
+TURN = 20  # batches of a turn
 LONG_S = 3_600.0
 REQUEST = ClaimRequest("w", ("q",), BATCH, BATCH, 1, 60.0)
 SHAPES = {
@@ -56,41 +60,70 @@ def job(n: int, **fields: object) -> Job:
 # ---- beside held lanes ----
 
 
-async def drained(kind: str, folder: Path, shape: str, rest: int, held: int) -> tuple[float, float]:
-    """Jobs a second that are claimed, and that are claimed and settled; beside `held` jobs that cannot be."""
-    broker = made(kind, folder)
+def contestant(orders: Connection, kind: str, folder: Path, shape: str, rest: int, held: int) -> None:
+    """A process of its own with a broker: at each order it claims and settles some batches, and tells the seconds.
+
+    Only one works at a time, and they take turns: what else the machine does hits both.
+    """
+    asyncio.run(contest(orders, made(kind, folder), shape, rest, held))
+
+
+async def contest(orders: Connection, broker: FullBroker, shape: str, rest: int, held: int) -> None:
     await broker.open()
     for n in range(LANES if held else 0):
         await broker.gate(f"gate-{n}", Hold(LONG_S, "circuit_open"))
     await put(broker, [job(n, lane=f"held-{n % LANES}", gates=(f"gate-{n % LANES}",)) for n in range(held)])
     await put(broker, [job(n, **SHAPES[shape](n)) for n in range(rest)])
     gc.collect()
-    claim_s, done = 0.0, 0
-    began = time.perf_counter()
-    while done < rest:
-        asked = time.perf_counter()
-        claims = await broker.claim(REQUEST)
-        claim_s += time.perf_counter() - asked
-        assert all("open" in one.gates or not one.gates for one in claims)
-        done += len(claims)
-        await broker.settle([Settlement(one.job_id, one.token, DONE) for one in claims])
-    took_s = time.perf_counter() - began
+    orders.send(None)
+    while batches := orders.recv():
+        claim_s, began = 0.0, time.perf_counter()
+        for _ in range(batches):
+            asked = time.perf_counter()
+            claims = await broker.claim(REQUEST)
+            claim_s += time.perf_counter() - asked
+            assert len(claims) == BATCH
+            assert all(one.gates in ((), ("open",)) for one in claims)
+            await broker.settle([Settlement(one.job_id, one.token, DONE) for one in claims])
+        orders.send((claim_s, time.perf_counter() - began))
     await broker.close()
-    return rest / claim_s, rest / took_s
+
+
+def in_turn(kind: str, shape: str, options: argparse.Namespace, folder: Path) -> list[tuple[float, float]]:
+    """Seconds of claims, and of claims and settlements: of those alone, and of those beside held ones."""
+    spent = [(0.0, 0.0), (0.0, 0.0)]
+    ours: list[Connection] = []
+    processes = []
+    for held in (0, options.held):
+        mine, theirs = multiprocessing.Pipe()
+        process = multiprocessing.Process(
+            target=contestant, args=(theirs, kind, folder, shape, options.rest, held), daemon=True
+        )
+        process.start()
+        ours.append(mine)
+        processes.append(process)
+    for mine in ours:
+        mine.recv()
+    for number in range(options.rest // BATCH // TURN):
+        for which in (0, 1) if number % 2 else (1, 0):
+            ours[which].send(TURN)
+            claim_s, both_s = ours[which].recv()
+            spent[which] = (spent[which][0] + claim_s, spent[which][1] + both_s)
+    for mine, process in zip(ours, processes, strict=True):
+        mine.send(0)
+        process.join()
+    return spent
 
 
 def beside_held(kind: str, shape: str, options: argparse.Namespace) -> None:
-    alone: list[tuple[float, float]] = []
-    beside: list[tuple[float, float]] = []
-    for number in range(options.rounds):
-        pairs = [(alone, 0), (beside, options.held)]
-        for rates, held in pairs if number % 2 else pairs[::-1]:
-            with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-                rates.append(asyncio.run(drained(kind, Path(folder), shape, options.rest, held)))
+    rounds = []
+    for _ in range(options.rounds):
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            rounds.append(in_turn(kind, shape, options, Path(folder)))
     for index, what in enumerate(("claim", "claim + settle")):
-        ratio = statistics.median(b[index] / a[index] for a, b in zip(alone, beside, strict=True))
-        rates = [statistics.median(one[index] for one in rates) for rates in (alone, beside)]
-        print(f"{kind:7} {shape:32} {what:14} {rates[0]:9,.0f} -> {rates[1]:9,.0f} jobs/s  {ratio:5.2f}x", flush=True)
+        ratio = statistics.median(alone[index] / beside[index] for alone, beside in rounds)
+        alone, beside = (options.rest / statistics.median(one[which][index] for one in rounds) for which in (0, 1))
+        print(f"{kind:7} {shape:32} {what:14} {alone:9,.0f} -> {beside:9,.0f} jobs/s  {ratio:5.2f}x", flush=True)
 
 
 # ---- mass release ----
@@ -123,7 +156,8 @@ async def release_family(broker: FullBroker, _gates: int) -> None:
 
 
 async def release_each(broker: FullBroker, gates: int) -> None:
-    await asyncio.gather(*(broker.gate(f"http/{n}", Release()) for n in range(gates)))
+    for start in range(0, gates, 200):  # as `taskflow gate release --lanes` does it
+        await asyncio.gather(*(broker.gate(f"http/{n}", Release()) for n in range(start, min(gates, start + 200))))
 
 
 Opening = Callable[[FullBroker, int], Awaitable[None]]
@@ -186,18 +220,21 @@ def main() -> None:
     parser.add_argument("--held", type=int, default=100_000)
     parser.add_argument("--rest", type=int, default=20_000)
     parser.add_argument("--gates", type=int, default=10_000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--only", choices=["beside", "release"])
     options = parser.parse_args()
     print(f"CPython {platform.python_version()}, SQLite with synchronous=FULL, {options.rounds} rounds")
-    print(f"{options.rest:,} jobs alone -> beside {options.held:,} held ones in {LANES} lanes")
-    for kind in ("memory", "sqlite"):
-        for shape in SHAPES:
-            beside_held(kind, shape, options)
-    print(f"{options.gates:,} gates of two jobs each, all open at once")
-    for kind in ("memory", "sqlite"):
-        for opening in OPENINGS:
-            mass_release(kind, opening, options)
+    if options.only != "release":
+        print(f"{options.rest:,} jobs alone -> beside {options.held:,} held ones in {LANES} lanes")
+        for kind in ("memory", "sqlite"):
+            for shape in SHAPES:
+                beside_held(kind, shape, options)
+    if options.only != "beside":
+        print(f"{options.gates:,} gates of two jobs each, all open at once")
+        for kind in ("memory", "sqlite"):
+            for opening in OPENINGS:
+                mass_release(kind, opening, options)
 
 
 if __name__ == "__main__":
