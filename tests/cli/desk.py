@@ -29,7 +29,7 @@ def run(*words):
     return SimpleNamespace(code=result.exit_code, out=result.stdout, err=result.stderr)
 
 
-def told(*words):
+def shown(*words):
     """The JSON that `taskflow … --json` prints."""
     result = run(*words, "--json")
     return json.loads(result.out)

@@ -7,9 +7,9 @@ import time
 import pytest
 
 from taskflow.brokers.base import ClaimRequest
-from taskflow.cli.standing import rate_text
-from taskflow.core.gate import Gate, Hold, Ramp, Rate
-from tests.cli.desk import at_broker, claimed, declared, run, sit_down, submitted, told
+from taskflow.cli.standing import gate_json, rate_text, told
+from taskflow.core.gate import Gate, Hold, Rate
+from tests.cli.desk import at_broker, claimed, declared, run, shown, sit_down, submitted
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +18,7 @@ def file(tmp_path, monkeypatch):
 
 
 def gates():
-    return {gate["gate"]: gate for gate in told("gate", "list")}
+    return {gate["gate"]: gate for gate in shown("gate", "list")}
 
 
 def kept(name):
@@ -65,12 +65,13 @@ def test_gate_list_shows_who_holds_a_gate_until_when():
     assert {name: gate["state"] for name, gate in gates().items()} == dict.fromkeys(("smtp", "api", "http"), "held")
 
 
-def test_gate_list_shows_a_gate_that_recovers():
-    declared()
-    at_broker(lambda broker: broker.gate("http", Ramp(2)))
+def test_a_gate_that_recovers_shows_how_many_it_lets_through():
+    gate = Gate("http", limit=10, ramp=2)
 
-    assert (gates()["http"]["state"], gates()["http"]["limit"]) == ("recovering", 2)
-    assert "recovering, 2 at once" in run("gate", "list").out
+    found = gate_json(gate, {"http": gate}, now=0.0)
+
+    assert (found["state"], found["limit"], found["limit_code"]) == ("recovering", 2, 10)
+    assert told(gate, None, now=0.0) == "recovering, 2 at once"
 
 
 def test_a_gate_of_a_lane_key_shows_what_it_has_from_its_family():
@@ -90,7 +91,7 @@ def test_gate_list_of_nothing_says_so_on_stderr_and_makes_no_file(file):
 
     assert (result.code, result.out) == (0, "")
     assert "nothing is kept of any gate" in result.err
-    assert told("gate", "list") == []
+    assert shown("gate", "list") == []
     assert not file.exists()
 
 
@@ -122,7 +123,7 @@ def test_a_held_gate_lets_no_job_be_claimed_until_it_is_released():
 def test_a_hold_may_have_an_end():
     submitted("gated")
 
-    found = told("gate", "hold", "smtp", "--for", "600")
+    found = shown("gate", "hold", "smtp", "--for", "600")
 
     assert found["state"] == "held"
     assert 590 < found["held_until"] - time.time() <= 600
@@ -131,7 +132,7 @@ def test_a_hold_may_have_an_end():
 def test_a_hold_without_an_end_is_json_without_an_instant():
     submitted("gated")
 
-    found = told("gate", "hold", "smtp")
+    found = shown("gate", "hold", "smtp")
 
     assert (found["state"], found["held_until"], found["reason"]) == ("held", None, "operator")
 
@@ -175,7 +176,7 @@ def test_several_gates_are_released_at_once():
     for name in ("smtp", "api"):
         run("gate", "hold", name)
 
-    found = told("gate", "release", "smtp", "api")
+    found = shown("gate", "release", "smtp", "api")
 
     assert [(gate["gate"], gate["state"]) for gate in found] == [("smtp", "open"), ("api", "open")]
 
@@ -293,4 +294,4 @@ def test_names_and_reasons_of_others_cannot_steer_the_terminal():
     for words in (["gate", "list"], ["gate", "release", "http/a\x1b[2Jb"], ["gate", "release", "http"]):
         result = run(*words)
         assert "\x1b" not in result.out + result.err
-    assert "\x1b" not in json.dumps(told("gate", "list"))
+    assert "\x1b" not in json.dumps(shown("gate", "list"))
