@@ -414,16 +414,18 @@ class Metrics:
         """Keep what the broker says of its gates. `now` is the broker's clock, by which gates are held."""
         in_use: dict[str, int] = {}
         held: dict[str, float] = {}
+        limits: dict[str, int | None] = {}  # a gate of which nothing is said any more is not among the records
         for record in records:
             name = gates.family(record.name)
             in_use[name] = in_use.get(name, 0) + record.live
             if record.held_until > now and len(held) < _MOST_GATES:
                 held[record.name] = self._now() + record.held_until - now
-            if record.name == name and (name,) in self._numbers["taskflow_limiter_limit"]:
-                limit = gates.limit_of(record)
-                self._numbers["taskflow_limiter_limit"][name,] = math.inf if limit is None else limit
+            if record.name == name:
+                limits[name] = gates.limit_of(record)
         for (limiter,) in self._numbers["taskflow_limiter_in_use"]:
+            limit = limits.get(limiter)
             self._numbers["taskflow_limiter_in_use"][limiter,] = in_use.get(limiter, 0)
+            self._numbers["taskflow_limiter_limit"][limiter,] = math.inf if limit is None else limit
         self._held = held
 
     def observe_loop_lag(self, lag_s: float) -> None:
