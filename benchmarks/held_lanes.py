@@ -153,6 +153,7 @@ async def parked(broker: FullBroker, gates: int, hold_s: float) -> list[Took]:
     await put(broker, [job(n, lane=f"{n % gates}", gates=(f"http/{n % gates}",)) for n in range(2 * gates)])
     # Of an open gate, and last of all: once it is claimed, all others are parked.
     await put(broker, [job(0, priority=0, gates=("open",))])
+    gc.collect()
     took: list[Took] = []
     while True:
         claims = await timed(broker, took)
