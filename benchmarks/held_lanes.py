@@ -171,8 +171,8 @@ async def release_family(broker: FullBroker, _gates: int) -> None:
 
 
 async def release_each(broker: FullBroker, gates: int) -> None:
-    for start in range(0, gates, 200):  # as `taskflow gate release --lanes` does it
-        await asyncio.gather(*(broker.gate(f"http/{n}", Release()) for n in range(start, min(gates, start + 200))))
+    for start in range(0, gates, 50):  # as `taskflow gate release --lanes` does it
+        await asyncio.gather(*(broker.gate(f"http/{n}", Release()) for n in range(start, min(gates, start + 50))))
 
 
 Opening = Callable[[FullBroker, int], Awaitable[None]]

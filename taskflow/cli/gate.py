@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from taskflow.core.gate import Gate, GateChange
 
 _HEAD = ["GATE", "LIVE", "LIMIT", "RATE", "STATE"]
-_AT_ONCE = 200  # changes that are sent together, and committed together: claims wait no longer than that takes
+_AT_ONCE = 50  # changes that are sent together, and committed together: a claim waits no longer than that takes
 _SEARCHED = 1_000  # newest jobs of a state, whose gates count as known
 _MOST_NAMED = 10  # gates that a message lists
 _MOST_REASON = 200  # characters
