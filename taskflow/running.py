@@ -224,11 +224,12 @@ async def _shielded(end: Callable[[], Awaitable[None]]) -> None:
 
 
 def _limiters(policies: Iterable[TaskPolicy]) -> dict[str, int | None]:
-    """The bulkheads with their limits, and the rates without one."""
+    """The bulkheads with their limits; rates and breakers without one, as an operator may limit any gate."""
     found: dict[str, int | None] = {}
     for policy in policies:
-        if policy.rate is not None:
-            found.setdefault(policy.rate.name, None)
+        for spec in (policy.rate, policy.breaker):
+            if spec is not None:
+                found.setdefault(spec.name, None)
         if policy.bulkhead is not None:
             found[policy.bulkhead.name] = policy.bulkhead.limit
     return found

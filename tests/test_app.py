@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -23,6 +24,7 @@ from taskflow import (
 )
 from taskflow.brokers.memory import MemoryBroker
 from taskflow.core import events
+from taskflow.core.gate import GateChange, Hold, OverrideLimit, Release
 from tests.runtime.made import heard, make_flow
 
 pytestmark = pytest.mark.anyio
@@ -289,6 +291,32 @@ async def test_what_code_and_environment_say_of_a_gate_is_told_to_the_broker() -
     assert (gate.name, gate.limit) == ("smtp", 3)
     assert gate.rate is not None
     assert (gate.rate.interval_s, gate.rate.burst) == (1, 2)
+
+
+async def test_metrics_show_what_an_operator_says_of_a_gate_and_what_code_says_once_it_is_taken_back() -> None:
+    flow = make_flow()
+
+    @flow.task(breaker=CircuitBreaker("api"))
+    async def ask() -> None: ...
+
+    @flow.task(bulkhead=Bulkhead("smtp", 10))
+    async def send() -> None: ...
+
+    async with flow.test() as t:
+
+        async def seen(*changes: GateChange) -> list[float | None]:
+            for change in changes:
+                await t.broker.gate("api", change)
+                await t.broker.gate("smtp", change)
+            await t.advance(10)  # the gates are looked at every 5 s
+            read = t.running.metrics.registry.get_sample_value
+            limits = [read("taskflow_limiter_limit", {"limiter": name}) for name in ("api", "smtp")]
+            return [*limits, read("taskflow_gates_held", {})]
+
+        assert await seen() == [math.inf, 10, 0]
+        assert await seen(OverrideLimit(3)) == [3, 3, 0]
+        assert await seen(OverrideLimit(0), Hold(1e9, "operator")) == [0, 0, 2]
+        assert await seen(OverrideLimit(None), Release()) == [math.inf, 10, 0]
 
 
 async def test_lifespans_surround_the_work() -> None:

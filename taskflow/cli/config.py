@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from taskflow.app import TaskFlow
+    from taskflow.cli.policies import Policies
     from taskflow.settings import Settings
     from taskflow.settings.reference import Leaf
 
+_MOST_GATES = 50  # that a terminal is shown: lane keys may have thousands
 _COLUMNS = ("variable", "default", "unit", "meaning")
 
 
@@ -32,6 +35,7 @@ def config() -> None:
 def show(app: str | None, *, as_json: bool) -> None:
     """Every setting with its value and source, secrets masked; with APP also each task's policies.
 
+    What operators changed with `taskflow gate` is shown as such, if the broker answers within seconds.
     APP is module:attribute; without it TASKFLOW_APP, if set.
     """
     from taskflow.settings import Settings  # noqa: PLC0415
@@ -46,14 +50,12 @@ def show(app: str | None, *, as_json: bool) -> None:
     _tell(settings.warnings)
     if problem is not None:
         raise problem
-    tasks = {} if flow is None else _task_policies(flow)
+    found = None if flow is None else _policies(flow)
     if as_json:
-        rows = [leaf._asdict() for leaf in leaves]
-        click.echo(json.dumps({"settings": rows, "warnings": settings.warnings, "tasks": tasks}, indent=2))
-        return
-    for name, policy in tasks.items():
-        click.echo(f"\ntask {name}")
-        _table([(f"  {leaf}", decided["value"], decided["source"]) for leaf, decided in policy.items()])
+        shown = {"settings": [leaf._asdict() for leaf in leaves], "warnings": settings.warnings}
+        click.echo(json.dumps({**shown, **_policies_json(found)}, indent=2))
+    elif found is not None:
+        _print_policies(found)
 
 
 @config.command()
@@ -136,25 +138,45 @@ def _find(app: str | None, settings: Settings) -> tuple[TaskFlow | None, ConfigE
         return None, error
 
 
-def _task_policies(flow: TaskFlow) -> dict[str, dict[str, dict[str, str]]]:
-    """Of each task each leaf, with its value, its source and the variable that overrides it.
+def _policies(flow: TaskFlow) -> Policies:
+    from taskflow.cli.policies import policies  # noqa: PLC0415
 
-    Raises `ConfigError` for policies that are not valid.
-    """
-    from taskflow.cli.review import review  # noqa: PLC0415
-    from taskflow.settings.tuning import explain  # noqa: PLC0415
-
-    found = review(flow)
+    found = policies(flow)
     _tell(found.warnings)
-    if found.problems:
-        raise ConfigError("\n".join(found.problems))
-    return {
-        name: {
-            leaf.name: {"value": leaf.value, "source": leaf.source, "variable": leaf.variable}
-            for leaf in explain(flow.settings, name, task.declared)
-        }
-        for name, task in sorted(flow.tasks.items())
+    if found.unknown:
+        _tell([found.unknown])
+    return found
+
+
+def _policies_json(found: Policies | None) -> dict[str, Any]:
+    """`gates` are those that an operator changed or that are held; null if the broker did not tell."""
+    if found is None:
+        return {"tasks": {}, "gates": []}
+    from taskflow.cli.standing import gate_json  # noqa: PLC0415
+
+    now = time.time()
+    tasks = {
+        name: {leaf.name: {"value": leaf.value, "source": leaf.source, "variable": leaf.variable} for leaf in leaves}
+        for name, leaves in found.tasks.items()
     }
+    gates = [gate_json(found.gates[name], found.gates, now) for name in found.changed]
+    return {"tasks": tasks, "gates": None if found.unknown else gates}
+
+
+def _print_policies(found: Policies) -> None:
+    from taskflow.cli.shown import one_line  # noqa: PLC0415
+    from taskflow.cli.standing import in_words  # noqa: PLC0415
+
+    for name, leaves in found.tasks.items():
+        click.echo(f"\ntask {name}")
+        _table([(f"  {leaf.name}", leaf.value, leaf.source) for leaf in leaves])
+    if found.changed:
+        now = time.time()
+        click.echo("\ngates that an operator changed, or that are held (taskflow gate list)")
+        for name in found.changed[:_MOST_GATES]:
+            click.echo(f"  {one_line(name)}  {in_words(found.gates[name], found.gates, now)}")
+        if len(found.changed) > _MOST_GATES:
+            click.echo(f"  and {len(found.changed) - _MOST_GATES:,} more")
 
 
 def _check(app: str | None) -> tuple[list[str], list[str]]:

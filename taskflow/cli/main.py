@@ -21,6 +21,7 @@ _COMMANDS = {
     "run": ("taskflow.cli.run:run", "Submit a file of jobs and work until all are done."),
     "job": ("taskflow.cli.job:job", "Look at jobs, cancel and retry them."),
     "queue": ("taskflow.cli.queue:queue", "Look at queues, pause, resume and purge them."),
+    "gate": ("taskflow.cli.gate:gate", "Look at gates, hold and release them, change their limits and rates."),
     "dead": ("taskflow.cli.dead:dead", "Look at dead letters, retry and purge them."),
     "status": ("taskflow.cli.status:status", "Everything at a glance."),
     "health": ("taskflow.cli.health:health", "Ask a running worker whether it is live, or ready."),

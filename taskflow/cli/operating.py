@@ -33,18 +33,24 @@ async def open_for_operator(*, creates: bool = False) -> AsyncIterator[FullBroke
             "TASKFLOW_BROKER__URL: memory:// lives inside the process that runs the jobs: nothing can look into it "
             "from outside. For jobs that several processes share use sqlite:///taskflow.db (the default)"
         )
-    file = sqlite_file(settings)
-    if creates or file is None or file.exists() or not file.parent.is_dir():
+    missing = None if creates else missing_file(settings)
+    if missing is None:
         async with open_broker(settings) as broker:
             yield broker
         return
     from taskflow.brokers.memory import MemoryBroker  # noqa: PLC0415 - only as the stand-in for a file that is not there
 
     click.echo(
-        f"taskflow: there is no file {file.absolute()} yet: nothing was submitted there (TASKFLOW_BROKER__URL)",
+        f"taskflow: there is no file {missing.absolute()} yet: nothing was submitted there (TASKFLOW_BROKER__URL)",
         err=True,
     )
     yield MemoryBroker()
+
+
+def missing_file(settings: Settings) -> Path | None:
+    """The broker's file, if it is one that is not there yet. Without its folder the broker has its own words for it."""
+    file = sqlite_file(settings)
+    return file if file is not None and not file.exists() and file.parent.is_dir() else None
 
 
 def sqlite_file(settings: Settings) -> Path | None:

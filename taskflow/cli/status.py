@@ -11,15 +11,18 @@ from taskflow.cli.exits import Exit
 from taskflow.cli.operating import open_for_operator, sqlite_file
 from taskflow.cli.queue import print_queues
 from taskflow.cli.running import print_json, run_async
-from taskflow.cli.shown import instant, one_line
-from taskflow.core.gate import Gate, family, limit_of
+from taskflow.cli.shown import one_line
+from taskflow.cli.standing import by_name, gate_json, held, is_held, parent_of
+from taskflow.core.gate import limit_of
 from taskflow.errors import BrokerError
 from taskflow.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from taskflow.brokers.base import QueueCounts
+    from taskflow.core.gate import Gate
 
 
 @click.command()
@@ -42,19 +45,18 @@ def status(ctx: click.Context, *, as_json: bool) -> None:
     if file is not None:
         broker["file_bytes"] = _size(file)
     now = time.time()
-    held = [gate for gate in gates if gate.held_until > now]
+    closed = [gate for gate in gates.values() if is_held(gate, now)]
     dead = sum(count.dead for count in counts)
     if as_json:
         queues = [count._asdict() for count in counts]
-        shown = [_gate_json(gate, gates) for gate in held]
+        shown = [gate_json(gate, gates, now) for gate in closed]
         print_json({"broker": broker, "queues": queues, "gates_held": shown, "dead_letters": dead})
         return
     click.echo(f"broker        {broker['url']}, reachable{_sized(broker.get('file_bytes'))}")
     click.echo(f"dead letters  {f'{dead:,}: taskflow dead list' if dead else 0}")
-    click.echo(f"gates held    {len(held)} of {len(gates)}")
-    for gate in held:
-        because = f", because of {one_line(gate.reason)}" if gate.reason else ""
-        click.echo(f"  {one_line(gate.name)} until {instant(gate.held_until, now)}{because}; {_live(gate, gates)}")
+    click.echo(f"gates held    {len(closed)} of {len(gates)}")
+    for gate in closed:
+        click.echo(f"  {one_line(gate.name)} {held(gate, now)}; {_live(gate, gates)}")
     if counts:
         click.echo()
         print_queues(counts)
@@ -62,9 +64,9 @@ def status(ctx: click.Context, *, as_json: bool) -> None:
         click.echo("taskflow: no queue has had a job yet", err=True)
 
 
-async def _look() -> tuple[list[QueueCounts], list[Gate]]:
+async def _look() -> tuple[list[QueueCounts], dict[str, Gate]]:
     async with open_for_operator() as broker:
-        return await broker.counts(), await broker.gates()
+        return await broker.counts(), by_name(await broker.gates())
 
 
 def _size(file: Path) -> int:
@@ -84,21 +86,6 @@ def _sized(size: int | None) -> str:
     return f", {size / 1e6:,.1f} MB" if size else ", no file yet"
 
 
-def _limit(gate: Gate, gates: list[Gate]) -> int | None:
-    parent = next((other for other in gates if other.name == family(gate.name) and other is not gate), None)
-    return limit_of(gate, parent)
-
-
-def _live(gate: Gate, gates: list[Gate]) -> str:
-    limit = _limit(gate, gates)
+def _live(gate: Gate, gates: Mapping[str, Gate]) -> str:
+    limit = limit_of(gate, parent_of(gate, gates))
     return f"{gate.live} running" if limit is None else f"{gate.live} of {limit} running"
-
-
-def _gate_json(gate: Gate, gates: list[Gate]) -> dict[str, Any]:
-    return {
-        "gate": gate.name,
-        "held_until": gate.held_until,
-        "reason": gate.reason,
-        "live": gate.live,
-        "limit": _limit(gate, gates),
-    }

@@ -5,7 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from taskflow.cli.shown import count_of, instant, last_error, one_line, span
-from taskflow.core.gate import Gate, admit, family, limit_of
+from taskflow.cli.standing import (
+    by_name,
+    held,
+    is_held,
+    is_operators,
+    limit_in_force,
+    limit_text,
+    parent_of,
+    rate_in_force,
+    rate_in_words,
+)
+from taskflow.core.gate import Gate, admit, limit_of
 from taskflow.core.job import SUSPECT_AFTER, JobState
 
 if TYPE_CHECKING:
@@ -14,6 +25,14 @@ if TYPE_CHECKING:
     from taskflow.brokers.base import JobInfo, QueueCounts
 
 _EXPIRY = {"deadline": "its deadline passed", "max_wait": "it waited for longer than its max_wait"}
+_TURNED_AWAY = {  # the reasons of snoozes, as workers give them
+    "circuit_open": "its breaker was open",
+    "bulkhead_full": "a bulkhead was full",
+    "rate_limited": "a rate limit turned it away",
+    "threads_busy": "all threads of its worker were busy",
+    "queue_full": "a queue that it submits to was full",
+    "broker_unavailable": "the broker did not answer it",
+}
 
 
 def why(job: JobInfo, counts: Sequence[QueueCounts], gates: Sequence[Gate], *, now: float) -> str:
@@ -25,7 +44,7 @@ def why(job: JobInfo, counts: Sequence[QueueCounts], gates: Sequence[Gate], *, n
         case JobState.WAITING:
             return "it waits for other jobs"
         case JobState.SCHEDULED | JobState.READY:
-            return "; ".join(_waiting(job, queue, {gate.name: gate for gate in gates}, now))
+            return "; ".join(_waiting(job, queue, by_name(gates), now))
         case _:
             return _ended(job, now)
 
@@ -55,10 +74,8 @@ def _waiting(job: JobInfo, queue: QueueCounts | None, gates: Mapping[str, Gate],
     first = (
         f"it is scheduled until {instant(job.due_at, now)}" if is_later else f"it is due for {span(now - job.due_at)}"
     )
-    if is_later and job.errors and job.attempts:
-        first += f", after {count_of(job.attempts, 'failed attempt')}, the last of {last_error(job)}"
-    elif is_later and job.snoozes and job.reason:
-        first += f", snoozed: {one_line(job.reason)}"
+    if before := _before(job):
+        first += f", {before}"
     obstacles = [word for name in job.gates if (word := _gate(name, gates, now))]
     if queue is not None and queue.paused:
         obstacles.insert(0, f"queue {job.queue!r} is paused (`taskflow queue resume {job.queue}`)")
@@ -67,6 +84,24 @@ def _waiting(job: JobInfo, queue: QueueCounts | None, gates: Mapping[str, Gate],
     if is_later or obstacles:
         return [first, *obstacles]
     return [first, *_in_line(queue)]
+
+
+def _before(job: JobInfo) -> str:
+    """What became of it when a worker last had it, or nothing if none has."""
+    if job.errors and job.attempts and not _was_turned_away(job):
+        return f"after {count_of(job.attempts, 'failed attempt')}, the last of {last_error(job)}"
+    if not job.snoozes or not job.reason:
+        return ""
+    times = "" if job.snoozes == 1 else f" (sent back {job.snoozes:,} times)"
+    if job.reason == "unknown_task":
+        return f"as no worker that took it knows task {job.task!r}{times}: start workers whose code has it"
+    return f"snoozed: {_TURNED_AWAY.get(job.reason) or one_line(job.reason)}{times}"
+
+
+def _was_turned_away(job: JobInfo) -> bool:
+    """Whether its last claim ended without a failure: then its last error is an older one's."""
+    error = job.errors[-1]
+    return bool(job.snoozes) and (error.kind == "throttled" or (job.started_at or 0.0) > error.at)
 
 
 def _in_line(queue: QueueCounts | None) -> list[str]:
@@ -87,18 +122,22 @@ def _in_line(queue: QueueCounts | None) -> list[str]:
 def _gate(name: str, gates: Mapping[str, Gate], now: float) -> str:
     """Why this gate does not admit a job now, or nothing."""
     gate = gates.get(name) or Gate(name)
-    parent = gates.get(family(name)) if family(name) != name else None
+    parent = parent_of(gate, gates)
     for record in (gate, parent):
-        if record is not None and record.held_until > now:
-            return f"gate {record.name!r} is held until {instant(record.held_until, now)}{_because(record)}"
+        if record is not None and is_held(record, now):
+            shown = one_line(record.name)
+            opens = f" (`taskflow gate release {shown}`)" if is_operators(record) else ""
+            return f"gate {shown!r} is {held(record, now)}{opens}"
     admission = admit(gate, parent, now=now)
     if admission.room is None or admission.room > 0:
         return ""
+    shown = one_line(name)
     if admission.look_again_at is not None:
-        return f"gate {name!r} is at its rate for another {span(admission.look_again_at - now)}"
-    ramp = " while it recovers" if gate.ramp is not None else ""
-    return f"gate {name!r} is full: {gate.live} of {limit_of(gate, parent)} slots are taken{ramp}"
-
-
-def _because(gate: Gate) -> str:
-    return f", because of {one_line(gate.reason)}" if gate.reason else ""
+        rate = rate_in_words(rate_in_force(gate, parent))
+        return f"gate {shown!r} is rate limited to {rate}: the next start is in {span(admission.look_again_at - now)}"
+    if gate.ramp is not None:
+        return f"gate {shown!r} recovers: {gate.live} of {limit_of(gate, parent)} slots are taken"
+    limit = limit_in_force(gate, parent)
+    if limit.value == 0:
+        return f"gate {shown!r} admits no job: its limit is {limit_text(limit)}"
+    return f"gate {shown!r} is full: {gate.live} of {limit_text(limit)} slots are taken"

@@ -153,7 +153,10 @@ class JobBuried:
 
 @dataclass(frozen=True, slots=True)
 class JobExpired:
-    """A waiting job passed its deadline (`reason` deadline) or waited too long (`reason` max_wait)."""
+    """A waiting job passed its deadline (`reason` deadline) or waited too long (`reason` max_wait).
+
+    One that a worker had claimed by then ends as `JobSettled`, its decision an `Expire` with the same reasons.
+    """
 
     job_id: str
     task: str

@@ -428,6 +428,7 @@ class Metrics:
         in_use: dict[str, int] = {}
         held: dict[str, float] = {}
         breakers: dict[str, dict[str, str]] = {name: {} for name in self._breakers}
+        limits: dict[str, int | None] = {}  # a gate of which nothing is said any more is not among the records
         for record in records:
             name = gates.family(record.name)
             in_use[name] = in_use.get(name, 0) + record.live
@@ -435,11 +436,12 @@ class Metrics:
                 held[record.name] = self._now() + record.held_until - now
             if record.ramp is not None and name in breakers and len(breakers[name]) < _MOST_GATES:
                 breakers[name][record.name] = gates.state_of(record, now=now)
-            if record.name == name and (name,) in self._numbers["taskflow_limiter_limit"]:
-                limit = gates.limit_of(record)
-                self._numbers["taskflow_limiter_limit"][name,] = math.inf if limit is None else limit
+            if record.name == name:
+                limits[name] = gates.limit_of(record)
         for (limiter,) in self._numbers["taskflow_limiter_in_use"]:
+            limit = limits.get(limiter)
             self._numbers["taskflow_limiter_in_use"][limiter,] = in_use.get(limiter, 0)
+            self._numbers["taskflow_limiter_limit"][limiter,] = math.inf if limit is None else limit
         self._held = held
         self._breakers = breakers
         for breaker in breakers:

@@ -24,7 +24,7 @@ from taskflow.cli.main import cli
 # that refuse; `looks` grows with each look at the counts.
 APP = """
 import asyncio, os, pathlib
-from taskflow import Retry, TaskFlow, current_job
+from taskflow import Bulkhead, CircuitBreaker, Retry, TaskFlow, current_job
 from taskflow.brokers.sqlite import SqliteBroker
 from taskflow.errors import BrokerError, BrokerUnavailable
 
@@ -72,6 +72,10 @@ async def refuse(number: int) -> None:
     if number % 2 == 0:
         raise ValueError(f"{number} is even")
 
+@flow.task(breaker=CircuitBreaker("smtp"), bulkhead=Bulkhead("smtp", 2))
+async def gated(number: int, seconds: float = 0.0) -> int:
+    return await work(number, seconds)
+
 @flow.task(retry=Retry(attempts=3, base=0.3, jitter="none"))
 async def flaky(number: int) -> int:
     add_line("ledger", f"attempt-{current_job().attempt} {number} {os.getpid()}")
@@ -96,12 +100,12 @@ class Place(AbstractContextManager["Place"]):
             "TASKFLOW_WORKER__LEASE_S": "1",
             **{name if name == "FRAGILE" else f"TASKFLOW_{name}": str(value) for name, value in settings.items()},
         }
-        self._processes: list[Process] = []
+        self.processes: list[Process] = []
 
     def start(self, *words: str, **options: object) -> Process:
         """`taskflow …`, in a session of its own, as under a terminal."""
-        process = Process(self, words, len(self._processes), options)
-        self._processes.append(process)
+        process = Process(self, words, len(self.processes), options)
+        self.processes.append(process)
         return process
 
     def run(self, *words: str, **options: object) -> SimpleNamespace:
@@ -172,7 +176,7 @@ class Place(AbstractContextManager["Place"]):
         return Counter(str(job.state) for job in self.jobs())
 
     def __exit__(self, *exc: object) -> None:
-        for process in self._processes:
+        for process in self.processes:
             process.kill()
 
 

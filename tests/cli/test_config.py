@@ -1,8 +1,10 @@
 """`taskflow config`: data on stdout, messages on stderr, exit 0 or 2, and never a secret."""
 
+import dataclasses
 import json
 import re
 import sys
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskflow.cli.main import cli
-from taskflow.settings import Settings, reference
+from taskflow.core.specs import Bulkhead, CircuitBreaker, RateLimit, Retry
+from taskflow.settings import TASK_LEAVES, Settings, reference
 
 APP = """
 from taskflow import Bulkhead, CircuitBreaker, Retry, TaskFlow
@@ -167,6 +170,47 @@ def test_show_prints_every_policy_with_its_value_and_source(shop):
         "rate.limit": ("100/m", "decorator"),
         "rate.burst": ("7", "TASKS__SEND_MAIL__RATE__BURST"),
     }
+
+
+SAID = {
+    "queue": "other", "priority": "8", "retry.jitter": "none", "breaker.failure_rate": "0.75",
+    "breaker.slow_rate": "0.75", "breaker.max_open_for_s": "400", "rate.limit": "7/s",
+}  # fmt: skip
+NOT_TUNED = {
+    "retry": {"on", "never", "budget"},  # Python objects
+    "breaker": {"name", "per_lane"},  # which gate a job has is fixed when it is submitted
+    "bulkhead": {"name", "per_lane", "wait"},  # jobs wait in their queue
+    "rate": {"name", "per_lane"},
+}
+
+
+@pytest.mark.parametrize("path", TASK_LEAVES, ids=".".join)
+def test_every_policy_of_a_task_can_be_set_by_its_variable_and_is_shown_with_it(shop, path):
+    Path(f"{shop}.py").write_text(EVERY_POLICY)
+    leaf, variable = ".".join(path), f"TASKS__SEND_MAIL__{'__'.join(path).upper()}"
+    value = SAID.get(leaf, "7")
+
+    result = run("show", shop, "--json", **{variable: value})
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    name = f"TASKFLOW_{variable}"
+    assert json.loads(result.stdout)["tasks"]["send_mail"][leaf] == {
+        "value": value, "source": f"environment: {name}", "variable": name,
+    }  # fmt: skip
+    flow = sys.modules[shop].flow
+    policy = flow.tasks["send_mail"].definition.policy(flow.settings)
+    attribute = path if len(path) == 1 else (path[0], "rate" if leaf == "rate.limit" else path[1].removesuffix("_s"))
+    assert str(attrgetter(".".join(attribute))(policy)).removesuffix(".0") == value
+
+
+@pytest.mark.parametrize(
+    ("key", "spec"), [("retry", Retry), ("breaker", CircuitBreaker), ("bulkhead", Bulkhead), ("rate", RateLimit)]
+)
+def test_every_parameter_of_a_policy_has_a_variable(key, spec):
+    parameters = {field.name for field in dataclasses.fields(spec) if field.init} - NOT_TUNED[key]
+    variables = {path[1].removesuffix("_s") for path in TASK_LEAVES if path[0] == key}
+
+    assert variables == {"limit" if (key, name) == ("rate", "rate") else name for name in parameters}
 
 
 def test_show_and_check_look_at_the_settings_that_an_app_brings(shop):

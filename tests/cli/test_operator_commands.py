@@ -1,121 +1,23 @@
 """What the person on call types at 3 a.m., against real SQLite files: what it says, does, and exits with."""
 
-import asyncio
 import json
 import os
 import pty
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
-from click.testing import CliRunner
 
-from taskflow import Bulkhead, CircuitBreaker, Retry, Settings, TaskFlow
 from taskflow.brokers.base import ClaimRequest
-from taskflow.cli.main import cli
 from taskflow.core.gate import Hold
+from tests.cli.desk import at_broker, claimed, dead, declared, run, shown, sit_down, state_of, submitted, work
 
 SECRET = "hunter2"
 
 
 @pytest.fixture(autouse=True)
 def file(tmp_path, monkeypatch):
-    """The file that all commands of a test talk to. It does not exist yet."""
-    for name in list(os.environ):
-        if name.startswith("TASKFLOW_"):
-            monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TASKFLOW_BROKER__URL", "sqlite:///jobs.db")
-    return tmp_path / "jobs.db"
-
-
-def run(*words):
-    """What `taskflow …` prints, and how it exits. Never with a traceback."""
-    result = CliRunner().invoke(cli, words)
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return SimpleNamespace(code=result.exit_code, out=result.stdout, err=result.stderr)
-
-
-def told(*words):
-    """The JSON that `taskflow … --json` prints."""
-    result = run(*words, "--json")
-    return json.loads(result.out)
-
-
-def shop():
-    """A flow on the test's file, and its tasks."""
-    flow = TaskFlow(settings=Settings.from_env())
-
-    @flow.task(queue="mail")
-    async def send_mail(to: str, password: str = "") -> str:
-        return f"sent to {to}"
-
-    @flow.task(queue="mail", retry=Retry(attempts=2, base=0))
-    async def fail(why: str = "no route") -> None:
-        raise ConnectionError(why)
-
-    @flow.task(queue="bulk", retry=Retry(attempts=1))
-    async def refuse() -> None:
-        raise ValueError("not an address")
-
-    @flow.task(queue="mail", breaker=CircuitBreaker("smtp"), bulkhead=Bulkhead("smtp", 1))
-    async def gated() -> None: ...
-
-    return flow
-
-
-def submitted(task, *args, count=1, **options):
-    """Ids of jobs of `task` that wait now."""
-
-    async def submit():
-        flow = shop()
-        async with flow:
-            chosen = flow.tasks[task].options(**options)
-            return [(await chosen.submit(*args)).id for _ in range(count)]
-
-    return asyncio.run(submit())
-
-
-def work(until=lambda counts: not any(queue.ready + queue.scheduled + queue.running for queue in counts)):
-    """Run a worker until nothing waits."""
-
-    async def go():
-        flow = shop()
-        async with flow.worker(queues=["mail", "bulk"]), asyncio.timeout(20):
-            while not until(await flow.broker.counts()):  # noqa: ASYNC110 - a file: there is no event to wait for
-                await asyncio.sleep(0.01)
-
-    asyncio.run(go())
-
-
-def dead(task="fail", *args, **options):
-    """The id of a job that died."""
-    (job_id,) = submitted(task, *args, **options)
-    work()
-    assert state_of(job_id) == "dead"
-    return job_id
-
-
-def at_broker(ask):
-    """What a coroutine function says that is given the open broker."""
-
-    async def go():
-        flow = shop()
-        async with flow:
-            return await ask(flow.broker)
-
-    return asyncio.run(go())
-
-
-def state_of(job_id):
-    return at_broker(lambda broker: broker.states([job_id])).get(job_id)
-
-
-def claimed(count=1, queue="mail"):
-    """Let a worker that is still alive claim jobs."""
-    claims = at_broker(lambda broker: broker.claim(ClaimRequest("host-1", (queue,), count, count, 0, 60.0)))
-    assert len(claims) == count
+    return sit_down(tmp_path, monkeypatch)
 
 
 # --- job list ----------------------------------------------------------------------------------------------------------
@@ -140,7 +42,7 @@ def test_job_list_can_be_narrowed_by_state_queue_and_task():
     bulk = submitted("refuse")
 
     def ids(*words):
-        return {job["id"] for job in told("job", "list", *words)}
+        return {job["id"] for job in shown("job", "list", *words)}
 
     assert ids("--state", "scheduled") == set(later)
     assert ids("--queue", "bulk") == set(bulk)
@@ -172,7 +74,7 @@ def test_empty_lists_say_so_on_stderr_only():
         result = run(*words)
         assert (result.code, result.out) == (0, "")
         assert "no " in result.err
-        assert told(*words) == []
+        assert shown(*words) == []
 
 
 def test_no_list_and_no_record_shows_arguments():
@@ -191,13 +93,13 @@ def test_job_show_shows_arguments_only_when_asked():
     ids = submitted("send_mail", "ada", SECRET)
 
     assert SECRET in run("job", "show", *ids, "--payload").out
-    assert told("job", "show", *ids, "--payload")["payload"]["args"]["password"] == SECRET
+    assert shown("job", "show", *ids, "--payload")["payload"]["args"]["password"] == SECRET
 
 
 def test_job_show_shows_everything_kept():
     (job_id,) = submitted("send_mail", "ada", priority=7, key="welcome", lane="example.org", correlation_id="req-1")
 
-    found = told("job", "show", job_id)
+    found = shown("job", "show", job_id)
     text = run("job", "show", job_id).out
 
     assert {
@@ -224,13 +126,13 @@ def test_job_show_shows_every_failed_attempt_with_its_stack():
     assert "attempt 1 failed" in result.out
     assert "attempt 2 failed" in result.out
     assert result.out.count("raise ConnectionError(why)") == 2
-    assert [error["type"] for error in told("job", "show", job_id)["errors"]] == ["ConnectionError"] * 2
+    assert [error["type"] for error in shown("job", "show", job_id)["errors"]] == ["ConnectionError"] * 2
 
 
 def test_job_show_takes_the_beginning_of_an_id_that_only_one_job_has():
     (job_id,) = submitted("send_mail", "ada")
 
-    assert told("job", "show", job_id[:20])["id"] == job_id
+    assert shown("job", "show", job_id[:20])["id"] == job_id
 
 
 def test_job_show_refuses_the_beginning_of_several_ids():
@@ -261,7 +163,7 @@ def test_an_unknown_id_is_exit_5_and_says_why(words):
 
 
 def reason(job_id):
-    return told("job", "show", job_id)["why"]
+    return shown("job", "show", job_id)["why"]
 
 
 def test_why_a_scheduled_job_waits_for_its_instant():
@@ -279,18 +181,61 @@ def test_why_a_job_waits_at_a_held_gate():
     assert "ConnectionError" in reason(job_id)
 
 
-def test_why_a_job_waits_at_a_full_gate():
-    async def declare():
-        flow = shop()
-        async with flow.worker(queues=["nothing"]):
-            pass
+def test_why_a_job_waits_at_a_gate_that_its_breaker_holds():
+    (job_id,) = submitted("gated")
+    at_broker(lambda broker: broker.gate("smtp", Hold(600, "circuit_open")))
 
-    asyncio.run(declare())
+    assert "gate 'smtp' is held by its breaker until 2" in reason(job_id)
+
+
+def test_why_a_job_waits_at_a_gate_that_an_operator_holds():
+    (job_id,) = submitted("gated")
+    run("gate", "hold", "smtp", "--reason", "they move")
+
+    assert "held by an operator until released: they move (`taskflow gate release smtp`)" in reason(job_id)
+
+
+def test_why_a_job_waits_at_a_rate():
+    first, second = submitted("rated", count=2)
+    declared()
+    claimed(queue="bulk")
+
+    assert "running" in reason(first)
+    assert "gate 'api' is rate limited to 1/h (code): the next start is in " in reason(second)
+
+
+def test_why_a_job_waits_at_a_gate_that_an_operator_closed():
+    (job_id,) = submitted("gated")
+    declared()
+    run("gate", "limit", "smtp", "0")
+
+    assert "gate 'smtp' admits no job: its limit is 0 (operator; code: 1)" in reason(job_id)
+
+
+def test_why_a_job_waits_whose_task_no_worker_knows():
+    (job_id,) = submitted("send_mail", "ada")
+
+    work(mail_task="another_name", until=lambda counts: any(queue.scheduled for queue in counts))
+
+    assert "scheduled until 2" in reason(job_id)
+    assert "as no worker that took it knows task 'send_mail': start workers whose code has it" in reason(job_id)
+
+
+def test_why_a_job_waits_for_its_next_attempt():
+    (job_id,) = submitted("stumble")
+
+    work(until=lambda counts: any(queue.scheduled for queue in counts))
+
+    assert "after 1 failed attempt, the last of ConnectionError: no route" in reason(job_id)
+
+
+def test_why_a_job_waits_at_a_full_gate():
+    declared()
     submitted("gated", count=2)
     claimed()
-    (waiting,) = [job["id"] for job in told("job", "list", "--state", "ready")]
+    (waiting,) = [job["id"] for job in shown("job", "list", "--state", "ready")]
 
-    assert "gate 'smtp' is full: 1 of 1" in reason(waiting)
+    assert "gate 'smtp' is full: 1 of 1 (code) slots are taken" in reason(waiting)
 
 
 def test_why_a_job_of_a_paused_queue_waits():
@@ -321,6 +266,15 @@ def test_why_says_where_a_job_runs():
     assert "in worker host-1" in reason(job_id)
 
 
+def test_why_says_that_and_why_a_job_expired():
+    late, tired = submitted("send_mail", "ada", deadline=0.01) + submitted("send_mail", "ada", max_wait=0.01)
+    work()
+
+    assert "it expired" in reason(late)
+    assert "its deadline passed" in reason(late)
+    assert "it waited for longer than its max_wait" in reason(tired)
+
+
 def test_why_says_how_a_job_ended():
     job_id = dead("refuse")
     (fine,) = submitted("send_mail", "ada")
@@ -348,7 +302,7 @@ def test_job_cancel_asks_what_runs():
     (job_id,) = submitted("send_mail", "ada")
     claimed()
 
-    assert told("job", "cancel", job_id) == [{"id": job_id, "outcome": "requested"}]
+    assert shown("job", "cancel", job_id) == [{"id": job_id, "outcome": "requested"}]
     assert state_of(job_id) == "running"
 
 
@@ -377,7 +331,7 @@ def test_retry_makes_a_dead_job_ready_and_keeps_its_errors(group):
 
     assert (result.code, result.out) == (0, f"{job_id} ready\n")
     assert state_of(job_id) == "ready"
-    assert len(told("job", "show", job_id)["errors"]) == 2
+    assert len(shown("job", "show", job_id)["errors"]) == 2
 
 
 def test_retry_of_a_job_that_is_not_dead_is_a_conflict():
@@ -397,7 +351,7 @@ def test_retry_of_a_job_whose_key_is_taken_is_a_conflict():
 
     assert result.code == 5
     assert "key" in result.err
-    assert told("dead", "list")[0]["id"] == job_id
+    assert shown("dead", "list")[0]["id"] == job_id
 
 
 # --- queue -------------------------------------------------------------------------------------------------------------
@@ -408,7 +362,7 @@ def test_queue_list_counts_each_queue():
     submitted("send_mail", "ada", delay=60)
     submitted("refuse")
 
-    found = {queue["queue"]: queue for queue in told("queue", "list")}
+    found = {queue["queue"]: queue for queue in shown("queue", "list")}
 
     assert (found["mail"]["ready"], found["mail"]["scheduled"], found["bulk"]["ready"]) == (2, 1, 1)
     rows = {line.split()[0]: line.split()[1:] for line in run("queue", "list").out.splitlines()}
@@ -419,9 +373,9 @@ def test_a_paused_queue_is_not_claimed_from_until_it_is_resumed():
     submitted("send_mail", "ada")
 
     assert run("queue", "pause", "mail").code == 0
-    assert told("queue", "list")[0]["paused"] is True
+    assert shown("queue", "list")[0]["paused"] is True
     assert at_broker(lambda broker: broker.claim(ClaimRequest("w", ("mail",), 1, 1, 0, 60.0))) == []
-    assert told("queue", "resume", "mail") == {"queue": "mail", "paused": False}
+    assert shown("queue", "resume", "mail") == {"queue": "mail", "paused": False}
     claimed()
 
 
@@ -438,7 +392,7 @@ def test_a_queue_can_be_paused_before_its_first_job(file):
     run("queue", "pause", "mail")
     submitted("send_mail", "ada")
 
-    assert told("queue", "list")[0]["paused"] is True
+    assert shown("queue", "list")[0]["paused"] is True
 
 
 def test_queue_purge_cancels_what_is_ready_and_nothing_else():
@@ -457,7 +411,7 @@ def test_queue_purge_can_take_another_state():
     submitted("send_mail", "ada", delay=60)
     submitted("send_mail", "ada")
 
-    assert told("queue", "purge", "mail", "--state", "scheduled", "--yes") == {
+    assert shown("queue", "purge", "mail", "--state", "scheduled", "--yes") == {
         "queue": "mail", "state": "scheduled", "purged": 1,
     }  # fmt: skip
 
@@ -500,7 +454,7 @@ def test_purge_refuses_where_nobody_can_be_asked_and_says_how_many_it_is(words):
     assert result.code == 2
     assert "--yes" in result.err
     assert ("3 ready jobs" if words[0] == "queue" else "0 dead letters") in result.err
-    assert len(told("job", "list", "--state", "ready")) == 3
+    assert len(shown("job", "list", "--state", "ready")) == 3
 
 
 @pytest.mark.parametrize(("answer", "code", "left"), [("y\n", 0, 0), ("n\n", 1, 2)])
@@ -519,7 +473,7 @@ def test_purge_on_a_terminal_asks_and_does_what_it_is_told(answer, code, left):
 
     assert done.returncode == code, done.stderr
     assert "Cancel 2 ready jobs of queue 'mail'?" in done.stderr
-    assert len(told("job", "list", "--state", "ready")) == left
+    assert len(shown("job", "list", "--state", "ready")) == left
 
 
 # --- dead --------------------------------------------------------------------------------------------------------------
@@ -529,7 +483,7 @@ def test_dead_list_shows_the_last_error_of_each():
     job_id = dead("refuse")
 
     text = run("dead", "list").out
-    (found,) = told("dead", "list")
+    (found,) = shown("dead", "list")
 
     assert job_id in text
     assert "ValueError: not an address" in text
@@ -541,8 +495,8 @@ def test_dead_list_shows_the_last_error_of_each():
 def test_dead_list_can_be_narrowed_by_queue_and_task():
     bulk, mail = dead("refuse"), dead("fail")
 
-    assert [job["id"] for job in told("dead", "list", "--queue", "bulk")] == [bulk]
-    assert [job["id"] for job in told("dead", "list", "--task", "fail")] == [mail]
+    assert [job["id"] for job in shown("dead", "list", "--queue", "bulk")] == [bulk]
+    assert [job["id"] for job in shown("dead", "list", "--task", "fail")] == [mail]
 
 
 def test_dead_show_shows_the_whole_history_with_stacks():
@@ -552,7 +506,7 @@ def test_dead_show_shows_the_whole_history_with_stacks():
 
     assert result.code == 0
     assert result.out.count("raise ConnectionError(why)") == 2
-    assert all("raise ConnectionError" in error["stack"] for error in told("dead", "show", job_id)["errors"])
+    assert all("raise ConnectionError" in error["stack"] for error in shown("dead", "show", job_id)["errors"])
 
 
 def test_dead_show_of_a_living_job_is_exit_5():
@@ -584,7 +538,7 @@ def test_dead_retry_all_makes_every_dead_letter_ready():
 def test_dead_retry_all_can_be_narrowed():
     bulk, mail = dead("refuse"), dead("fail")
 
-    assert told("dead", "retry", "--all", "--task", "refuse") == {"ready": 1, "refused": []}
+    assert shown("dead", "retry", "--all", "--task", "refuse") == {"ready": 1, "refused": []}
     assert (state_of(bulk), state_of(mail)) == ("ready", "dead")
 
 
@@ -622,7 +576,7 @@ def test_dead_purge_deletes_dead_letters_for_good():
 
     assert run("dead", "purge", "--queue", "bulk", "--yes").out == "1 dead letter deleted\n"
     assert (state_of(bulk), state_of(mail)) == (None, "dead")
-    assert told("dead", "purge", "--task", "fail", "--yes") == {"purged": 1}
+    assert shown("dead", "purge", "--task", "fail", "--yes") == {"purged": 1}
 
 
 # --- status ------------------------------------------------------------------------------------------------------------
@@ -633,7 +587,7 @@ def test_status_shows_broker_queues_gates_and_dead_letters(file):
     submitted("send_mail", "ada", count=2)
     at_broker(lambda broker: broker.gate("smtp", Hold(600, "ConnectionError")))
 
-    found = told("status")
+    found = shown("status")
     text = run("status").out
 
     assert found["broker"]["url"] == "sqlite:///jobs.db"
@@ -654,7 +608,7 @@ def test_status_of_what_is_no_database_is_exit_3(file):
     assert result.code == 3
     assert "not reachable" in result.out
     assert len(result.err.splitlines()) == 1
-    assert told("status")["broker"]["reachable"] is False
+    assert shown("status")["broker"]["reachable"] is False
 
 
 @pytest.mark.parametrize(

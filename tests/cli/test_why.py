@@ -6,6 +6,7 @@ import pytest
 
 from taskflow.brokers.base import ErrorInfo, JobInfo, QueueCounts
 from taskflow.cli.shown import instant, one_line, plain, span
+from taskflow.cli.standing import ENDLESS_S, operators_reason
 from taskflow.cli.why import why
 from taskflow.core.gate import Gate, Rate
 from taskflow.core.job import JobState
@@ -48,9 +49,15 @@ def test_why_a_retry_waits_names_the_error_before_it():
 
 
 def test_why_a_snoozed_job_waits_names_the_reason():
-    assert "snoozed: unknown_task" in sentence(
-        record(JobState.SCHEDULED, due_at=1_030.0, snoozes=1, reason="unknown_task")
-    )
+    job = record(JobState.SCHEDULED, due_at=1_030.0, snoozes=1, reason="they asked\nfor a pause")
+
+    assert "(in 30 s), snoozed: they asked for a pause" in sentence(job)
+
+
+def test_why_a_job_of_a_task_that_no_worker_knows_waits_also_once_it_is_due_again():
+    job = record(JobState.READY, snoozes=3, reason="unknown_task", task="send_mial")
+
+    assert "as no worker that took it knows task 'send_mial' (sent back 3 times)" in sentence(job)
 
 
 def test_why_a_job_waits_at_the_held_family_of_its_gate():
@@ -62,7 +69,55 @@ def test_why_a_job_waits_at_the_held_family_of_its_gate():
 def test_why_a_job_waits_at_a_rate():
     job = record(JobState.READY, gates=("smtp",))
 
-    assert "gate 'smtp' is at its rate for another" in sentence(job, [Gate("smtp", rate=Rate(60.0), tat=1_060.0)])
+    assert (
+        "gate 'smtp' is rate limited to 1/m (code): the next start is in 1 min"
+        in sentence(job, [Gate("smtp", rate=Rate(60.0), tat=1_060.0)])
+    )  # fmt: skip
+
+
+def test_why_a_job_waits_at_a_gate_that_recovers():
+    job = record(JobState.READY, gates=("smtp",))
+
+    assert "gate 'smtp' recovers: 2 of 2 slots are taken" in sentence(job, [Gate("smtp", limit=9, ramp=2, live=2)])
+
+
+def test_why_a_job_waits_at_the_limit_of_its_gates_family():
+    job = record(JobState.READY, gates=("http/x",))
+
+    assert (
+        "gate 'http/x' is full: 2 of 2 (operator; code: 9) slots are taken"
+        in sentence(job, [Gate("http", limit=9, limit_override=2), Gate("http/x", live=2)])
+    )  # fmt: skip
+
+
+def test_why_a_hold_without_an_end_waits_for_a_release():
+    job = record(JobState.READY, gates=("smtp",))
+
+    assert (
+        "gate 'smtp' is held by an operator until released: they move (`taskflow gate release smtp`)"
+        in sentence(job, [Gate("smtp", held_until=1_000.0 + ENDLESS_S, reason=operators_reason("they move"))])
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error_at", "kind", "words"),
+    [
+        (950.0, "transient", "after 1 failed attempt, the last of OSError: cut"),  # the last claim failed
+        (930.0, "transient", "snoozed: its breaker was open (sent back 2 times)"),  # it failed, and then was sent back
+        (
+            950.0,
+            "throttled",
+            "snoozed: its breaker was open (sent back 2 times)",
+        ),  # what sent it back is kept as an error
+    ],
+)
+def test_why_names_what_came_last_of_failure_and_snooze(error_at, kind, words):
+    job = record(
+        JobState.SCHEDULED, due_at=1_030.0, started_at=940.0, attempts=1, snoozes=2, reason="circuit_open",
+        errors=(ErrorInfo(1, error_at, "OSError", "cut", kind, ""),),
+    )  # fmt: skip
+
+    assert words in sentence(job)
 
 
 def test_why_a_suspect_waits():
