@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from taskflow.settings.tuning import TaskPolicy
 
 _NEVER = float("inf")
+_new = tuple.__new__  # the constructor of a NamedTuple is one more call
+_SUCCEEDED = JobState.SUCCEEDED  # an enum's member costs as much as a call on Python 3.11
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -132,13 +134,14 @@ class JobHandle(Generic[R]):
         when it is kept no longer.
         """
         final = await self._flow.client.final(self.id, timeout)
-        if final.state is JobState.SUCCEEDED:
+        if final.state is _SUCCEEDED:
             if not final.kept:
                 raise JobNotFound(f"job {self.id} succeeded, but its result is kept no longer")
             data = final.result
-            if data is None:
-                return cast("R", None)
-            return cast("R", from_json(data) if self._definition is None else self._definition.codec.load_result(data))
+            result: Any = None  # of the type that the function's annotation says
+            if data is not None:
+                result = from_json(data) if self._definition is None else self._definition.codec.load_result(data)
+            return cast("R", result)
         raise _ended_badly(self.id, final)
 
     async def status(self) -> JobState:
@@ -239,7 +242,8 @@ class Task(Generic[P, R, C]):
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         """A job to be, for `submit_many`."""
-        return Call(self.name, self.definition.codec.bind(args, kwargs), _NO_OPTIONS)
+        definition = self.definition
+        return _new(Call, (definition.name, definition.codec.bind(args, kwargs), _NO_OPTIONS))
 
     async def submit_many(self, calls: Iterable[Call[R]]) -> list[JobHandle[R]]:
         """Put many jobs in the queue, in batches. All arguments are validated before the first one is sent."""
@@ -281,7 +285,7 @@ class Task(Generic[P, R, C]):
         if lane is None:
             lane = "" if definition.lane is None else definition.lane_of(arguments)
         correlation_id, traceparent = origin or Origin.here()
-        return Job(
+        job = (
             options.job_id or new_job_id(),
             definition.name,
             plan.queue,
@@ -297,6 +301,7 @@ class Task(Generic[P, R, C]):
             plan.expire_reason,
             options.batch,
         )
+        return _new(Job, job)
 
     def __repr__(self) -> str:
         return f"<task {self.name!r}>"

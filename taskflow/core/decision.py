@@ -6,7 +6,7 @@ Decisions carry durations; the broker's own clock makes the instants.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, NamedTuple, assert_never
 
 from taskflow.core.backoff import delay_s
 from taskflow.core.outcome import ErrorRecord, Failed, Interrupted, Invalid, Outcome, Overdue, Rejected, Succeeded
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from taskflow.core.job import Claim
 
 
-@dataclass(frozen=True, slots=True)
-class Complete:
+class Complete(NamedTuple):  # one a job: it costs half of what a frozen dataclass does
     """Succeeded. An attempt is spent."""
 
     result: bytes | None = None
@@ -74,8 +73,8 @@ def decide(job: Claim, outcome: Outcome, *, retry: specs.Retry, jitter: float) -
     `jitter` in [0, 1) is drawn by the caller. `job.attempts` does not count the attempt that just ended.
     """
     match outcome:
-        case Succeeded(result):
-            return Complete(result)
+        case Succeeded():
+            return Complete(outcome.result)
         case Failed(error, retryable=False):
             return Bury(error)
         case Failed(error) if job.attempts + 1 >= retry.attempts:

@@ -1,13 +1,16 @@
 """Frozen facts that the runtime announces. Listeners in telemetry turn them into logs, metrics and health.
 
-Named tuples where there is one a job, dataclasses elsewhere. No event carries arguments, results or secrets.
+What happens to every job is told in batches (`AttemptsStarted`, `AttemptsEnded`, `JobsSettled`): a listener costs a
+loop, not a call a job. Whoever subscribes to the event of a single one (`AttemptStarted`, `AttemptEnded`,
+`JobSettled`) gets those instead, made of the same batches. No event carries arguments, results or secrets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from taskflow.core.decision import Decision
@@ -40,6 +43,55 @@ class JobSettled(NamedTuple):
     decision: Decision
     state: JobState
     total_s: float
+
+
+class OfAttempt(Protocol):
+    """What a batch tells of each attempt."""
+
+    @property
+    def claim(self) -> Claim: ...
+    @property
+    def correlation_id(self) -> str: ...
+
+
+class OfEndedAttempt(OfAttempt, Protocol):
+    """As `AttemptEnded`."""
+
+    @property
+    def outcome(self) -> str: ...
+    @property
+    def run_s(self) -> float: ...
+    @property
+    def error(self) -> ErrorRecord | None: ...
+
+
+class OfSettledJob(OfAttempt, Protocol):
+    """As `JobSettled`."""
+
+    @property
+    def decision(self) -> Decision: ...
+    @property
+    def state(self) -> JobState: ...
+    @property
+    def total_s(self) -> float: ...
+
+
+class AttemptsStarted(NamedTuple):
+    """Handlers that are about to run, or began to since the last batch."""
+
+    attempts: Sequence[OfAttempt]
+
+
+class AttemptsEnded(NamedTuple):
+    """Handlers that ended."""
+
+    attempts: Sequence[OfEndedAttempt]
+
+
+class JobsSettled(NamedTuple):
+    """Jobs whose decision the broker applied."""
+
+    jobs: Sequence[OfSettledJob]
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,9 +295,9 @@ class BreakerMoved:
 
 
 Event = (
-    AttemptStarted
-    | AttemptEnded
-    | JobSettled
+    AttemptsStarted
+    | AttemptsEnded
+    | JobsSettled
     | SettlementStale
     | JobsSubmitted
     | JobsDeduplicated
@@ -271,3 +323,25 @@ Event = (
 )
 
 Listener = Callable[[Event], None]
+
+
+def _started(batch: AttemptsStarted) -> list[AttemptStarted]:
+    return [AttemptStarted(one.claim, one.correlation_id) for one in batch.attempts]
+
+
+def _ended(batch: AttemptsEnded) -> list[AttemptEnded]:
+    return [AttemptEnded(one.claim, one.correlation_id, one.outcome, one.run_s, one.error) for one in batch.attempts]
+
+
+def _settled(batch: JobsSettled) -> list[JobSettled]:
+    return [JobSettled(one.claim, one.correlation_id, one.decision, one.state, one.total_s) for one in batch.jobs]
+
+
+# What comes in batches → the event of a single job, and how it is taken out.
+BATCHES: Mapping[type, tuple[type, Callable[[Any], Sequence[Any]]]] = MappingProxyType(
+    {
+        AttemptsStarted: (AttemptStarted, _started),
+        AttemptsEnded: (AttemptEnded, _ended),
+        JobsSettled: (JobSettled, _settled),
+    }
+)

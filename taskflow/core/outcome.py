@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +20,7 @@ class ErrorRecord:
     stack: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Succeeded:
+class Succeeded(NamedTuple):  # one a job: it costs half of what a frozen dataclass does
     """The handler returned. `result` is JSON, or None where the job keeps none."""
 
     result: bytes | None = None

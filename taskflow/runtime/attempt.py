@@ -7,8 +7,8 @@ is open or whose task is unknown here has not been attempted.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from taskflow.core import events
 from taskflow.core.backoff import exponential
@@ -19,28 +19,33 @@ from taskflow.core.specs import Retry
 from taskflow.errors import ConfigError, PayloadError
 from taskflow.runtime import outcomes
 from taskflow.runtime.budgets import Budgets
-from taskflow.runtime.codec import Envelope, NewerEnvelope
+from taskflow.runtime.codec import NewerEnvelope
 from taskflow.runtime.control import ControlFlow, Snooze
-from taskflow.runtime.current import CurrentJob
-from taskflow.runtime.settle import Ended, GateHold, GateWord, Settler
+from taskflow.runtime.leases import OVERTIME_S
 from taskflow.runtime.slot import CANCELLED, SHUTDOWN, TIMEOUT, Slot, Stopped
 from taskflow.runtime.threads import NoThread
+from taskflow.runtime.walk import NEVER, GateHold, Notebook, Walk
 from taskflow.telemetry.context import job_context
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Mapping
+    from contextvars import Token
 
     from taskflow.brokers.base import Broker, Note, Settled
     from taskflow.clock import Clock
+    from taskflow.core.decision import Decision
     from taskflow.core.job import Claim
-    from taskflow.runtime.breakers import Admitted, Breakers
+    from taskflow.core.specs import RetryBudget
+    from taskflow.runtime.breakers import Breakers
     from taskflow.runtime.calls import BrokerCalls
     from taskflow.runtime.leases import Leases
+    from taskflow.runtime.settle import Settler
     from taskflow.runtime.task import TaskDef
     from taskflow.runtime.threads import ThreadSlots
     from taskflow.settings import Settings
     from taskflow.settings.tuning import TaskPolicy
+    from taskflow.telemetry.context import JobContext
 
 _UNKNOWN_FIRST_S, _UNKNOWN_MOST_S = 5.0, 300.0
 _NO_THREAD_S = 5.0
@@ -48,33 +53,11 @@ _LONGEST_HOLD_S = 86_400.0  # what one answer of a third party may close a gate 
 _NO_POLICY = Retry()  # for what goes wrong before the task's own is known
 
 
-@dataclass(slots=True, eq=False)
-class Walk:
-    """A claim on its way through this worker. `at` is when it came here, `started_at` when its handler did."""
-
-    claim: Claim
-    at: float
-    slot: Slot
-    correlation_id: str
-    started_at: float = 0.0
-    policy: TaskPolicy | None = None
-    hold: GateHold | GateWord | None = None
-    has_ended: bool = False
-
-
-class Ready(NamedTuple):
-    """What an attempt needs."""
-
-    task: TaskDef
-    policy: TaskPolicy
-    envelope: Envelope
-    admitted: Admitted
-
-
 class Attempts:
-    """Makes attempts for one worker; `running` is what it is at, by job id and token.
+    """Makes attempts for one worker; `running` is what it is at.
 
     A job may be here twice: a handler that goes on after its claim was lost, and the next claim of the same job.
+    `is_watched` tells whether someone wants to hear of each start before the handler has the word.
     """
 
     def __init__(
@@ -91,6 +74,7 @@ class Attempts:
         settler: Settler,
         breakers: Breakers,
         threads: ThreadSlots,
+        is_watched: Callable[[], bool],
     ) -> None:
         self._broker = broker
         self._calls = calls
@@ -105,66 +89,70 @@ class Attempts:
         self._breakers = breakers
         self._budgets = Budgets(clock, rng.random)
         self._threads = threads
-        self._keep_bound = self._keep
-        self.running: dict[tuple[str, int], Walk] = {}
+        self._is_watched = is_watched
+        self._notebook = Notebook(self._keep, clock)
+        self.running: dict[Walk, None] = {}  # in order: a seed replays the same
         self.ended = 0
         self.cut_off = 0  # handlers that were stopped by a shutdown
 
-    async def make(self, slot: Slot, claim: Claim, at: float) -> None:
-        """Make one attempt, and leave what came of it to the settler.
-
-        Raises only what ends the slot's task, or the loop; the job is with the settler even then.
-        """
-        if not self._leases.holds(claim.job_id, claim.token):
-            return  # lost while it waited here
-        walk = Walk(claim, at, slot, claim.job_id)
+    def admit(self, walk: Walk, slot: Slot) -> bool:
+        """Whether `run` is to make an attempt. If not, what becomes of the job is with the settler, or with others."""
+        if self._leases.claims.get(walk.claim.job_id) is not walk:
+            return False  # lost while it waited here
+        walk.slot = slot
+        now = self._clock.now()
         try:
-            ready = self._admit(walk)
-            if isinstance(ready, Ready):
-                await self._run(walk, ready)
-            else:
-                self._end(walk, ready)
-        except BaseException as error:
-            is_ours = isinstance(error, Exception)  # no handler's: those are outcomes by now
-            if not walk.has_ended:
-                self._end(walk, outcomes.failed(error, covers=_NO_POLICY.covers) if is_ours else Interrupted())
-            if not is_ours:
-                raise
+            outcome = self._admit(walk, now)
+        except Exception as error:  # noqa: BLE001 - ours: the job gets another try, and this slot goes on
+            outcome = outcomes.failed(error, covers=_NO_POLICY.covers)
+        if outcome is None:
+            walk.started_at = now
+            return True
+        self._end(walk, outcome, now)
+        return False
 
-    def _admit(self, walk: Walk) -> Ready | Outcome:
-        """What the attempt needs, or why there is none."""
+    def _admit(self, walk: Walk, now: float) -> Outcome | None:
+        """Find what the attempt needs; or why there is none."""
         claim = walk.claim
         task = self._tasks.get(claim.task)
         if task is None:
             return self._unknown(claim)
         try:
-            envelope = task.codec.load(claim.payload)
-            walk.policy = policy = task.policy(self._settings, envelope.options)
+            args, correlation_id, walk.traceparent, options = task.codec.load(claim.payload)
+            policy = task.policy(self._settings, options)
         except NewerEnvelope:
             return self._unknown(claim)
         except (PayloadError, ConfigError) as error:
             return outcomes.invalid(error)
-        if envelope.correlation_id is not None:
-            walk.correlation_id = envelope.correlation_id
-        if self._is_late(walk):
+        walk.definition, walk.policy, walk.args = task, policy, args
+        if correlation_id is not None:
+            walk.correlation_id = correlation_id
+        if claim.expires_in_s <= now - walk.at:
             return outcomes.overdue(claim.expire_reason)
-        admitted = self._breakers.admit(claim, policy)
-        if isinstance(admitted, Rejected):
-            return admitted
-        if not admitted.is_probe and (denied := self._budgets.charge(claim, policy.retry)) is not None:
+        if policy.breaker is not None:
+            admitted = self._breakers.admit(claim, policy, policy.breaker)
+            if isinstance(admitted, Rejected):
+                return admitted
+            walk.admitted = admitted
+        if policy.retry.budget is not None:
+            return self._charge(walk, policy.retry, policy.retry.budget)
+        return None
+
+    def _charge(self, walk: Walk, retry: Retry, budget: RetryBudget) -> Outcome | None:
+        """Take the token of a retry, or say when to look again. A probe needs none: all the others wait for it."""
+        admitted = walk.admitted
+        if admitted is not None and admitted.is_probe:
+            return None
+        denied = self._budgets.charge(walk.claim, retry, budget)
+        if denied is not None and admitted is not None:
             self._breakers.give_back(admitted)
-            return denied
-        return Ready(task, policy, envelope, admitted)
+        return denied
 
     def _unknown(self, claim: Claim) -> Outcome:
         """A task that this process does not know waits for the deploy that does, ever longer."""
         wait_s = exponential(claim.snoozes + 1, base_s=_UNKNOWN_FIRST_S, factor=2, cap_s=_UNKNOWN_MOST_S)
         self._emit(events.TaskUnknown(claim.job_id, claim.task, claim.queue, wait_s))
         return Rejected("unknown_task", wait_s)
-
-    def _is_late(self, walk: Walk) -> bool:
-        """Whether the job has passed its deadline, or waited too long."""
-        return walk.claim.expires_in_s <= self._clock.now() - walk.at
 
     async def _take_thread(self, walk: Walk) -> Outcome | None:
         """Take a thread for a sync handler, or say why there is none.
@@ -174,15 +162,13 @@ class Attempts:
         """
         if self._threads.try_take():
             return None
-        claim, slot = walk.claim, walk.slot
-        key = (claim.job_id, claim.token)
-        walk.started_at = self._clock.now()
-        self.running[key] = walk
+        claim, slot, clock = walk.claim, walk.slot, self._clock
+        walk.started_at = clock.now()
+        self.running[walk] = None
         try:
             while True:
-                slot.start_clock(self._clock.now() + _NO_THREAD_S)
                 try:
-                    await slot.run(self._threads.take())
+                    await slot.run(self._threads.take(), clock.now() + _NO_THREAD_S)
                     break
                 except Stopped as stopped:
                     if stopped.why != TIMEOUT:
@@ -190,11 +176,12 @@ class Attempts:
                         return Interrupted(cancelled=stopped.why == CANCELLED)
                 if self._threads.is_crowded:
                     return self._no_thread()
-                if self._is_late(walk):
+                if _is_late(walk, clock.now()):
                     return outcomes.overdue(claim.expire_reason)
         finally:
-            del self.running[key]
-        if self._is_late(walk):
+            del self.running[walk]
+        walk.started_at = now = clock.now()
+        if _is_late(walk, now):
             self._threads.give_back()
             return outcomes.overdue(claim.expire_reason)
         return None
@@ -202,57 +189,90 @@ class Attempts:
     def _no_thread(self) -> Outcome:
         return Rejected("threads_busy", _NO_THREAD_S * (1 + self._rng.random()))
 
-    async def _run(self, walk: Walk, ready: Ready) -> None:
-        task, policy, envelope, admitted = ready
-        claim, slot, clock = walk.claim, walk.slot, self._clock
-        if not task.is_async and (denied := await self._take_thread(walk)) is not None:
-            self._breakers.give_back(admitted)
-            self._end(walk, denied)
-            return
-        started_at = clock.now()
-        deadline_at = started_at + policy.timeout_s
+    async def run(self, walk: Walk) -> None:
+        """Make the attempt, and leave what came of it to the settler.
+
+        Raises only what ends the slot's task, or the loop; the job is with the settler even then.
+        """
+        thread: asyncio.Future[Any] | None = None
+        try:
+            task, policy, slot = walk.definition, walk.policy, walk.slot
+            assert policy is not None
+            if not task.is_async and (denied := await self._take_thread(walk)) is not None:
+                if walk.admitted is not None:
+                    self._breakers.give_back(walk.admitted)
+                self._end(walk, denied, self._clock.now())
+                return
+            before = self._begin(walk, policy)
+            outcome: Outcome
+            try:
+                if task.is_async:
+                    result = await task.start(**walk.args)
+                else:
+                    thread = self._threads.start(partial(task.start, **walk.args))
+                    result = await _join(thread)
+                outcome = outcomes.succeeded(task, result, max_bytes=self._max_result_bytes)
+            except BaseException as error:  # noqa: BLE001 - whatever a handler raises is an outcome; the rest is raised
+                outcome = self._outcome_of(walk, policy, slot.caught(error))
+            finally:
+                slot.end()
+                job_context.reset(before)
+                del self.running[walk]
+                walk.vouched_until = NEVER
+            self._conclude(walk, outcome)
+        except BaseException as error:
+            is_ours = isinstance(error, Exception)  # no handler's: those are outcomes by now
+            if not walk.has_ended:
+                outcome = outcomes.failed(error, covers=_NO_POLICY.covers) if is_ours else Interrupted()
+                self._end(walk, outcome, self._clock.now())
+            if not is_ours:
+                raise
+        if thread is not None:
+            await self._let_go(thread, walk.claim)
+
+    def _begin(self, walk: Walk, policy: TaskPolicy) -> Token[JobContext | None]:
+        """The handler is about to run."""
+        claim, now = walk.claim, walk.started_at
+        deadline_at = now + policy.timeout_s
         if claim.expire_reason == "deadline":  # the longest wait, on the other hand, is over once the job runs
             deadline_at = min(deadline_at, walk.at + claim.expires_in_s)
-        job = CurrentJob(claim, self._keep_bound, clock, walk.correlation_id, envelope.traceparent, deadline_at)
-        key = (claim.job_id, claim.token)
-        walk.started_at = started_at
-        self.running[key] = walk
-        self._leases.limit(claim.job_id, claim.token, deadline_at)
-        before = job_context.set(job)
-        self._emit(events.AttemptStarted(claim, walk.correlation_id))
-        thread: asyncio.Future[Any] | None = None
-        args, kwargs = task.codec.call_args(envelope.args)
-        outcome: Outcome
-        try:
-            slot.start_clock(deadline_at)
-            if task.is_async:
-                result = await slot.run(task.fn(*args, **kwargs))
-            else:
-                thread = self._threads.start(lambda: task.fn(*args, **kwargs))
-                result = await slot.run(_join(thread))
-            outcome = outcomes.succeeded(task, result, max_bytes=self._max_result_bytes)
-        except Stopped as stopped:
-            outcome = self._stopped(walk, stopped.why, policy, stopped.__cause__)
-        except NoThread:
-            self._threads.give_back()
-            outcome = self._no_thread()
-        except Exception as error:  # noqa: BLE001 - whatever a handler raises is an outcome
-            outcome = self._raised(walk, slot.stopped, policy, error)
-        finally:
-            job_context.reset(before)
-            del self.running[key]
-            self._leases.ended(claim.job_id, claim.token)
-        run_s = clock.now() - started_at
-        if slot.stopped == TIMEOUT and isinstance(outcome, Succeeded):
-            self._emit(events.TimeoutIgnored(claim.job_id, claim.task, claim.queue, run_s))
-        judged = self._breakers.report(admitted, outcome, run_s)
-        if judged.word is not None:
-            walk.hold = judged.word
-        error_record = getattr(outcome, "error", None)
-        self._emit(events.AttemptEnded(claim, walk.correlation_id, outcomes.label(outcome), run_s, error_record))
-        self._end(walk, judged.outcome)
-        if thread is not None:
-            await self._let_go(thread, claim)
+        walk.deadline_at, walk.notebook = deadline_at, self._notebook
+        self.running[walk] = None
+        walk.vouched_until = deadline_at + OVERTIME_S
+        if self._is_watched():
+            self._emit(events.AttemptsStarted((walk,)))
+        else:
+            self._settler.started(walk)
+        walk.slot.begin(deadline_at)
+        return job_context.set(walk)
+
+    def _conclude(self, walk: Walk, outcome: Outcome) -> None:
+        """The handler has ended."""
+        now = self._clock.now()
+        walk.run_s = run_s = now - walk.started_at
+        if isinstance(outcome, Succeeded):
+            walk.outcome, walk.error = "succeeded", None
+            if walk.slot.stopped == TIMEOUT:
+                claim = walk.claim
+                self._emit(events.TimeoutIgnored(claim.job_id, claim.task, claim.queue, run_s))
+        else:
+            walk.outcome, walk.error = outcomes.label(outcome), getattr(outcome, "error", None)
+        if walk.admitted is not None:
+            outcome, word = self._breakers.report(walk.admitted, outcome, run_s)
+            if word is not None:
+                walk.hold = word
+        self._end(walk, outcome, now, was_run=True)
+
+    def _outcome_of(self, walk: Walk, policy: TaskPolicy, error: Exception) -> Outcome:
+        """The outcome of a handler that ended with `error`."""
+        match error:
+            case Stopped(why=why):
+                return self._stopped(walk, why, policy, error.__cause__)
+            case NoThread():
+                self._threads.give_back()
+                return self._no_thread()
+            case _:
+                return self._raised(walk, walk.slot.stopped, policy, error)
 
     def _raised(self, walk: Walk, why: str | None, policy: TaskPolicy, error: Exception) -> Outcome:
         """The outcome of a handler that raised `error`, after it had been told to stop if `why` is set."""
@@ -266,7 +286,7 @@ class Attempts:
     def _stopped(self, walk: Walk, why: str, policy: TaskPolicy, error: BaseException | None) -> Outcome:
         claim = walk.claim
         self._count_cut_off(why)
-        if why == TIMEOUT and claim.expire_reason == "deadline" and self._is_late(walk):
+        if why == TIMEOUT and claim.expire_reason == "deadline" and _is_late(walk, self._clock.now()):
             return outcomes.overdue(claim.expire_reason)
         return outcomes.stopped(why, timeout_s=policy.timeout_s, covers=policy.retry.covers, error=error)
 
@@ -295,17 +315,32 @@ class Attempts:
     def hand_back(self, running: Walk) -> None:
         """Give back a job whose handler does not stop: its word will not count any more."""
         self.cut_off += 1
-        self._settler.push(Ended(running.claim, Release(), running.claim.job_id, running.claim.age_s))
+        handed = Walk(running.claim, running.at)  # of its own: what the handler still comes to must not change it
+        if self._leases.claims.get(handed.claim.job_id) is running:
+            self._leases.claims[handed.claim.job_id] = handed
+        self.settle(handed, Release())
 
-    def _end(self, walk: Walk, outcome: Outcome) -> None:
+    def settle(self, walk: Walk, decision: Decision) -> None:
+        """Leave what was decided without an attempt to the settler."""
+        walk.has_ended = True
+        walk.decision = decision
+        walk.total_s = walk.claim.age_s + self._clock.now() - walk.at
+        self._settler.push(walk)
+
+    def _end(self, walk: Walk, outcome: Outcome, now: float, *, was_run: bool = False) -> None:
         """Decide, and leave the rest to the settler."""
         claim = walk.claim
         walk.has_ended = True
         retry = _NO_POLICY if walk.policy is None else walk.policy.retry
-        decision = decide(claim, outcome, retry=retry, jitter=self._rng.random())
+        walk.decision = decide(claim, outcome, retry=retry, jitter=self._rng.random())
+        walk.total_s = claim.age_s + now - walk.at
         self.ended += 1
-        total_s = claim.age_s + self._clock.now() - walk.at
-        self._settler.push(Ended(claim, decision, walk.correlation_id, total_s, walk.hold))
+        self._settler.push(walk, was_run=was_run)
+
+
+def _is_late(walk: Walk, now: float) -> bool:
+    """Whether the job has passed its deadline, or waited too long."""
+    return walk.claim.expires_in_s <= now - walk.at
 
 
 def _hold(claim: Claim, snooze: Snooze) -> GateHold | None:

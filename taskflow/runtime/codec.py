@@ -14,7 +14,6 @@ import typing
 from typing import (
     TYPE_CHECKING,
     Any,
-    NamedTuple,
     NotRequired,  # pydantic's own dependency: before 3.12 it takes no other
 )
 
@@ -45,13 +44,8 @@ _CONFIG = ConfigDict(
 _SERIALIZER = CoreConfig(ser_json_bytes="base64", ser_json_inf_nan="strings")
 
 
-class Envelope(NamedTuple):
-    """What a worker reads from a job's payload."""
-
-    args: dict[str, Any]
-    correlation_id: str | None
-    traceparent: str | None
-    options: dict[str, Any] | None
+# What a worker reads from a job's payload: arguments, correlation id, traceparent, options.
+Envelope = tuple[dict[str, Any], str | None, str | None, dict[str, Any] | None]
 
 
 class NewerEnvelope(Exception):
@@ -143,7 +137,7 @@ class Codec:
             raise PayloadError(
                 f"{self.name}() takes at most {len(self._names)} positional arguments, {len(args)} were given"
             )
-        bound = dict(zip(self._names, args, strict=False))
+        bound = {self._names[0]: args[0]} if len(args) == 1 else dict(zip(self._names, args, strict=False))
         for name in kwargs:
             if name in bound:
                 raise PayloadError(f"{self.name}() got argument {name!r} twice")
@@ -183,14 +177,18 @@ class Codec:
         if read["v"] > VERSION:
             raise NewerEnvelope
         get = read.get
-        return Envelope(read["args"], get("cid"), get("tp"), get("opt"))
+        return read["args"], get("cid"), get("tp"), get("opt")
 
-    def call_args(self, args: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Split into what the function takes by position only, and by name."""
+    def by_name(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """`fn`, called with all of its arguments by name: as they travel."""
         if not self._positional_only:
-            return (), args
-        rest = dict(args)
-        return tuple(rest.pop(name, default) for name, default in self._positional_only.items()), rest
+            return fn
+
+        def call(**args: Any) -> Any:
+            positional = [args.pop(name, default) for name, default in self._positional_only.items()]
+            return fn(*positional, **args)
+
+        return call
 
     def dump_result(self, result: Any, *, max_bytes: int) -> bytes | None:
         """JSON of what the handler returned; None for None. Raises `PayloadError` if it is no JSON, or too large."""

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from taskflow.brokers.base import Note, Settled
 from taskflow.errors import PayloadError, StaleClaim
+from taskflow.runtime.walk import Walk
 from taskflow.telemetry.context import job_context
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from taskflow.clock import Clock
-    from taskflow.core.job import Claim
 
 # Progress and checkpoints are for small states: larger ones belong where the data is.
 MAX_NOTE_BYTES = 262_144
@@ -26,62 +21,55 @@ class CurrentJob:
     The pair (`id`, `token`) never comes twice; `id` alone is stable over retries: the idempotency key of the job.
     """
 
-    __slots__ = ("_claim", "_clock", "_deadline_at", "_keep", "attempt", "correlation_id", "traceparent")
+    __slots__ = ("_walk",)
 
-    def __init__(
-        self,
-        claim: Claim,
-        keep: Callable[[Note], Awaitable[Settled]],
-        clock: Clock,
-        correlation_id: str,
-        traceparent: str | None,
-        deadline_at: float,
-        /,
-    ) -> None:
-        self._claim = claim
-        self._keep = keep
-        self._clock = clock
-        self._deadline_at = deadline_at
-        self.attempt = claim.attempts + 1
-        self.correlation_id = correlation_id
-        self.traceparent = traceparent
+    def __init__(self, walk: Walk) -> None:
+        self._walk = walk
 
     @property
     def id(self) -> str:
-        return self._claim.job_id
-
-    @property
-    def job_id(self) -> str:
-        return self._claim.job_id
+        return self._walk.claim.job_id
 
     @property
     def task(self) -> str:
-        return self._claim.task
+        return self._walk.claim.task
 
     @property
     def queue(self) -> str:
-        return self._claim.queue
+        return self._walk.claim.queue
 
     @property
     def lane(self) -> str:
-        return self._claim.lane
+        return self._walk.claim.lane
 
     @property
     def gates(self) -> tuple[str, ...]:
-        return self._claim.gates
+        return self._walk.claim.gates
+
+    @property
+    def attempt(self) -> int:
+        return self._walk.attempt
 
     @property
     def token(self) -> int:
-        return self._claim.token
+        return self._walk.claim.token
+
+    @property
+    def correlation_id(self) -> str:
+        return self._walk.correlation_id
+
+    @property
+    def traceparent(self) -> str | None:
+        return self._walk.traceparent
 
     def remaining_s(self) -> float:
         """Seconds until this attempt runs out of its timeout, or the job out of its deadline. Never negative."""
-        return max(0.0, self._deadline_at - self._clock.now())
+        return max(0.0, self._walk.deadline_at - self._walk.notebook.clock.now())
 
     @property
     def last_checkpoint(self) -> Any:
         """What an earlier attempt gave to `checkpoint`, or None."""
-        data = self._claim.checkpoint
+        data = self._walk.claim.checkpoint
         return None if data is None else from_json(data)
 
     async def checkpoint(self, state: Any) -> None:
@@ -93,7 +81,7 @@ class CurrentJob:
         await self._note(Note(self.id, self.token, progress=_json("progress", state)))
 
     async def _note(self, note: Note) -> None:
-        if await self._keep(note) is not Settled.APPLIED:
+        if await self._walk.notebook.keep(note) is not Settled.APPLIED:
             raise StaleClaim(f"job {self.id} is no longer this worker's (token {self.token}): nothing was kept")
 
     def __repr__(self) -> str:
@@ -112,7 +100,7 @@ def _json(what: str, state: Any) -> bytes:
 
 def current_job() -> CurrentJob:
     """The job that runs here, also in the thread of a sync handler. Raises `LookupError` outside a job."""
-    job = job_context.get()
-    if not isinstance(job, CurrentJob):
+    walk = job_context.get()
+    if not isinstance(walk, Walk):
         raise LookupError("no job runs here: current_job() works inside a handler that a worker runs")  # noqa: TRY004
-    return job
+    return CurrentJob(walk)

@@ -6,20 +6,25 @@ import hashlib
 import random
 import time
 
-_VERSION, _VARIANT = 0x7 << 76, 0x2 << 62
+_VARIANT = 0x2 << 62
+_VERSION_7 = 0x7000  # in the lower half of the upper 64 bits
+_TOP = 1 << 128  # so that `hex` writes leading zeros
 _last = 0
 
 
 def new_job_id() -> str:
     """A new id, greater than every one that this process made before.
 
-    48 bits of milliseconds, 12 bits of their fraction (RFC 9562 method 3), 62 random bits.
+    48 bits of milliseconds, 12 bits of their fraction (RFC 9562 method 3), 62 random bits. Twice as fast with floats
+    (exact here until the year 2039, to 4 ticks after) and `hex` as with exact nanoseconds and a format.
     """
     global _last  # noqa: PLW0603 - one line of ids for a process
-    ticks = time.time_ns() * 4096 // 1_000_000
-    _last = ticks = max(ticks, _last + 1)
-    number = (ticks >> 12) << 80 | _VERSION | (ticks & 0xFFF) << 64 | _VARIANT | random.getrandbits(62)
-    return f"{number:032x}"
+    ticks = int(time.time() * 4_096_000)
+    if ticks <= _last:
+        ticks = _last + 1
+    _last = ticks
+    upper = (ticks >> 12) << 16 | _VERSION_7 | ticks & 0xFFF
+    return hex(_TOP | upper << 64 | _VARIANT | random.getrandbits(62))[3:]
 
 
 def derived_job_id(*parts: str) -> str:

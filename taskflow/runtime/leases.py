@@ -2,7 +2,7 @@
 
 Beats go out every third of a lease, from a thread of their own over a connection of their own, so that no handler
 that blocks the loop is taken for a dead worker; they go on until the last draining job has ended. A job that runs
-`_OVERTIME_S` past its timeout is no longer vouched for. Trust counts from when the last answered beat was *sent*.
+`OVERTIME_S` past its timeout is no longer vouched for. Trust counts from when the last answered beat was *sent*.
 """
 
 from __future__ import annotations
@@ -20,20 +20,24 @@ if TYPE_CHECKING:
     from taskflow.brokers.base import BeatReply, Broker, SyncBeat
     from taskflow.clock import Clock
     from taskflow.runtime.calls import BrokerCalls
+    from taskflow.runtime.walk import Walk
 
-_OVERTIME_S = 30.0
+OVERTIME_S = 30.0
 _BEATS_PER_LEASE = 3
 _HURRY = 4  # times as often while no beat gets through: trust is running out
 # Stop trusting a little before the broker does: the reclaimer must find our handlers already cancelled.
 _TRUST = 0.9
 _TURN_S = 0.01
 _JOIN_S = 5.0
-_NEVER = float("inf")
 
 
 class Leases:
     """`on_lost` and `on_cancel` are called in the loop, with job ids and tokens; `on_distrust` when the lease may have
     ended, and again as long as it may.
+
+    `claims` is what this worker vouches for, by job id: whoever takes a claim in puts it there. While its handler runs
+    it is vouched for until `OVERTIME_S` past its deadline (`Walk.vouched_until`); before and after that until the
+    broker knows what became of it, however long that takes.
     """
 
     def __init__(
@@ -56,7 +60,7 @@ class Leases:
         self._on_lost = on_lost
         self._on_cancel = on_cancel
         self._on_distrust = on_distrust
-        self._claims: dict[str, tuple[int, float]] = {}  # job id → token, vouched for until
+        self.claims: dict[str, Walk] = {}
         self._trusted_until = 0.0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -67,34 +71,16 @@ class Leases:
         """Whether the broker has surely not given our claims to another worker."""
         return self._clock.now() < self._trusted_until
 
-    @property
-    def count(self) -> int:
-        """Claims that this worker vouches for."""
-        return len(self._claims)
+    def drop(self, walk: Walk) -> None:
+        """It is settled, or lost."""
+        job_id = walk.claim.job_id
+        if self.claims.get(job_id) is walk:
+            del self.claims[job_id]
 
-    def hold(self, job_id: str, token: int) -> None:
-        """Vouch for a claim from now on."""
-        self._claims[job_id] = (token, _NEVER)
-
-    def limit(self, job_id: str, token: int, timeout_at: float) -> None:
-        """The claim's handler has started, and has to end by `timeout_at`."""
-        self._claims[job_id] = (token, timeout_at + _OVERTIME_S)
-
-    def ended(self, job_id: str, token: int) -> None:
-        """The claim's handler has ended: vouch for it until the broker knows, however long that takes."""
-        if self.holds(job_id, token):
-            self._claims[job_id] = (token, _NEVER)
-
-    def drop(self, job_id: str, token: int) -> None:
-        """The claim is settled, or lost."""
-        held = self._claims.get(job_id)
-        if held is not None and held[0] == token:
-            del self._claims[job_id]
-
-    def holds(self, job_id: str, token: int) -> bool:
-        """Whether the claim is still believed to be ours."""
-        held = self._claims.get(job_id)
-        return held is not None and held[0] == token
+    def find(self, job_id: str, token: int) -> Walk | None:
+        """The claim, if it is still believed to be ours."""
+        walk = self.claims.get(job_id)
+        return walk if walk is not None and walk.claim.token == token else None
 
     async def start(self) -> None:
         """Beat once, so that the lease stands before the first claim, and then for ever. Raises `BrokerError`."""
@@ -126,8 +112,8 @@ class Leases:
 
     def _vouched(self) -> dict[str, int]:
         now = self._clock.now()
-        claims = self._claims.copy()  # one C call: safe beside a loop that goes on changing it
-        return {job_id: token for job_id, (token, until) in claims.items() if now < until}
+        claims = self.claims.copy()  # one C call: safe beside a loop that goes on changing it
+        return {job_id: walk.claim.token for job_id, walk in claims.items() if now < walk.vouched_until}
 
     def _trust(self, sent_at: float) -> None:
         """A beat that was sent then was answered. For the thread, too: a loop that is blocked does not lose trust."""
@@ -141,7 +127,7 @@ class Leases:
             self._on_cancel(cancel)
 
     def _still_held(self, job_ids: tuple[str, ...], sent: Mapping[str, int]) -> dict[str, int]:
-        return {job_id: sent[job_id] for job_id in job_ids if job_id in sent and self.holds(job_id, sent[job_id])}
+        return {job_id: sent[job_id] for job_id in job_ids if job_id in sent and self.find(job_id, sent[job_id])}
 
     async def _beat_here(self) -> None:
         """For a broker that lives in this process: a loop that is blocked blocks the broker, too."""

@@ -1,7 +1,8 @@
 """Tells the broker what became of jobs: in batches, fenced, and until it has been heard.
 
 Settlements are values: when the broker does not answer they are kept and told again, with capped jittered backoff,
-while the beats keep the claims alive. Whatever piles up during one round trip is the next batch.
+while the beats keep the claims alive. Whatever piles up during one round trip is the next batch; what the listeners
+are told goes by batches, too.
 """
 
 from __future__ import annotations
@@ -9,50 +10,28 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from taskflow.brokers.base import Settled, Settlement
 from taskflow.core import events
 from taskflow.core.gate import Hold
+from taskflow.runtime.walk import GateWord
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from taskflow.brokers.base import Broker
     from taskflow.clock import Clock
-    from taskflow.core.decision import Decision
-    from taskflow.core.gate import Gate, Trip, Word
-    from taskflow.core.job import Claim
+    from taskflow.core.gate import Gate
     from taskflow.runtime.calls import BrokerCalls
+    from taskflow.runtime.walk import GateHold, Walk
 
 
-class GateHold(NamedTuple):
-    """Close a gate before the settlement that goes with it: its siblings must not slip through in between."""
-
-    gate: str
-    for_s: float
-    reason: str
-
-
-class GateWord(NamedTuple):
-    """What a breaker has to tell its gate before the settlement that goes with it: as above."""
-
-    gate: str
-    change: Trip | Word
-
-
-class Ended(NamedTuple):
-    """One job that ended here, and what its listeners will be told."""
-
-    claim: Claim
-    decision: Decision
-    correlation_id: str
-    total_s: float
-    hold: GateHold | GateWord | None = None
+_STALE = Settled.STALE  # an enum's member costs as much as a call on Python 3.11
 
 
 class Settler:
-    """Collects what ended; `run` tells the broker."""
+    """Collects what started and what ended; `run` announces it, and tells the broker."""
 
     def __init__(
         self,
@@ -60,7 +39,7 @@ class Settler:
         calls: BrokerCalls,
         clock: Clock,
         emit: Callable[[events.Event], None],
-        forget: Callable[[str, int], None],
+        forget: Callable[[Walk], None],
         on_held: Callable[[], None],
         on_word: Callable[[GateWord, Gate], None],
     ) -> None:
@@ -73,8 +52,10 @@ class Settler:
         self._on_word = on_word
         self._words: deque[GateWord] = deque()
         self._holds: dict[str, GateHold] = {}  # gates that are to be closed, for the longest time that was asked for
-        self._pending: list[Ended] = []
-        self._telling: list[Ended] = []
+        self._started: list[Walk] = []  # handlers that the listeners have not heard of
+        self._ended: list[Walk] = []
+        self._pending: list[Walk] = []
+        self._telling: list[Walk] = []
         self._wake: asyncio.Future[None] | None = None
         self._quiet: list[asyncio.Future[None]] = []
 
@@ -88,27 +69,49 @@ class Settler:
         """Whether a gate is still to be told something: until then, no job that has one may be claimed."""
         return bool(self._holds or self._words)
 
-    def push(self, ended: Ended) -> None:
-        """Settle this soon. Never waits."""
-        self._pending.append(ended)
-        hold = ended.hold
+    def started(self, walk: Walk) -> None:
+        """Its handler is about to run. The listeners hear of it within a turn of the loop, or a tick."""
+        self._started.append(walk)
+        if self._wake is not None:
+            self._wake_up(self._wake)
+
+    def push(self, walk: Walk, *, was_run: bool = False) -> None:
+        """Settle this soon: its `decision` is made. Never waits. `was_run`: a handler has ended."""
+        if was_run:
+            self._ended.append(walk)
+        self._pending.append(walk)
+        hold = walk.hold
         if isinstance(hold, GateWord):
             self._words.append(hold)
         elif hold is not None and (hold.gate not in self._holds or hold.for_s > self._holds[hold.gate].for_s):
             self._holds[hold.gate] = hold
         if self._wake is not None:
-            if not self._wake.done():
-                self._wake.set_result(None)
-            self._wake = None
+            self._wake_up(self._wake)
+
+    def _wake_up(self, wake: asyncio.Future[None]) -> None:
+        if not wake.done():
+            wake.set_result(None)
+        self._wake = None
+
+    def announce(self) -> None:
+        """Tell the listeners what started and ended since the last time."""
+        if self._started:
+            batch, self._started = self._started, []
+            self._emit(events.AttemptsStarted(batch))
+        if self._ended:
+            batch, self._ended = self._ended, []
+            self._emit(events.AttemptsEnded(batch))
 
     async def run(self) -> None:
         """Settle for ever. What it had in hand when it is cancelled is kept, and another `run` goes on with it."""
         loop = asyncio.get_running_loop()
         try:
             while True:
+                self.announce()
                 if not self._pending:
                     self._wake = loop.create_future()
                     await self._wake
+                    continue
                 batch, self._pending = self._pending, []
                 self._telling = batch
                 try:
@@ -137,19 +140,24 @@ class Settler:
             if not future.done():
                 future.set_result(None)
 
-    async def _tell(self, batch: list[Ended]) -> None:
+    async def _tell(self, batch: list[Walk]) -> None:
         if self._holds or self._words:
             await self._tell_gates()
-        settlements = [Settlement(e.claim.job_id, e.claim.token, e.decision) for e in batch]
+        new = tuple.__new__  # the constructor of a NamedTuple is one more call
+        settlements = [new(Settlement, (w.claim.job_id, w.claim.token, w.decision)) for w in batch]
         replies = await self._calls.until_heard("settle", lambda: self._broker.settle(settlements))
-        emit, forget = self._emit, self._forget
-        for ended, (answer, state) in zip(batch, replies, strict=True):
-            claim = ended.claim
-            forget(claim.job_id, claim.token)
-            if answer is Settled.STALE or state is None:
-                emit(events.SettlementStale(claim.job_id, claim.task, claim.queue, claim.token))
+        forget = self._forget
+        settled: list[Walk] = []
+        for walk, (answer, state) in zip(batch, replies, strict=True):
+            forget(walk)
+            if answer is _STALE or state is None:
+                claim = walk.claim
+                self._emit(events.SettlementStale(claim.job_id, claim.task, claim.queue, claim.token))
             else:  # APPLIED, or ALREADY: an earlier try of this very batch got through and its reply was lost
-                emit(events.JobSettled(claim, ended.correlation_id, ended.decision, state, ended.total_s))
+                walk.state = state
+                settled.append(walk)
+        if settled:
+            self._emit(events.JobsSettled(settled))
 
     async def _tell_gates(self) -> None:
         """A gate that cannot be told is no reason to lose what became of jobs."""
@@ -175,10 +183,10 @@ class Settler:
                 del self._holds[gate]
         self._on_held()
 
-    async def _tell_each(self, batch: list[Ended]) -> None:
-        for ended in batch:
+    async def _tell_each(self, batch: list[Walk]) -> None:
+        for walk in batch:
             try:
-                await self._tell([ended])
+                await self._tell([walk])
             except Exception as error:  # noqa: BLE001 - as above
-                self._forget(ended.claim.job_id, ended.claim.token)  # its lease will end, and another worker has a try
+                self._forget(walk)  # its lease will end, and another worker has a try
                 self._calls.failed("settle", error, 0.0)

@@ -15,6 +15,8 @@ import asyncio
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
+from taskflow.runtime.walk import NEVER
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -54,11 +56,11 @@ class Slot:
         self._task: asyncio.Task[Any] | None = None
         self._context = copy_context()
         self._timer: Timer | None = None
-        self._timer_at = float("inf")
+        self._timer_at = NEVER
         self._is_running = False
         self._is_spent = False
         self._cancels = 0
-        self.deadline_at = float("inf")
+        self.deadline_at = NEVER
         self.stopped: str | None = None  # why the running job, or the last one, was told to stop
 
     def bind(self) -> None:
@@ -70,7 +72,7 @@ class Slot:
         """The task ends."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer, self._timer_at = None, float("inf")
+            self._timer, self._timer_at = None, NEVER
 
     @property
     def is_spent(self) -> bool:
@@ -90,28 +92,31 @@ class Slot:
         if self._is_running and self.stopped is None:
             self.stopped = why
             self._cancel()
-            self.start_clock(self._clock.now() + _AGAIN_S)
+            self._set_deadline(self._clock.now() + _AGAIN_S)
 
-    def start_clock(self, deadline_at: float) -> None:
-        """The job may run until `deadline_at`. One timer serves the slot for life: it is moved only to ring earlier."""
+    def _set_deadline(self, deadline_at: float) -> None:
+        """One timer serves the slot for life: it is moved only to ring earlier."""
         self.deadline_at = deadline_at
         if deadline_at < self._timer_at:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer_at = deadline_at
-            self._timer = self._clock.call_at(deadline_at, self._ring)
+            self._move_timer(deadline_at)
+
+    def _move_timer(self, deadline_at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = deadline_at
+        self._timer = self._clock.call_at(deadline_at, self._ring)
 
     def _ring(self) -> None:
-        self._timer, self._timer_at = None, float("inf")
+        self._timer, self._timer_at = None, NEVER
         if not self._is_running:
             return
         if self._clock.now() < self.deadline_at:  # of an earlier job
-            self.start_clock(self.deadline_at)
+            self._set_deadline(self.deadline_at)
         elif self.stopped is None:
             self.stop(TIMEOUT)
         else:
             self._cancel()
-            self.start_clock(self._clock.now() + _AGAIN_S)
+            self._set_deadline(self._clock.now() + _AGAIN_S)
 
     def _cancel(self) -> None:
         task = self._task
@@ -123,35 +128,62 @@ class Slot:
             # there may be none.
             self._is_spent = True
 
-    async def run(self, work: Awaitable[Any]) -> Any:
-        """What `await work` gives.
-
-        Raises `Stopped` if it was told to stop and did, `Failure` for what is no `Exception`, or what the handler
-        raised; `stopped` tells whether that was after it was told to stop.
-        """
-        self.stopped = None
-        self._is_running = True
-        task = self._task
-        assert task is not None
+    async def run(self, work: Awaitable[Any], deadline_at: float) -> Any:
+        """What `await work` gives. Raises what `caught` makes of its exception."""
+        self.begin(deadline_at)
         try:
             return await work
-        except asyncio.CancelledError as error:
+        except BaseException as error:
+            made = self.caught(error)
+            if made is error:
+                raise
+            raise made from error
+        finally:
+            self.end()
+
+    # The three parts of `run`, for whoever awaits the work in a coroutine of its own and saves one more.
+
+    def begin(self, deadline_at: float) -> None:
+        """The job may run until `deadline_at`. To be followed by `end`, whatever happens."""
+        self.stopped = None
+        self._is_running = True
+        self.deadline_at = deadline_at
+        if deadline_at < self._timer_at:
+            self._move_timer(deadline_at)
+
+    def caught(self, error: BaseException) -> Exception:
+        """What the exception that the work raised comes to.
+
+        `Stopped` if it was told to stop and did, `Failure` for what is no `Exception`, or `error` itself; `stopped`
+        tells whether that was after it was told to stop. Raises a person's Ctrl-C, and the end of the loop.
+        """
+        if isinstance(error, Exception):
+            return error
+        made: Exception
+        if isinstance(error, asyncio.CancelledError):
+            task = self._task
+            assert task is not None
             self._take_back(task)
             why = self.stopped or (SHUTDOWN if task.cancelling() and self._is_ending() else None)
+            made = Failure("the handler raised CancelledError, though nobody cancelled its job")
             if why is not None:
-                raise Stopped(why) from error
-            raise Failure("the handler raised CancelledError, though nobody cancelled its job") from error
-        except (Exception, KeyboardInterrupt, GeneratorExit):
-            raise  # a person's Ctrl-C, or the end of the loop
-        except SystemExit as error:
-            raise Failure(f"the handler called sys.exit({error.code!r})") from error
-        except BaseException as error:
-            raise Failure(f"the handler raised {type(error).__name__}, which is no Exception") from error
-        finally:
-            self._is_running = False
-            self.deadline_at = float("inf")
-            if self._cancels:
-                self._take_back(task)
+                made = Stopped(why)
+        elif isinstance(error, KeyboardInterrupt | GeneratorExit):
+            raise error
+        elif isinstance(error, SystemExit):
+            made = Failure(f"the handler called sys.exit({error.code!r})")
+        else:
+            made = Failure(f"the handler raised {type(error).__name__}, which is no Exception")
+        made.__cause__ = error
+        return made
+
+    def end(self) -> None:
+        """The work has ended."""
+        self._is_running = False
+        self.deadline_at = NEVER
+        if self._cancels:
+            assert self._task is not None
+            self._take_back(self._task)
 
     def _take_back(self, task: asyncio.Task[Any]) -> None:
         """Undo our own cancellations."""

@@ -32,6 +32,7 @@ class TaskDef:
     lane: Callable[..., str] | None = None
     codec: Codec = field(init=False)
     is_async: bool = field(init=False)
+    start: Callable[..., Any] = field(init=False)  # the function, which takes all of its arguments by name
     _policies: dict[Any, TaskPolicy] = field(default_factory=dict)
     _settings: Settings | None = None  # those that `_policies` were made of
 
@@ -42,6 +43,7 @@ class TaskDef:
             raise ConfigError(f"task {self.name!r}: {self.fn!r} is a generator; a task returns one result")
         self.codec = Codec(self.name, self.fn)
         self.is_async = is_async(self.fn)
+        self.start = self.codec.by_name(self.fn)
 
     def policy(self, settings: Settings, options: Mapping[str, Any] | None = None) -> TaskPolicy:
         """What is in force, leaf by leaf; remembered for each set of options."""

@@ -16,21 +16,23 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from taskflow.brokers.base import ClaimRequest
 from taskflow.core import events
 from taskflow.core.decision import Cancel, Decision, Release
+from taskflow.core.job import SUSPECT_AFTER
 from taskflow.errors import BrokerError, BrokerUnavailable
 from taskflow.runtime.attempt import Attempts
 from taskflow.runtime.breakers import Breakers
 from taskflow.runtime.calls import BrokerCalls
 from taskflow.runtime.leases import Leases
-from taskflow.runtime.settle import Ended, Settler
+from taskflow.runtime.settle import Settler
 from taskflow.runtime.slot import CANCELLED, LEASE_LOST, SHUTDOWN, Slot
 from taskflow.runtime.threads import ThreadSlots
 from taskflow.runtime.turns import QueueTurns
 from taskflow.runtime.upkeep import Upkeep
+from taskflow.runtime.walk import Walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
@@ -53,13 +55,6 @@ _BREATH_S = 0.05
 
 def _ignore_sample(_counts: list[QueueCounts], _gates: list[Gate]) -> None:
     """Nobody asked for it."""
-
-
-class Held(NamedTuple):
-    """A claim in this worker, and when it got here (this worker's clock)."""
-
-    claim: Claim
-    at: float
 
 
 @dataclass(slots=True)
@@ -129,6 +124,7 @@ class Worker:
             settler=self._settler,
             breakers=breakers,
             threads=self._threads,
+            is_watched=partial(parts.bus.wants, events.AttemptStarted),
         )
         self._upkeep = Upkeep(
             parts.broker,
@@ -140,7 +136,7 @@ class Worker:
             on_sample=parts.on_sample,
             is_trusted=lambda: self._leases.is_trusted,
         )
-        self._buffer: deque[Held] = deque()
+        self._buffer: deque[Walk] = deque()
         self._idle: deque[asyncio.Future[None]] = deque()
         self._waking = False  # one idle slot has been woken and has not taken a job yet
         self._slots: set[asyncio.Task[None]] = set()
@@ -197,8 +193,8 @@ class Worker:
 
     def longest_running_s(self) -> float:
         """Age of the oldest handler that runs now."""
-        running = self._attempts.running.values()
-        return self._clock.now() - min((one.started_at for one in running), default=self._clock.now())
+        now = self._clock.now()
+        return now - min((walk.started_at for walk in self._attempts.running), default=now)
 
     def pause(self) -> None:
         """Stop claiming; what is here goes on."""
@@ -237,7 +233,7 @@ class Worker:
         if self._attempts.running:
             self.cut_off()
             await self._within(_FLUSH_S, self._nothing_runs)
-        for running in self._attempts.running.values():  # handlers that do not stop
+        for running in list(self._attempts.running):  # handlers that do not stop
             self._attempts.hand_back(running)
         if self._loops["settle"].done():  # somebody cancelled all tasks of the loop, this worker's too
             self._keep_up("settle", self._settler.run)
@@ -253,9 +249,9 @@ class Worker:
         """Cancel what runs, to be handed back, and start nothing more. Returns how many."""
         self._is_claiming, self._is_cut_off = False, True
         self._give_back_unstarted()
-        running = list(self._attempts.running.values())
-        for one in running:
-            one.slot.stop(SHUTDOWN)
+        running = list(self._attempts.running)
+        for walk in running:
+            walk.slot.stop(SHUTDOWN)
         self._less.set()
         return len(running)
 
@@ -342,15 +338,15 @@ class Worker:
 
     def _take_in(self, claims: list[Claim]) -> None:
         now = self._clock.now()
-        hold, buffer = self._leases.hold, self._buffer
-        gated: list[Held] = []
+        held, buffer = self._leases.claims, self._buffer
+        gated: list[Walk] = []
         for claim in claims:
-            hold(claim.job_id, claim.token)
-            if claim.gates or claim.is_suspect:
-                gated.append(Held(claim, now))
+            walk = held[claim.job_id] = Walk(claim, now)
+            if claim.gates or claim.lost >= SUSPECT_AFTER:
+                gated.append(walk)
                 self._suspects += claim.is_suspect
             else:
-                buffer.append(Held(claim, now))
+                buffer.append(walk)
         if gated:  # their place at the gate is the whole fleet's: they have the free slots, what is ahead of need waits
             buffer.extendleft(reversed(gated))
         self._emit(events.BatchClaimed(claims[0].queue, len(claims)))
@@ -423,20 +419,21 @@ class Worker:
         slot = Slot(self._clock, self._is_ending)
         slot.bind()
         loop = asyncio.get_running_loop()
-        buffer, make = self._buffer, self._attempts.make
+        buffer, admit, run = self._buffer, self._attempts.admit, self._attempts.run
         try:
             while True:
                 self._waking = False
                 while buffer:
-                    claim, at = buffer.popleft()
+                    walk = buffer.popleft()
                     self._busy += 1
-                    if buffer:
+                    if buffer and not self._waking:
                         self._wake_slot()
                     try:
-                        await make(slot, claim, at)
+                        if admit(walk, slot):
+                            await run(walk)
                     finally:
                         self._busy -= 1
-                        if claim.is_suspect:
+                        if walk.claim.lost >= SUSPECT_AFTER:
                             self._suspects -= 1
                         if self._wants_room:
                             self._make_room()
@@ -464,57 +461,54 @@ class Worker:
 
     def _on_distrust(self) -> None:
         """No beat got through in time: others may have all our jobs by now. Stop touching the world."""
-        here = [running.claim for running in self._attempts.running.values()] + [held.claim for held in self._buffer]
-        stopped = self._stop_holding({claim.job_id: claim.token for claim in here})
+        here = [*self._attempts.running, *self._buffer]
+        stopped = self._stop_holding({walk.claim.job_id: walk.claim.token for walk in here})
         if stopped:
             self._emit(events.LeaseLost(self.name, stopped, "no beat got through in time"))
 
     def _stop_holding(self, claims: Mapping[str, int]) -> tuple[str, ...]:
         """Stop these, by job id and token. What has ended here already waits for the broker's own word about it."""
-        stopped = [
-            held.claim for held in self._take_out(lambda held: claims.get(held.claim.job_id) == held.claim.token)
-        ]
-        for key in claims.items():
-            running = self._attempts.running.get(key)
-            if running is not None and self._leases.holds(*key):
-                running.slot.stop(LEASE_LOST)
-                stopped.append(running.claim)
-        for claim in stopped:
-            self._leases.drop(claim.job_id, claim.token)
-        return tuple(sorted(claim.job_id for claim in stopped))
+        stopped = self._take_out(lambda walk: claims.get(walk.claim.job_id) == walk.claim.token)
+        for walk in self._running_of(claims):
+            walk.slot.stop(LEASE_LOST)
+            stopped.append(walk)
+        for walk in stopped:
+            self._leases.drop(walk)
+        return tuple(sorted(walk.claim.job_id for walk in stopped))
+
+    def _running_of(self, claims: Mapping[str, int]) -> list[Walk]:
+        """What runs here of these, by job id and token, and is still ours."""
+        found = [self._leases.find(*key) for key in claims.items()]
+        return [walk for walk in found if walk is not None and walk in self._attempts.running]
 
     def _on_cancel(self, cancelled: Mapping[str, int]) -> None:
         """A person cancelled them: stop what runs, and settle what has not started."""
-        for key in cancelled.items():
-            running = self._attempts.running.get(key)
-            if running is not None:
-                running.slot.stop(CANCELLED)
-        for held in self._take_out(lambda held: cancelled.get(held.claim.job_id) == held.claim.token):
-            self._settle_unstarted(held, Cancel())
+        for walk in self._running_of(cancelled):
+            walk.slot.stop(CANCELLED)
+        for walk in self._take_out(lambda walk: cancelled.get(walk.claim.job_id) == walk.claim.token):
+            self._settle_unstarted(walk, Cancel())
 
     # --- small loops -------------------------------------------------
 
-    def _take_out(self, is_meant: Callable[[Held], bool]) -> list[Held]:
+    def _take_out(self, is_meant: Callable[[Walk], bool]) -> list[Walk]:
         """What has not started, and is meant, leaves the buffer."""
-        found = [held for held in self._buffer if is_meant(held)]
+        found = [walk for walk in self._buffer if is_meant(walk)]
         if found:
-            rest = [held for held in self._buffer if not is_meant(held)]
+            rest = [walk for walk in self._buffer if not is_meant(walk)]
             self._buffer.clear()
             self._buffer.extend(rest)
-            self._suspects -= sum(held.claim.is_suspect for held in found)
+            self._suspects -= sum(walk.claim.is_suspect for walk in found)
         return found
 
     def _give_back_unstarted(self, before: float = float("inf")) -> None:
         """Hand back what came here before `before` and has not started: it keeps its place in the line."""
-        for held in self._take_out(lambda held: held.at <= before):
-            self._settle_unstarted(held, Release())
+        for walk in self._take_out(lambda walk: walk.at <= before):
+            self._settle_unstarted(walk, Release())
             self._ended_per_s = 0  # so much for being ahead of need
 
-    def _settle_unstarted(self, held: Held, decision: Decision) -> None:
-        claim, at = held
-        if self._leases.holds(claim.job_id, claim.token):
-            total_s = claim.age_s + self._clock.now() - at
-            self._settler.push(Ended(claim, decision, claim.job_id, total_s))
+    def _settle_unstarted(self, walk: Walk, decision: Decision) -> None:
+        if self._leases.claims.get(walk.claim.job_id) is walk:
+            self._attempts.settle(walk, decision)
 
     async def _tick(self) -> None:
         """Measure, hand back what lies here unstarted, and look whether there is room (or trust) again."""
@@ -522,6 +516,7 @@ class Worker:
             await self._clock.sleep(_TICK_S)
             self._ended_per_s = (self._ended_per_s + int(self._attempts.ended / _TICK_S)) // 2
             self._attempts.ended = 0
+            self._settler.announce()
             if self._buffer and self._busy >= self.concurrency:
                 self._give_back_unstarted(self._clock.now() - _UNSTARTED_S)
             self._ask_again()

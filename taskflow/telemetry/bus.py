@@ -6,6 +6,8 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, Any, Protocol
 
+from taskflow.core.events import BATCHES
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -30,7 +32,7 @@ class Bus:
         self._broken: set[Callable[[Any], None]] = set()
 
     def subscribe(self, listener: Callable[[Any], None], *types: type) -> None:
-        """Call `listener` with each event of one of `types`."""
+        """Call `listener` with each event of one of `types`, also one of those that come in batches."""
         for event_type in types:
             self._listeners.setdefault(event_type, []).append(listener)
 
@@ -55,16 +57,26 @@ class Bus:
         return detach
 
     def wants(self, event_type: type) -> bool:
-        """Whether anyone listens to events of this type: making one can be spared otherwise."""
+        """Whether anyone listens to events of this type."""
         return event_type in self._listeners
 
     def emit(self, event: Event) -> None:
         """Tell all listeners. One that raises is reported once on stderr, and called again next time."""
-        for listener in self._listeners.get(type(event), ()):
-            try:
-                listener(event)
-            except Exception:  # noqa: BLE001 - a broken listener must not hurt a job (promise 8)
-                self._report(listener)
+        event_type = type(event)
+        for listener in self._listeners.get(event_type, ()):
+            self._call(listener, event)
+        if event_type in BATCHES:
+            single_type, take_out = BATCHES[event_type]
+            if listeners := self._listeners.get(single_type):
+                for single in take_out(event):
+                    for listener in listeners:
+                        self._call(listener, single)
+
+    def _call(self, listener: Callable[[Any], None], event: Any) -> None:
+        try:
+            listener(event)
+        except Exception:  # noqa: BLE001 - a broken listener must not hurt a job (promise 8)
+            self._report(listener)
 
     def _report(self, listener: Callable[[Any], None]) -> None:
         if listener not in self._broken:  # not through the log: the log may be what is broken

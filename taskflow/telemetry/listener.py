@@ -64,6 +64,7 @@ LOG_EVENTS: dict[str, LogEvent] = {
     "http.failed": LogEvent("ERROR", "HTTP request failed"),
 }
 
+_FAILED = frozenset({"failed", "timed_out"})
 _REJECTED_EVERY_S = 1.0  # a full queue refuses thousands a second; their callers all hear of it anyway
 _MOST_REJECTIONS = 1_000  # pairs of queue and reason that are remembered for that
 
@@ -92,8 +93,8 @@ class LogListener:
     def subscribe(self, bus: Bus) -> None:
         """Log what `bus` tells."""
         wanted: list[tuple[Callable[[Any], None], type]] = [
-            (self._on_ended, events.AttemptEnded),
-            (self._on_settled, events.JobSettled),
+            (self._on_ended, events.AttemptsEnded),
+            (self._on_settled, events.JobsSettled),
             (self._on_stale, events.SettlementStale),
             (self._on_rejected, events.JobsRejected),
             (self._on_redelivered, events.JobRedelivered),
@@ -127,32 +128,35 @@ class LogListener:
     def _on_started(self, event: events.AttemptStarted) -> None:
         announce("job.started", **_job(event.claim, event.correlation_id), waited_s=round(event.claim.waited_s, 6))
 
-    def _on_ended(self, event: events.AttemptEnded) -> None:
-        if event.outcome in ("failed", "timed_out"):
-            name = "job.failed"
-        elif self._is_debug:
-            name = "job.ended"
-        else:
-            return
+    def _on_ended(self, event: events.AttemptsEnded) -> None:
+        for attempt in event.attempts:
+            if self._is_debug or attempt.outcome in _FAILED:
+                self._tell_ended(attempt)
+
+    @staticmethod
+    def _tell_ended(attempt: events.OfEndedAttempt) -> None:
         announce(
-            name,
-            **_job(event.claim, event.correlation_id),
-            duration_s=round(event.run_s, 6),
-            outcome=event.outcome,
-            error=_error(event.error),
+            "job.failed" if attempt.outcome in _FAILED else "job.ended",
+            **_job(attempt.claim, attempt.correlation_id),
+            duration_s=round(attempt.run_s, 6),
+            outcome=attempt.outcome,
+            error=_error(attempt.error),
         )
 
-    def _on_settled(self, event: events.JobSettled) -> None:
-        claim, decided = event.claim, event.decision
-        if isinstance(decided, decision.Complete) and not self._is_debug:
-            return
-        job = _job(claim, event.correlation_id)
-        if event.state is JobState.CANCELLED:
+    def _on_settled(self, event: events.JobsSettled) -> None:
+        for job in event.jobs:
+            if self._is_debug or type(job.decision) is not decision.Complete:
+                self._tell_settled(job)
+
+    def _tell_settled(self, settled: events.OfSettledJob) -> None:
+        decided = settled.decision
+        job = _job(settled.claim, settled.correlation_id)
+        if settled.state is JobState.CANCELLED:
             announce("job.cancelled", **job)
             return
         match decided:
             case decision.Complete():
-                announce("job.succeeded", **job, total_s=round(event.total_s, 6))
+                announce("job.succeeded", **job, total_s=round(settled.total_s, 6))
             case decision.Retry(delay_s, error):
                 announce("job.retried", **job, delay_s=round(delay_s, 3), error=_error(error, has_stack=False))
             case decision.Bury(error, spent):

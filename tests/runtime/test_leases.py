@@ -18,8 +18,9 @@ from taskflow.core.decision import Complete, Release
 from taskflow.errors import BrokerUnavailable
 from taskflow.runtime.calls import BrokerCalls
 from taskflow.runtime.leases import Leases
+from taskflow.runtime.walk import Walk
 from taskflow.testing import Faults, VirtualClock, all_blocked
-from tests.runtime.made import put
+from tests.runtime.made import make_claim, put
 
 if TYPE_CHECKING:
     from taskflow.core.job import Claim
@@ -56,7 +57,7 @@ class Bench:
         claims = await self.memory.claim(ClaimRequest(worker, ("default",), 100, 100, 1, LEASE_S))
         if worker == "w":
             for claim in claims:
-                self.leases.hold(claim.job_id, claim.token)
+                self.leases.claims[claim.job_id] = Walk(claim, self.clock.now())
         return claims
 
     async def reclaim(self) -> list[str]:
@@ -163,13 +164,13 @@ async def test_what_was_settled_or_claimed_anew_while_the_beat_was_under_way_is_
     await bench.memory.settle([Settlement(claim.job_id, claim.token, Release()) for claim in (first, again)])
 
     await clock.advance(LEASE_S / 3 + 0.5)  # the beat is on its way back: both are lost, as it saw them
-    bench.leases.drop(first.job_id, first.token)
+    bench.leases.drop(bench.leases.claims[first.job_id])
     (newer,) = [claim for claim in await bench.claim() if claim.job_id == "again"]
     await clock.advance(1.0)
 
     assert bench.lost == []
-    assert bench.leases.holds("again", newer.token)
-    assert not bench.leases.holds("again", again.token)
+    assert bench.leases.find("again", newer.token) is not None
+    assert bench.leases.find("again", again.token) is None
     await bench.leases.close()
 
 
@@ -185,12 +186,12 @@ async def test_a_cancel_is_told_to_the_worker_that_runs_the_job() -> None:
     await bench.leases.close()
 
 
-async def test_a_job_that_runs_half_a_minute_past_its_timeout_is_no_longer_vouched_for() -> None:
+async def test_a_job_that_runs_for_too_long_is_no_longer_vouched_for() -> None:
     bench = Bench()
     await bench.leases.start()
-    stuck, fine = await bench.claim("stuck", "fine")
-    bench.leases.limit("stuck", stuck.token, bench.clock.now() + 10)
-    bench.leases.limit("fine", fine.token, bench.clock.now() + 1_000)
+    await bench.claim("stuck", "fine")
+    bench.leases.claims["stuck"].vouched_until = bench.clock.now() + 40
+    bench.leases.claims["fine"].vouched_until = bench.clock.now() + 1_030
 
     await bench.clock.advance(40)
     before = await bench.reclaim()
@@ -202,12 +203,10 @@ async def test_a_job_that_runs_half_a_minute_past_its_timeout_is_no_longer_vouch
     await bench.leases.close()
 
 
-async def test_a_job_that_has_ended_is_vouched_for_until_the_broker_knows() -> None:
+async def test_a_claim_is_vouched_for_until_the_broker_knows_what_became_of_it() -> None:
     bench = Bench()
     await bench.leases.start()
     (claim,) = await bench.claim("a")
-    bench.leases.limit("a", claim.token, bench.clock.now() + 10)
-    bench.leases.ended("a", claim.token)
 
     await bench.clock.advance(1_000)  # an outage of the settlements, say
 
@@ -219,13 +218,13 @@ async def test_a_job_that_has_ended_is_vouched_for_until_the_broker_knows() -> N
 
 async def test_a_word_about_an_old_claim_does_not_touch_the_new_one() -> None:
     bench = Bench()
-    bench.leases.hold("a", 2)
+    old, new = Walk(make_claim("a", 1), 0.0), Walk(make_claim("a", 2), 0.0)
+    bench.leases.claims["a"] = new
 
-    bench.leases.drop("a", 1)
-    bench.leases.ended("a", 1)
+    bench.leases.drop(old)
 
-    assert bench.leases.holds("a", 2)
-    assert not bench.leases.holds("a", 1)
+    assert bench.leases.find("a", 2) is new
+    assert bench.leases.find("a", 1) is None
 
 
 async def test_the_beats_outlive_an_error_that_no_broker_translated() -> None:

@@ -18,7 +18,8 @@ from taskflow.core.job import Claim, JobState
 from taskflow.core.specs import CircuitBreaker
 from taskflow.errors import BrokerError
 from taskflow.runtime.calls import BrokerCalls
-from taskflow.runtime.settle import Ended, GateHold, GateWord, Settler
+from taskflow.runtime.settle import Settler
+from taskflow.runtime.walk import GateHold, GateWord, Walk
 from taskflow.testing import Faults, VirtualClock, all_blocked
 from tests.runtime.made import put
 
@@ -50,8 +51,8 @@ class Bench:
     def _on_word(self, word: GateWord, gate: Gate) -> None:
         self.heard.append((word, gate))
 
-    def _forget(self, job_id: str, _token: int) -> None:
-        self.held.pop(job_id, None)
+    def _forget(self, walk: Walk) -> None:
+        self.held.pop(walk.claim.job_id, None)
 
     async def claim(self, *ids: str, **changes: Any) -> list[Claim]:
         await put(self.memory, *ids, **changes)
@@ -60,10 +61,15 @@ class Bench:
         return claims
 
     def end(self, claim: Claim, decision: Decision | None = None, hold: GateHold | GateWord | None = None) -> None:
-        self.settler.push(Ended(claim, decision or Complete(), claim.job_id, 0.0, hold))
+        walk = Walk(claim, 0.0)
+        walk.decision, walk.total_s, walk.hold = decision or Complete(), 0.0, hold
+        self.settler.push(walk)
 
     def said(self, kind: type) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]
+
+    def settled(self) -> list[str]:
+        return [job.claim.job_id for event in self.said(events.JobsSettled) for job in event.jobs]
 
     async def states(self, *ids: str) -> list[JobState]:
         found = await self.memory.states(ids)
@@ -106,7 +112,7 @@ async def test_a_lost_reply_is_told_again_and_announced_once() -> None:
     await bench.clock.advance(10)
 
     assert await bench.states("a") == [JobState.SUCCEEDED]
-    assert len(bench.said(events.JobSettled)) == 1
+    assert bench.settled() == ["a"]
     assert bench.said(events.SettlementStale) == []
     assert bench.settler.unsettled == 0
     await bench.stop()
@@ -143,7 +149,7 @@ async def test_a_late_word_is_announced_as_stale_and_changes_nothing() -> None:
     await all_blocked()
 
     assert [event.token for event in bench.said(events.SettlementStale)] == [claim.token]
-    assert bench.said(events.JobSettled) == []
+    assert bench.settled() == []
     assert await bench.states("a") == [JobState.RUNNING]
     assert newer.token > claim.token
     await bench.stop()

@@ -31,9 +31,8 @@ class Runs:
     async def _serve(self, clock: VirtualClock, works: tuple[Work, ...], timeout_s: float) -> None:
         self.slot.bind()
         for work in works:
-            self.slot.start_clock(clock.now() + timeout_s)
             try:
-                self.ends.append(await self.slot.run(work()))
+                self.ends.append(await self.slot.run(work(), clock.now() + timeout_s))
             except Exception as error:
                 self.ends.append(error)
             self.spent.append(self.slot.is_spent)
@@ -373,7 +372,7 @@ async def test_a_keyboard_interrupt_is_the_persons_not_the_jobs() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        slot.run(handler()).send(None)
+        slot.run(handler(), 100.0).send(None)
 
 
 async def test_stopping_a_slot_in_which_nothing_runs_does_nothing() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from taskflow import Bulkhead, ConfigError, Retry, TaskFlow
+from taskflow import Bulkhead, ConfigError, Retry, TaskFlow, current_job
 from taskflow.brokers.base import ClaimRequest, JobInfo
 from taskflow.brokers.memory import MemoryBroker
 from taskflow.clock import LoopClock
@@ -483,6 +483,30 @@ async def test_a_lost_job_is_stopped_and_what_it_says_then_counts_for_nothing() 
         assert await job.status() == "running"
         assert [event.job_ids for event in lost] == [(job.id,)]
         assert [event.job_id for event in stale] == [job.id]
+
+
+async def test_a_handler_that_goes_on_half_a_minute_past_its_timeout_is_given_up_on() -> None:
+    flow = make_flow()
+
+    @flow.task(timeout=10)
+    async def deaf() -> None:
+        end = flow.clock.now() + 1_000
+        while flow.clock.now() < end:
+            with contextlib.suppress(asyncio.CancelledError):
+                await flow.clock.sleep(end - flow.clock.now())
+
+    async with flow.test() as t:
+        job = await deaf.submit()
+        await t.advance(39)
+        before = await t.broker.show(job.id)
+        await t.advance(20)
+        after = await t.broker.show(job.id)
+
+        assert before is not None
+        assert before.lost == 0
+        assert after is not None
+        assert after.lost == 1
+        await t.advance(1_000)
 
 
 async def test_the_next_claim_of_a_job_whose_old_handler_goes_on_here_is_a_job_of_its_own() -> None:
@@ -1078,6 +1102,42 @@ async def test_a_loop_of_the_worker_that_breaks_is_announced_and_starts_again() 
         assert await job.result(0) == "done"
     assert [event.operation for event in failed] == ["claim"] * 3
     assert "ZeroDivisionError: no broker translated this" in failed[0].message
+
+
+async def test_who_listens_for_single_starts_hears_of_each_before_its_handler_has_the_word() -> None:
+    flow = make_flow()
+    told: list[str] = []
+    flow.listen(lambda event: told.append(event.claim.job_id), events.AttemptStarted)
+    early: list[bool] = []
+
+    @flow.task
+    async def work() -> None:
+        early.append(current_job().id in told)
+
+    async with TestFlow(flow, concurrency=3) as t:
+        await _all_done(t, await work.submit_many([work.call() for _ in range(10)]))
+
+    assert early == [True] * 10
+    assert len(told) == 10
+
+
+async def test_starts_and_ends_are_told_although_no_broker_answers() -> None:
+    flow = make_flow()
+    started, ended = heard(flow, events.AttemptsStarted), heard(flow, events.AttemptsEnded)
+
+    @flow.task
+    async def work(forever: bool) -> None:
+        if forever:
+            await asyncio.get_running_loop().create_future()
+
+    async with TestFlow(flow, concurrency=3) as t:
+        t.faults.cut("settle")
+        first, second, third = [await work.submit(forever) for forever in (False, False, True)]
+        await t.advance(1)
+
+        assert {one.claim.job_id for batch in started for one in batch.attempts} == {first.id, second.id, third.id}
+        assert [one.claim.job_id for batch in ended for one in batch.attempts] == [first.id, second.id]
+        t.faults.mend()
 
 
 async def test_a_listener_that_raises_never_hurts_a_job(capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,15 +48,16 @@ def claim(task: str = "send", queue: str = "mail", **changed: Any) -> Claim:
 
 
 def started(task: str = "send", queue: str = "mail", **changed: Any) -> Event:
-    return events.AttemptStarted(claim(task, queue, **changed), "req-1")
+    return events.AttemptsStarted([events.AttemptStarted(claim(task, queue, **changed), "req-1")])
 
 
 def ended(outcome: str = "succeeded", error: ErrorRecord | None = None, run_s: float = 0.03, **changed: Any) -> Event:
-    return events.AttemptEnded(claim(**changed), "req-1", outcome, run_s, error)
+    return events.AttemptsEnded([events.AttemptEnded(claim(**changed), "req-1", outcome, run_s, error)])
 
 
 def settled(decision: Decision, state: JobState | None = None, total_s: float = 2.0, **changed: Any) -> Event:
-    return events.JobSettled(claim(**changed), "req-1", decision, state or STATES[type(decision)], total_s)
+    state = state or STATES[type(decision)]
+    return events.JobsSettled([events.JobSettled(claim(**changed), "req-1", decision, state, total_s)])
 
 
 # One of each kind that there is.

@@ -92,7 +92,7 @@ def test_only_a_dead_letter_and_our_own_fault_are_errors() -> None:
 def test_success_is_not_even_listened_to_above_debug(bus: Bus, told: Any) -> None:
     LogListener("INFO").subscribe(bus)
 
-    assert not bus.wants(events.AttemptStarted)
+    assert not bus.wants(events.AttemptsStarted)
     assert not bus.wants(events.JobsSubmitted)
     assert not bus.wants(events.BrokerAnswered)
     assert told("INFO", started(), ended(), settled(Complete()), settled(Release()), ended("snoozed", BROKEN)) == []

@@ -59,6 +59,8 @@ _NEW, _APPLIED = Accepted.NEW, Settled.APPLIED  # an enum's member costs as much
 _BOUNDED = frozenset({_READY, _SCHEDULED})  # what the bound of a queue counts
 _CLAIMED = TRANSITIONS[_READY]["claim"]
 _COMPLETED = TRANSITIONS[_RUNNING]["complete"]
+_DONE = SettleReply(_APPLIED, _COMPLETED)
+_new = tuple.__new__  # the constructor of a NamedTuple is one more call
 _NEVER = float("inf")
 
 
@@ -173,11 +175,13 @@ class MemoryBroker:
                 replies.append(late(row, token))
                 continue
             row.settled_token = token
-            self._end_claim(row, freed, is_unused=isinstance(decision, Release))
+            self._end_claim(row, freed, is_unused=type(decision) is Release)
             if type(decision) is Complete:
                 self._complete(row, decision.result, now)
-            else:
-                self._apply(row, decision, now)
+                left[row.queue] = left.get(row.queue, 0) + 1
+                replies.append(_DONE)
+                continue
+            self._apply(row, decision, now)
             if row.finished_at is not None:
                 left[row.queue] = left.get(row.queue, 0) + 1
             replies.append(SettleReply(_APPLIED, row.state))
@@ -369,32 +373,33 @@ class MemoryBroker:
     # ---- into the queue ----
 
     def _submit(self, job: Job, bound: int | None, refused: dict[str, int], now: float) -> Receipt:
-        if job.id in self._rows:
-            return Receipt(job.id, Accepted.SAME_ID)
-        if job.key is not None and (holder := self._keys.get((job.task, job.key))) is not None:
+        job_id, task, name, _, _, _, gates, key, delay_s, expires_s, _, batch = job
+        if job_id in self._rows:
+            return Receipt(job_id, Accepted.SAME_ID)
+        if key is not None and (holder := self._keys.get((task, key))) is not None:
             return Receipt(holder, Accepted.SAME_KEY)
-        queue = self._queues.get(job.queue) or self._queue(job.queue)
-        if bound is not None and (job.gates or queue.bounded() >= bound):
+        queue = self._queues.get(name) or self._queue(name)
+        if bound is not None and (gates or queue.bounded() >= bound):
             refusal = self._refusal(job, queue, bound, refused, now)
             if refusal is not None:
                 return refusal
         self._submitted = seq = self._submitted + 1
-        due_at = now + job.delay_s if job.delay_s > 0 else now
-        expires_at = due_at + job.expires_s
+        due_at = now + delay_s if delay_s > 0 else now
         state = _READY if due_at <= now else _SCHEDULED
+        expires_at = due_at + expires_s
         row = Row(job, queue, seq, state, now, due_at, due_at, expires_at, due_at)
-        self._rows[job.id] = row
+        self._rows[job_id] = row
         queue.had_jobs = True
-        if job.key is not None:
-            self._keys[job.task, job.key] = job.id
-        if job.batch:
-            self._batches.add(job.batch)
+        if key is not None:
+            self._keys[task, key] = job_id
+        if batch:
+            self._batches.add(batch)
         heapq.heappush(self._expiries, (expires_at, seq, row))
         queue.count[state] += 1
-        for name in job.gates:
-            self._gate(name).add_queued(queue, 1)
+        for gate in gates:
+            self._gate(gate).add_queued(queue, 1)
         self._place(row)
-        return Receipt(job.id, _NEW)
+        return _new(Receipt, (job_id, _NEW, 0.0))
 
     def _refusal(self, job: Job, queue: Queue, bound: int, refused: dict[str, int], now: float) -> Receipt | None:
         """Why the queue, or half of it for a gate, has no place for `job`, and when it should have."""
@@ -529,27 +534,26 @@ class MemoryBroker:
                     line.add_queued(queue, -1)
                 recoveries = gating.recoveries_of(line.record for line in lines)
             waited_s, age_s = now - row.ready_at, now - row.first_due_at
-            claims.append(
-                Claim(
-                    job_id,
-                    token,
-                    task,
-                    name,
-                    payload,
-                    lane,
-                    gates,
-                    priority,
-                    row.attempts,
-                    row.snoozes,
-                    row.lost,
-                    waited_s if waited_s > 0 else 0.0,
-                    age_s if age_s > 0 else 0.0,
-                    row.expires_at - now,
-                    expire_reason,
-                    row.checkpoint,
-                    recoveries,
-                )
+            claim = (
+                job_id,
+                token,
+                task,
+                name,
+                payload,
+                lane,
+                gates,
+                priority,
+                row.attempts,
+                row.snoozes,
+                row.lost,
+                waited_s if waited_s > 0 else 0.0,
+                age_s if age_s > 0 else 0.0,
+                row.expires_at - now,
+                expire_reason,
+                row.checkpoint,
+                recoveries,
             )
+            claims.append(_new(Claim, claim))
         self._token = token
         return claims
 
@@ -618,10 +622,11 @@ class MemoryBroker:
                 self._look_again(gate, admission.look_again_at)
 
     def _end_claim(self, row: Row, freed: dict[str, list[int]], *, is_unused: bool = False) -> None:
+        job = row.job
         assert row.worker is not None
-        del row.worker.claims[row.job.id]
+        del row.worker.claims[job.id]
         row.worker = None
-        for name in row.job.gates:
+        for name in job.gates:
             ended = freed.setdefault(name, [0, 0])
             ended[0] += 1
             ended[1] += is_unused

@@ -70,9 +70,8 @@ class Row:
         del self.errors[:-ERRORS_KEPT]
 
     def final(self) -> Final:
-        return Final(
-            self.job.id, self.state, self.result, self.errors[-1] if self.errors else None, kept=self.result_kept
-        )
+        error = self.errors[-1] if self.errors else None
+        return tuple.__new__(Final, (self.job.id, self.state, self.result, error, self.result_kept))
 
     def reclaimed(self, reason: str) -> Reclaimed:
         return Reclaimed(self.job.id, self.job.task, self.job.queue, self.state, self.lost, reason)
