@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 from taskflow.core.breaker import BreakerState
 from taskflow.core.gate import (
+    FORGET_S,
     TRIPPED,
     WIDEST,
     Declare,
     Gate,
     Hold,
     OverrideLimit,
+    Rate,
     Recovery,
     Release,
     Trip,
@@ -24,6 +26,7 @@ from taskflow.core.gate import (
     admit,
     change,
     give_back,
+    is_idle,
     limit_of,
     open_for_s,
     recoveries_of,
@@ -254,6 +257,30 @@ def test_a_claim_knows_of_the_gates_that_ever_tripped() -> None:
 
     assert recoveries_of([Gate("db"), probed]) == (Recovery("smtp", 2, 1, 2),)
     assert recoveries_of([Gate("db", limit=1)]) == ()
+
+
+def test_a_recovery_that_nobody_goes_on_with_is_forgotten_after_a_day() -> None:
+    gate = tripped()
+
+    assert not is_idle(gate, now=NOW + 10 + FORGET_S - 1)
+    assert is_idle(gate, now=NOW + 10 + FORGET_S)
+
+
+@pytest.mark.parametrize(
+    "matters",
+    [
+        {"live": 1},
+        {"held_until": NOW + 1},
+        {"tat": NOW + 1},
+        {"limit": 1},
+        {"limit_override": 1},
+        {"rate": Rate(1.0)},
+        {"rate_override": Rate(1.0)},
+    ],
+)
+def test_a_gate_that_matters_is_not_idle(matters: dict[str, Any]) -> None:
+    assert is_idle(Gate("smtp", era=3, word=9, held_until=NOW, tat=NOW), now=NOW)
+    assert not is_idle(Gate("smtp", **matters), now=NOW)
 
 
 # ---- random interleavings ----
