@@ -319,7 +319,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=2_000)  # nightly more; 10,000 were tried
+@settings(max_examples=2_000)
 @given(
     STEPS,
     st.builds(
