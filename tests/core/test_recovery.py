@@ -319,21 +319,33 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=2_000)
-@given(
-    STEPS,
-    st.builds(
-        CircuitBreaker,
-        st.just("smtp"),
-        consecutive=st.integers(1, 6),
-        open_for=st.just(10),
-        max_open_for=st.sampled_from([10, 60]),
-        close_after=st.integers(1, 3),
-    ),
+SPECS = st.builds(
+    CircuitBreaker,
+    st.just("smtp"),
+    consecutive=st.integers(1, 6),
+    open_for=st.just(10),
+    max_open_for=st.sampled_from([10, 60]),
+    close_after=st.integers(1, 3),
 )
+
+
+@settings(max_examples=500)
+@given(STEPS, SPECS)
 def test_no_interleaving_of_claims_and_words_breaks_the_gate_or_gets_it_stuck(
     steps: list[tuple[str, int]], spec: CircuitBreaker
 ) -> None:
+    interleave(steps, spec)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@settings(max_examples=10_000)
+@given(STEPS, SPECS)
+def test_ten_thousand_interleavings_do_not_either(steps: list[tuple[str, int]], spec: CircuitBreaker) -> None:
+    interleave(steps, spec)
+
+
+def interleave(steps: list[tuple[str, int]], spec: CircuitBreaker) -> None:
     """Claims of many workers end well, badly, silently or never; words come late, twice, and from other eras."""
     gate, now, words = Gate("smtp"), NOW, 0
     live: list[Claimed] = []
