@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from taskflow.core.specs import CircuitBreaker
 
 TRIPPED = "circuit_open"  # the reason of a breaker's hold
+FORGET_S = 86_400.0  # a recovery that nobody goes on with for so long was of something that nobody needs
 WIDEST = 64  # a ramp this wide has shown what it was to show: six rounds without a collapse
 
 
@@ -261,6 +262,13 @@ def open_for_s(failed: int, spec: CircuitBreaker) -> float:
 def recoveries_of(gates: Iterable[Gate]) -> tuple[Recovery, ...]:
     """What a claim through these gates carries of them: nothing of those that were never tripped."""
     return tuple(Recovery(gate.name, gate.era, gate.ramp, gate.failed) for gate in gates if gate.era)
+
+
+def is_idle(gate: Gate, *, now: float) -> bool:
+    """Whether nothing would change if the gate were forgotten, as long as no job waits for it."""
+    says = (gate.limit, gate.limit_override, gate.rate, gate.rate_override)
+    over_at = gate.held_until if gate.ramp is None else gate.held_until + FORGET_S
+    return gate.live == 0 and over_at <= now and gate.tat <= now and all(word is None for word in says)
 
 
 def state_of(gate: Gate, *, now: float) -> BreakerState:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from taskflow.clock import Clock
     from taskflow.core.decision import Decision
     from taskflow.core.job import Claim
+    from taskflow.core.specs import RetryBudget
     from taskflow.runtime.breakers import Breakers
     from taskflow.runtime.calls import BrokerCalls
     from taskflow.runtime.importing import Where
@@ -135,15 +136,22 @@ class Attempts:
         if claim.expires_in_s <= now - walk.at:
             return outcomes.overdue(claim.expire_reason)
         if policy.breaker is not None:
-            admitted = self._breakers.admit(claim, policy)
+            admitted = self._breakers.admit(claim, policy, policy.breaker)
             if isinstance(admitted, Rejected):
                 return admitted
             walk.admitted = admitted
-        if policy.retry.budget is None or (walk.admitted is not None and walk.admitted.is_probe):
+        if policy.retry.budget is not None:
+            return self._charge(walk, policy.retry, policy.retry.budget)
+        return None
+
+    def _charge(self, walk: Walk, retry: Retry, budget: RetryBudget) -> Outcome | None:
+        """Take the token of a retry, or say when to look again. A probe needs none: all the others wait for it."""
+        admitted = walk.admitted
+        if admitted is not None and admitted.is_probe:
             return None
-        denied = self._budgets.charge(claim, policy.retry)
-        if denied is not None and walk.admitted is not None:
-            self._breakers.give_back(walk.admitted)
+        denied = self._budgets.charge(walk.claim, retry, budget)
+        if denied is not None and admitted is not None:
+            self._breakers.give_back(admitted)
         return denied
 
     def _unknown(self, claim: Claim) -> Outcome:
@@ -273,9 +281,9 @@ class Attempts:
         else:
             walk.outcome, walk.error = outcomes.label(outcome), getattr(outcome, "error", None)
         if walk.admitted is not None:
-            judged = self._breakers.report(walk.admitted, outcome, run_s)
-            walk.hold = judged.word or walk.hold
-            outcome = judged.outcome
+            outcome, word = self._breakers.report(walk.admitted, outcome, run_s)
+            if word is not None:
+                walk.hold = word
         self._end(walk, outcome, now, was_run=True)
 
     def _outcome_of(self, walk: Walk, policy: TaskPolicy, error: Exception) -> Outcome:

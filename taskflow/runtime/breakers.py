@@ -63,13 +63,13 @@ class View:
 
 
 class Admitted(NamedTuple):
-    """Leave for one attempt, and what its word will be about; all None for a task without a breaker."""
+    """Leave for one attempt, and what its word will be about. It has a permit or a recovery."""
 
-    view: View | None = None
+    view: View
+    spec: CircuitBreaker
+    era: int = 0
     permit: Permit | None = None
     recovery: Recovery | None = None  # while the gate recovers
-    spec: CircuitBreaker | None = None
-    era: int = 0
     is_last: bool = False  # whether the job has failed before, and dies if it fails again
 
     @property
@@ -85,9 +85,6 @@ class Judged(NamedTuple):
     word: GateWord | None = None
 
 
-_FREE = Admitted()
-
-
 class Breakers:
     """Asked before an attempt, told after it; and told what the gate said to its words."""
 
@@ -97,11 +94,8 @@ class Breakers:
         self._rng = rng
         self._views: OrderedDict[tuple[str, bool], View] = OrderedDict()
 
-    def admit(self, claim: Claim, policy: TaskPolicy) -> Admitted | Rejected:
-        """Leave to start, or how long to wait."""
-        spec = policy.breaker
-        if spec is None:
-            return _FREE
+    def admit(self, claim: Claim, policy: TaskPolicy, spec: CircuitBreaker) -> Admitted | Rejected:
+        """Leave to start, or how long to wait. `spec` is the policy's breaker."""
         gate = next((name for name in claim.gates if family(name) == spec.name), None)
         if gate is None:
             return self._admit_alone(self._find(spec.name, spec, has_gate=False), spec, policy.timeout_s)
@@ -116,17 +110,17 @@ class Breakers:
         if recovery is None or recovery.ramp is None:
             permit = view.breaker.admit(now=self._clock.now())
             assert isinstance(permit, Permit)  # it is replaced when it trips
-            return Admitted(view, permit, None, spec, era, is_last=0 < claim.attempts >= policy.retry.attempts - 1)
+            return Admitted(view, spec, era, permit, is_last=0 < claim.attempts >= policy.retry.attempts - 1)
         if recovery.ramp == 1 and view.probed != era:
             view.probed = era
             self._emit(events.BreakerMoved(spec.name, gate, BreakerState.HALF_OPEN))
-        return Admitted(view, None, recovery, spec, era)
+        return Admitted(view, spec, era, recovery=recovery)
 
     def report(self, admitted: Admitted, outcome: Outcome, run_s: float) -> Judged:
         """Take the outcome of what was admitted."""
         view, permit, recovery, spec = admitted.view, admitted.permit, admitted.recovery, admitted.spec
         verdict, now = _verdict(outcome), self._clock.now()
-        if view is None or spec is None or verdict is Verdict.IGNORED:
+        if verdict is Verdict.IGNORED:
             self.give_back(admitted)
             return Judged(outcome)
         if recovery is not None:
@@ -154,7 +148,7 @@ class Breakers:
 
     def give_back(self, admitted: Admitted) -> None:
         """What was admitted was not made, or says nothing."""
-        if admitted.view is not None and admitted.permit is not None and not admitted.view.has_gate:
+        if admitted.permit is not None and not admitted.view.has_gate:
             admitted.view.breaker.report(admitted.permit, Verdict.IGNORED, now=self._clock.now())
 
     def heard(self, told: GateWord, gate: Gate) -> None:
@@ -185,7 +179,7 @@ class Breakers:
             return self._turned_away(answer.retry_after_s)
         if view.breaker.state is not before:
             self._emit(events.BreakerMoved(spec.name, view.gate, view.breaker.state))
-        return Admitted(view, answer, None, spec)
+        return Admitted(view, spec, permit=answer)
 
     def _turned_away(self, wait_s: float, error: ErrorRecord | None = None) -> Rejected:
         return Rejected(TRIPPED, max(_LEAST_S, wait_s) * (1 + self._rng.random() * _SPREAD), error)

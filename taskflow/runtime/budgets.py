@@ -31,11 +31,8 @@ class Budgets:
         self._budgets: dict[RetryBudget, Budget] = {}  # as many as code and environment declare
         self._free_at: dict[RetryBudget, float] = {}
 
-    def charge(self, claim: Claim, retry: Retry) -> Rejected | None:
-        """Take a token for a retry, and pay in for a first attempt. None: it may start."""
-        spec = retry.budget
-        if spec is None:
-            return None
+    def charge(self, claim: Claim, retry: Retry, spec: RetryBudget) -> Rejected | None:
+        """Take a token for a retry, and pay in for a first attempt. None: it may start. `spec` is the retry's."""
         budget = self._budgets.get(spec)
         if budget is None:
             budget = self._budgets[spec] = Budget(spec)

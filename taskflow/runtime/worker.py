@@ -4,8 +4,8 @@
                  ↑ beats vouch for all of it; upkeep takes back what dead workers held
 
 Jobs without gates are claimed ahead of need (no more than will start within a second; given back when they have not);
-jobs with gates are claimed only into free slots. Slots wake each other one at a time: a job that never waits costs
-no wake-up, and jobs that wait fill all slots within a few turns of the loop.
+jobs with gates are claimed only into slots that are free, or are about to be. Slots wake each other one at a time: a
+job that never waits costs no wake-up, and jobs that wait fill all slots within a few turns of the loop.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from taskflow.brokers.base import ClaimRequest
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from taskflow.telemetry.bus import Bus
 
 _UNSTARTED_S = 1.0  # a prefetched job that has not started by then goes back, for whoever has a free slot
+_SOON_S = 0.1  # the wait for a slot that is worth a place at a gate
 _TICK_S = 0.25
 _IDLE_WAIT_S = 30.0  # a wait at the broker; it wakes up by itself when there is work
 _FLUSH_S = 5.0  # at the end: how long the last claim, cut-off handlers, and the last settlements may take, each
@@ -337,8 +339,14 @@ class Worker:
             or self._settler.unsettled > 2 * (self.concurrency + self._prefetch)
         ):
             return None
-        gated = 0 if self._settler.is_holding else max(0, free - buffered)
-        suspects = 1 if gated and not self._suspects else 0
+        unused = max(0, free - buffered)
+        gated = 0
+        if not self._settler.is_holding:
+            # Where what was claimed ahead takes every slot as it becomes free, there is never one for a job with a
+            # gate. It goes to the front, and has the next.
+            waiting = sum(1 for _ in takewhile(lambda walk: walk.claim.gates, self._buffer))
+            gated = max(unused, min(prefetch, max(1, int(self._ended_per_s * _SOON_S))) - waiting)
+        suspects = 1 if unused and gated and not self._suspects else 0
         return ClaimRequest(self.name, self._turns.next(), limit, gated, suspects, self._lease_s)
 
     def _take_in(self, claims: list[Claim]) -> None:

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 from taskflow.core.breaker import BreakerState
 from taskflow.core.gate import (
+    FORGET_S,
     TRIPPED,
     WIDEST,
     Declare,
     Gate,
     Hold,
     OverrideLimit,
+    Rate,
     Recovery,
     Release,
     Trip,
@@ -24,6 +26,7 @@ from taskflow.core.gate import (
     admit,
     change,
     give_back,
+    is_idle,
     limit_of,
     open_for_s,
     recoveries_of,
@@ -256,6 +259,30 @@ def test_a_claim_knows_of_the_gates_that_ever_tripped() -> None:
     assert recoveries_of([Gate("db", limit=1)]) == ()
 
 
+def test_a_recovery_that_nobody_goes_on_with_is_forgotten_after_a_day() -> None:
+    gate = tripped()
+
+    assert not is_idle(gate, now=NOW + 10 + FORGET_S - 1)
+    assert is_idle(gate, now=NOW + 10 + FORGET_S)
+
+
+@pytest.mark.parametrize(
+    "matters",
+    [
+        {"live": 1},
+        {"held_until": NOW + 1},
+        {"tat": NOW + 1},
+        {"limit": 1},
+        {"limit_override": 1},
+        {"rate": Rate(1.0)},
+        {"rate_override": Rate(1.0)},
+    ],
+)
+def test_a_gate_that_matters_is_not_idle(matters: dict[str, Any]) -> None:
+    assert is_idle(Gate("smtp", era=3, word=9, held_until=NOW, tat=NOW), now=NOW)
+    assert not is_idle(Gate("smtp", **matters), now=NOW)
+
+
 # ---- random interleavings ----
 
 
@@ -292,21 +319,33 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=2_000)  # nightly more; 10,000 were tried
-@given(
-    STEPS,
-    st.builds(
-        CircuitBreaker,
-        st.just("smtp"),
-        consecutive=st.integers(1, 6),
-        open_for=st.just(10),
-        max_open_for=st.sampled_from([10, 60]),
-        close_after=st.integers(1, 3),
-    ),
+SPECS = st.builds(
+    CircuitBreaker,
+    st.just("smtp"),
+    consecutive=st.integers(1, 6),
+    open_for=st.just(10),
+    max_open_for=st.sampled_from([10, 60]),
+    close_after=st.integers(1, 3),
 )
+
+
+@settings(max_examples=500)
+@given(STEPS, SPECS)
 def test_no_interleaving_of_claims_and_words_breaks_the_gate_or_gets_it_stuck(
     steps: list[tuple[str, int]], spec: CircuitBreaker
 ) -> None:
+    interleave(steps, spec)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@settings(max_examples=10_000)
+@given(STEPS, SPECS)
+def test_ten_thousand_interleavings_do_not_either(steps: list[tuple[str, int]], spec: CircuitBreaker) -> None:
+    interleave(steps, spec)
+
+
+def interleave(steps: list[tuple[str, int]], spec: CircuitBreaker) -> None:
     """Claims of many workers end well, badly, silently or never; words come late, twice, and from other eras."""
     gate, now, words = Gate("smtp"), NOW, 0
     live: list[Claimed] = []

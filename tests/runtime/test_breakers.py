@@ -21,7 +21,7 @@ from tests.runtime.made import heard, make_claim, make_flow
 
 if TYPE_CHECKING:
     from taskflow.runtime.breakers import Judged
-    from taskflow.runtime.settle import GateWord
+    from taskflow.runtime.walk import GateWord
 
 pytestmark = pytest.mark.anyio
 
@@ -194,7 +194,8 @@ class Bench:
         """A claim through `gate` as it is, or as it was when it was `of`."""
         record = self.gates.get(gate, Gate(gate)) if of is None else of
         claim = make_claim(gates=(gate,), recoveries=recoveries_of([record]), attempts=attempts)
-        return self.breakers.admit(claim, policy)
+        assert policy.breaker is not None
+        return self.breakers.admit(claim, policy, policy.breaker)
 
     def report(self, admitted: Admitted | Rejected, outcome: Outcome, run_s: float = 0.1) -> GateWord | None:
         return self.judge(admitted, outcome, run_s).word
@@ -490,13 +491,3 @@ def test_the_number_of_breakers_is_bounded_and_open_ones_go_last(monkeypatch: py
 
     assert isinstance(kept, Rejected)
     assert len(bench.breakers._views) == 10
-
-
-def test_a_task_without_a_breaker_is_always_admitted() -> None:
-    bench = Bench()
-    policy = resolve(Settings(), "task", {})
-
-    admitted = bench.admit(policy)
-
-    assert admitted == Admitted()
-    assert bench.judge(admitted, BROKEN) == (BROKEN, None)

@@ -16,6 +16,11 @@ from tests.runtime.made import heard, make_claim, make_flow
 pytestmark = pytest.mark.anyio
 
 
+def of(spec: Spec) -> RetryBudget:
+    assert spec.budget is not None
+    return spec.budget
+
+
 def make(spec: Spec, *, drawn: float = 0.0) -> tuple[Budgets, VirtualClock]:
     clock = VirtualClock()
     return Budgets(clock, lambda: drawn), clock
@@ -26,21 +31,21 @@ def test_first_attempts_pay_for_retries() -> None:
     made, _ = make(retry)
     first, again = make_claim(), make_claim(attempts=1)
 
-    assert made.charge(again, retry) is None  # the cap
-    assert made.charge(again, retry) is None  # the one that is free each second
-    assert isinstance(made.charge(again, retry), Rejected)
-    assert [made.charge(first, retry) for _ in range(2)] == [None, None]
-    assert made.charge(again, retry) is None
-    assert isinstance(made.charge(again, retry), Rejected)
+    assert made.charge(again, retry, of(retry)) is None  # the cap
+    assert made.charge(again, retry, of(retry)) is None  # the one that is free each second
+    assert isinstance(made.charge(again, retry, of(retry)), Rejected)
+    assert [made.charge(first, retry, of(retry)) for _ in range(2)] == [None, None]
+    assert made.charge(again, retry, of(retry)) is None
+    assert isinstance(made.charge(again, retry, of(retry)), Rejected)
 
 
 def test_the_delay_stretches_with_each_turn_that_finds_no_token() -> None:
     retry = Spec(max_delay=10, budget=RetryBudget("api", ratio=0, cap=1))
     made, _ = make(retry)
     for _ in range(2):
-        made.charge(make_claim(attempts=1), retry)
+        made.charge(make_claim(attempts=1), retry, of(retry))
 
-    waits = [made.charge(make_claim(attempts=1, snoozes=snoozes), retry) for snoozes in (0, 1, 2, 30)]
+    waits = [made.charge(make_claim(attempts=1, snoozes=snoozes), retry, of(retry)) for snoozes in (0, 1, 2, 30)]
 
     assert [(one.reason, one.retry_after_s) for one in waits if one is not None] == [
         ("retry_budget", 0.5),
@@ -57,7 +62,7 @@ async def test_retries_without_first_attempts_are_slow_and_never_starve() -> Non
 
     started = []
     for second in range(5):
-        started += [second for _ in range(100) if made.charge(claim, retry) is None]
+        started += [second for _ in range(100) if made.charge(claim, retry, of(retry)) is None]
         await clock.advance(1)
 
     assert started == [0, 0, 1, 2, 3, 4]

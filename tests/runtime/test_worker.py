@@ -1352,3 +1352,27 @@ async def test_a_memory_broker_that_is_shared_serves_two_flows() -> None:
         assert await job.result(0) == "done"
     assert isinstance(fleet.broker, MemoryBroker)
     await fleet.stop()
+
+
+async def test_jobs_with_gates_have_their_turn_while_jobs_without_keep_every_slot_busy() -> None:
+    flow = make_flow()
+    ended: list[str] = []
+
+    @flow.task
+    async def plain() -> None:
+        await flow.clock.sleep(0.05)
+        ended.append("plain")
+
+    @flow.task(bulkhead=Bulkhead("db", 100))
+    async def gated() -> None:
+        await flow.clock.sleep(0.05)
+        ended.append("gated")
+
+    async with TestFlow(flow, concurrency=10) as t:
+        await plain.submit_many([plain.call() for _ in range(2_000)])
+        await t.advance(1)
+        await gated.submit_many([gated.call() for _ in range(100)])
+        await t.advance(2)
+
+    assert ended.count("gated") == 100
+    assert ended.count("plain") < 2_000

@@ -289,16 +289,7 @@ class GateLine:
 
     def is_idle(self, now: float) -> bool:
         """Whether nothing would change if it were forgotten."""
-        record = self.record
-        says = (record.limit, record.limit_override, record.rate, record.rate_override, record.ramp)
-        return (
-            not self.queued
-            and not self.children
-            and record.live == 0
-            and record.held_until <= now
-            and record.tat <= now
-            and all(word is None for word in says)
-        )
+        return not self.queued and not self.children and gating.is_idle(self.record, now=now)
 
 
 class Holder:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from taskflow.brokers.sqlite import lanes, rows
 from taskflow.brokers.sqlite.schema import CANCELLED, DEAD, EXPIRED, SUCCEEDED
 from taskflow.brokers.sqlite.tx import GATE_ROWS, gate_of
+from taskflow.core import gate as gating
 from taskflow.core.job import is_buried
 from taskflow.core.outcome import ErrorRecord
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from taskflow.brokers.base import Reclaimed, Retention
     from taskflow.brokers.sqlite.rows import Row
     from taskflow.brokers.sqlite.tx import Tx
-    from taskflow.core.gate import Gate
 
 # Free pages are used again by the next jobs; only when they are most of the file do they go back to the disk.
 _VACUUM_FROM_PAGES = 1_024  # 4 MiB
@@ -57,17 +57,11 @@ class Upkeep:
         for row in seen:
             gate = gate_of(row)
             if (
-                is_idle(gate, tx.now)
+                gating.is_idle(gate, now=tx.now)
                 and not tx.execute("SELECT 1 FROM queue_gate WHERE gate = ? LIMIT 1", (gate.name,)).fetchone()
             ):
                 tx.execute("DELETE FROM gate WHERE name = ?", (gate.name,))
         self._last_gate = seen[-1][0] if len(seen) == most else ""
-
-
-def is_idle(gate: Gate, now: float) -> bool:
-    """Whether nothing would change if the gate were forgotten."""
-    says = (gate.limit, gate.limit_override, gate.rate, gate.rate_override, gate.ramp)
-    return gate.live == 0 and gate.held_until <= now and gate.tat <= now and all(word is None for word in says)
 
 
 def _take_back(tx: Tx, max_lost: int, most: int, moved: list[Reclaimed]) -> None:
