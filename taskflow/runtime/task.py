@@ -45,6 +45,11 @@ class TaskDef:
                 f"task {self.name!r}: Retry(budget=) does not exist for tasks yet: budgets come with the policies for "
                 "any awaitable; leave it out"
             )
+        if isinstance(retry, specs.Retry) and retry.on_result is not None:
+            raise ConfigError(
+                f"task {self.name!r}: Retry(on_result=) is for calls; a handler that wants another attempt raises "
+                "RetryLater, or any error that on= covers"
+            )
         self.codec = Codec(self.name, self.fn)
         self.is_async = is_async(self.fn)
 

@@ -202,7 +202,7 @@ def test_a_slow_call_that_is_no_number_is_refused(value: Any) -> None:
         (Retry, "base", -0.1, "at least 0 seconds"),
         (Retry, "factor", 0.99, "at least 1"),
         (Retry, "max_delay", -1, "at least 0 seconds"),
-        (Retry, "jitter", "some", "'full', 'equal' or 'none'"),
+        (Retry, "jitter", "some", "one of 'full', 'equal', 'decorrelated', 'none'"),
         (CircuitBreaker, "failure_rate", 0, "in (0, 1]"),
         (CircuitBreaker, "failure_rate", 1.01, "in (0, 1]"),
         (CircuitBreaker, "window", 0, "at least 0.001 seconds"),
@@ -299,7 +299,7 @@ def test_a_single_class_is_a_tuple_of_one() -> None:
 @pytest.mark.parametrize("value", ["OSError", OSError("x"), (OSError, "x"), [OSError], (int,), None])
 def test_what_is_no_exception_class_is_refused(field: str, value: Any) -> None:
     assert refusal(Retry, **{field: value}) == (
-        f"Retry: {field} must be an exception class or a tuple of them, got {value!r}"
+        f"Retry: {field} must be an exception class, an ErrorClass, or a tuple of them, got {value!r}"
     )
 
 
