@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 
 from taskflow.errors import ConfigError
 from taskflow.policies.registry import default_registry
-from taskflow.policies.scope import Scope, current, deadline_at
+from taskflow.policies.scope import Scope, current, remaining_s
 
 _MOST_MS = 86_400_000 * 365  # a year: what is longer is no deadline
 
@@ -48,9 +48,8 @@ class Deadline:
     @classmethod
     def remaining_s(cls) -> float | None:
         """Seconds that are left for whatever runs here, never negative; None if nobody set a deadline."""
-        clock = default_registry().clock
-        at = deadline_at(clock)
-        return None if at == math.inf else max(0.0, at - clock.now())
+        left_s = remaining_s()
+        return None if left_s == math.inf else max(0.0, left_s)
 
     def __enter__(self) -> Self:
         clock = default_registry().clock

@@ -86,7 +86,7 @@ class Pipeline(Generic[Kind]):
         self._registry = registry
         self._key = ""
         self.name = name or next((p.name for p in policies if isinstance(p, CircuitBreaker | Bulkhead | RateLimit)), "")
-        self._bound = self._bind(registry or default_registry())
+        self._bound = self._bind(default_registry() if registry is None else registry)
 
     def call(self, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
         """Await `fn(*args, **kwargs)` under the policies. `fn`, not what it returns: that can be awaited only once."""
@@ -127,7 +127,7 @@ class Pipeline(Generic[Kind]):
             raise TypeError(f"with_key() takes a string, got {key!r}")
         twin: Pipeline[Kind] = object.__new__(type(self))
         twin._policies, twin._registry, twin._key, twin.name = self._policies, self._registry, key, self.name
-        twin._bound = twin._bind(self._registry or default_registry())
+        twin._bound = twin._bind(self._bound.registry)
         return twin
 
     @property
@@ -159,7 +159,7 @@ class Pipeline(Generic[Kind]):
     def _now_bound(self) -> _Bound:
         """How calls run now: bound anew if the registry is another, or has forgotten keyed states."""
         bound = self._bound
-        registry = self._registry or default_registry()
+        registry = default_registry() if self._registry is None else self._registry
         if bound.registry is not registry or (self._key and bound.evictions != registry.evictions):
             bound = self._bound = self._bind(registry)
         return bound

@@ -102,8 +102,9 @@ class Registry:
         self._named: dict[tuple[type, str], State] = {}
         self._keyed: OrderedDict[tuple[type, str, str], State] = OrderedDict()
 
-    def __len__(self) -> int:
-        """States with a key."""
+    @property
+    def keys(self) -> int:
+        """How many states with a key there are."""
         return len(self._keyed)
 
     def find(self, spec: Named, key: str, kind: type[_S]) -> _S:

@@ -41,6 +41,16 @@ def deadline_at(clock: Clock) -> float:
     return nearest
 
 
+def remaining_s() -> float:
+    """Seconds until the nearest deadline of the calls that run here; infinite if there is none."""
+    scope, least = current.get(), math.inf
+    while scope is not None:
+        if not scope.is_over and scope.at != math.inf:
+            least = min(least, scope.at - scope.clock.now())
+        scope = scope.outer
+    return least
+
+
 def is_retried(dependency: str) -> bool:
     """Whether a call that runs here is retried already for this dependency."""
     scope = current.get()
