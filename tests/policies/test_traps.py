@@ -322,7 +322,7 @@ async def test_trap_11_bulkhead_slot_of_a_cancelled_waiter(
 
     if moment == "as it gets the slot":
         holder.let_go()
-        while pipeline.bulkhead.waiting:  # until the very turn of the loop in which it is handed on
+        while pipeline.bulkhead.waiting:  # noqa: ASYNC110 - the very turn of the loop in which it is handed on
             await asyncio.sleep(0)
     elif moment == "as its wait is over":
         clock.call_at(5, waiter.cancel)
