@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -112,10 +113,19 @@ def test_any_interleaving_keeps_the_invariants(steps: bytes) -> None:
         world.step(byte)
 
     # Whatever hangs, it recovers: time passes, and probes that succeed close it.
-    if world.circuit.snapshot().mode is Mode.ISOLATED:
+    if world.circuit.snapshot().mode is not Mode.AUTOMATIC:
         world.circuit.close()
-    for _ in range(SPEC.close_after + 1):
+    world.running.clear()
+    if world.circuit.snapshot().state is CLOSED:
+        for _ in range(SPEC.consecutive):
+            world.clock._now += SPEC.open_for  # a slow start is over
+            permit, ramp = world.circuit.admit(world.clock.now(), 0.0)
+            world.circuit.report(permit, ramp, Verdict.FAILURE, now=world.clock.now(), took_s=0.0)
+    while world.circuit.snapshot().state is not CLOSED:
         world.clock._now += SPEC.max_open_for
         permit, ramp = world.circuit.admit(world.clock.now(), 0.0)
         world.circuit.report(permit, ramp, Verdict.SUCCESS, now=world.clock.now(), took_s=0.0)
     assert world.circuit.snapshot().state is CLOSED
+    world.circuit.admit(world.clock.now(), 0.0)
+    with pytest.raises(CircuitOpen, match="1 calls at once"):  # it starts slowly
+        world.circuit.admit(world.clock.now(), 0.0)
