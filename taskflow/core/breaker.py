@@ -177,6 +177,8 @@ class Breaker:
 
     def _is_tripped(self) -> bool:
         spec, seen = self.spec, self._window
+        if not (self._consecutive or seen.failures or seen.slow):
+            return False  # as nearly always
         if self._consecutive >= spec.consecutive:
             return True
         if seen.calls < spec.min_calls:

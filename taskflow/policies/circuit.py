@@ -119,7 +119,7 @@ class Circuit:
 class CircuitGuard:
     """One pipeline's way through a circuit: what it counts as a failure, and how long its calls may take."""
 
-    __slots__ = ("_circuit", "_clock", "_is_failure", "_own_s")
+    __slots__ = ("_circuit", "_clock", "_is_failure", "_lease_s", "_own_s")
 
     def __init__(
         self, circuit: Circuit, clock: Clock, *, own_s: float, is_failure: Callable[[Any], bool] | None
@@ -127,10 +127,11 @@ class CircuitGuard:
         self._circuit = circuit
         self._clock = clock
         self._own_s = own_s  # the least timeout of the pipeline: infinite if it has none
+        self._lease_s = 0.0 if own_s == math.inf else own_s
         self._is_failure = is_failure
 
     def enter(self, now: float) -> tuple[Permit, Ramp | None, float]:
-        permit, ramp = self._circuit.admit(now, 0.0 if self._own_s == math.inf else self._own_s)
+        permit, ramp = self._circuit.admit(now, self._lease_s)
         return permit, ramp, now
 
     def leave(

@@ -50,22 +50,24 @@ class Retrying:
             # Whoever is around us retries the same dependency: 3 times 3 attempts would be 9.
             return await self._body(fn, args, kwargs)
         budget, on_result = self._budget, self._spec.on_result
+        began = self._clock.now()
         if budget is not None:
-            budget.deposit(self._clock.now())
+            budget.deposit(began)
         scope = Scope(current.get(), self._clock, retries=self._of)
         current.set(scope)
-        history = _History(self._name, self._clock)
+        history: _History | None = None  # most calls need none
         try:
             while True:
-                history.attempts += 1
                 error: Exception | None = None
                 result = None
                 try:
                     result = await self._body(fn, args, kwargs)
                     if on_result is None or not on_result(result):
                         return result
+                    history = history or _History(self._name, self._clock, began)
                     wait_s = self._wait_s(history, None, result)
                 except Exception as raised:  # the policy says which are worth another attempt
+                    history = history or _History(self._name, self._clock, began)
                     wait_s = self._wait_s(history, raised, None)
                     if wait_s is None:
                         history.tell(raised)
@@ -92,6 +94,7 @@ class Retrying:
     def _wait_s(self, history: _History, error: Exception | None, result: Any) -> float | None:
         """Seconds until the next attempt, or None if there is none; `history` then knows why."""
         spec = self._spec
+        history.attempts += 1
         if error is not None and not self._covers(error):
             history.stopped = "another attempt does not help"
         elif history.attempts >= spec.attempts:
@@ -130,10 +133,10 @@ class _History:
 
     __slots__ = ("_began", "_clock", "_earlier", "_name", "attempts", "last_s", "stopped")
 
-    def __init__(self, name: str, clock: Clock) -> None:
+    def __init__(self, name: str, clock: Clock, began: float) -> None:
         self._name = name
         self._clock = clock
-        self._began = clock.now()
+        self._began = began
         self._earlier: list[str] = []
         self.attempts = 0
         self.last_s: float | None = None

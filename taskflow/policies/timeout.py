@@ -24,7 +24,8 @@ class Expiry(Scope):
     timer: Timer
 
     def __init__(self, outer: Scope | None, clock: Clock, at: float, task: asyncio.Task[object], is_own: bool) -> None:
-        super().__init__(outer, clock, at=at)
+        # Not by `super`: it would cost a call of each call.
+        self.outer, self.clock, self.at, self.retries, self.is_over = outer, clock, at, "", False
         self.fired = False
         self.is_own = is_own  # the timeout's own limit, not the caller's deadline
         self._task = task
