@@ -3,11 +3,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskflow import ConfigError, Deadline, DeadlineExceeded, Pipeline, Registry, Retry, Timeout
+from taskflow import CircuitBreaker, ConfigError, Deadline, DeadlineExceeded, Pipeline, Registry, Retry, Timeout
 from taskflow.testing import VirtualClock, virtual_policies
 from tests.policies.made import Body, Hung
 
@@ -180,3 +181,41 @@ async def test_real_time_is_the_default() -> None:
         await Pipeline(Timeout(0.05), Retry(attempts=9, base=0.01)).call(Hung())
 
     assert 0.04 < loop.time() - began < 5
+
+
+async def test_cancel_scopes_and_task_groups_inside_and_outside_keep_their_own(clock: VirtualClock) -> None:
+    pipeline = Pipeline(Timeout(5), Retry(), Timeout(4), name="api")
+    ended: list[str] = []
+
+    async def children() -> None:
+        try:
+            async with anyio.create_task_group() as group, asyncio.TaskGroup() as other:
+                group.start_soon(asyncio.Event().wait)
+                other.create_task(asyncio.Event().wait())
+        finally:
+            ended.append("children")
+
+    with pytest.raises(DeadlineExceeded):
+        await clock.run(pipeline.call(children))
+    with anyio.CancelScope() as scope:
+        clock.call_at(clock.now() + 1, scope.cancel)
+        calling = asyncio.create_task(clock.advance(1))
+        await pipeline.call(Hung())
+    await calling
+
+    assert scope.cancelled_caught
+    assert ended == ["children"] * 2  # the first attempt had four seconds, the second what was left
+
+
+async def test_each_thread_has_a_state_and_a_clock_of_its_own() -> None:
+    pipeline = Pipeline(CircuitBreaker("threads", consecutive=1))
+    with pytest.raises(ConnectionError):
+        await pipeline.call(Body(ConnectionError()))
+
+    async def there() -> str:
+        with pytest.raises(DeadlineExceeded):
+            await Pipeline(Timeout(0.01)).call(Hung())
+        return str(await pipeline.call(Body("up")))
+
+    assert await asyncio.to_thread(asyncio.run, there()) == "up"
+    assert pipeline.breaker.snapshot().state == "open"
