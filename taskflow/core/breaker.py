@@ -129,7 +129,9 @@ class Breaker:
 
     def report(self, permit: Permit, verdict: Verdict, *, now: float, took_s: float = 0.0) -> Transition | None:
         """Take the word of the call that had `permit`, and return the transition that it caused."""
-        if permit != (self.generation, self._probe):
+        if permit is not self._pass and permit != (self.generation, self._probe):
+            return None
+        if permit.probe == _UNCOUNTED:
             return None
         is_failure = verdict is Verdict.FAILURE
         is_slow = self.spec.slow_call is not None and took_s >= self.spec.slow_call

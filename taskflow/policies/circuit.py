@@ -24,6 +24,9 @@ _RAMP_RETRY_S = 1.0  # the calls that are let through in a slow start end soon, 
 _ROUNDING_S = 1e-6
 
 
+Leave = tuple[Permit, Ramp | None, float]  # the breaker's permit, the ramp that counts the call, when it began
+
+
 class Circuit:
     """The breaker of one dependency, shared by all pipelines of its registry that name it."""
 
@@ -74,8 +77,8 @@ class Circuit:
             return True
         return now - self.used_at >= idle_s and breaker.snapshot(now=now).retry_after_s == 0
 
-    def admit(self, now: float, lease_s: float) -> tuple[Permit, Ramp | None]:
-        """Leave for one call, and the ramp that counts it. Raises `CircuitOpen`."""
+    def admit(self, now: float, lease_s: float) -> Leave:
+        """Leave for one call. Raises `CircuitOpen`."""
         self.used_at = now
         ramp = self._ramp
         if ramp is not None:
@@ -84,14 +87,15 @@ class Circuit:
         if isinstance(answer, Denied):
             raise self._open(answer.retry_after_s)
         self._in_flight += 1
-        return answer, ramp
+        return answer, ramp, now
 
-    def report(self, permit: Permit, ramp: Ramp | None, verdict: Verdict, *, now: float, took_s: float) -> None:
+    def report(self, leave: Leave, verdict: Verdict, now: float) -> None:
         """Take the word of a call."""
+        permit, ramp, began = leave
         self._in_flight -= 1
         if ramp is not None:
             ramp.end(is_good=verdict is Verdict.SUCCESS)
-        moved = self._breaker.report(permit, verdict, now=now, took_s=took_s)
+        moved = self._breaker.report(permit, verdict, now=now, took_s=now - began)
         if moved is not None:
             closed = moved.to is BreakerState.CLOSED
             self._ramp = Ramp(now=now, lasts_s=self.spec.open_for) if closed else None
@@ -130,24 +134,19 @@ class CircuitGuard:
         self._lease_s = 0.0 if own_s == math.inf else own_s
         self._is_failure = is_failure
 
-    def enter(self, now: float) -> tuple[Permit, Ramp | None, float]:
-        permit, ramp = self._circuit.admit(now, self._lease_s)
-        return permit, ramp, now
+    def enter(self, now: float) -> Leave:
+        return self._circuit.admit(now, self._lease_s)
 
-    def leave(
-        self, permit: tuple[Permit, Ramp | None, float], now: float, error: BaseException | None, result: Any
-    ) -> BaseException | None:
-        leave, ramp, began = permit
-        took_s = now - began
+    def leave(self, permit: Leave, now: float, error: BaseException | None, result: Any) -> BaseException | None:
         verdict = Verdict.SUCCESS
         if error is not None:
-            verdict = self._judge(error, now, took_s)
+            verdict = self._judge(error, now, now - permit[2])
         elif self._is_failure is not None:
             try:
                 verdict = Verdict.FAILURE if self._is_failure(result) else Verdict.SUCCESS
             except Exception as broken:  # noqa: BLE001 - the user's function; it comes out, and the permit goes back
                 verdict, error = Verdict.IGNORED, broken
-        self._circuit.report(leave, ramp, verdict, now=now, took_s=took_s)
+        self._circuit.report(permit, verdict, now)
         return error
 
     def _judge(self, error: BaseException, now: float, took_s: float) -> Verdict:

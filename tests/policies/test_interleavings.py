@@ -65,7 +65,7 @@ class World:
         live = [call for call in self.running if call.generation == before.generation]
         probes = [call for call in live if call.permit.probe > 0 and call.lease_until > now]
         try:
-            permit, ramp = self.circuit.admit(now, 0.0)
+            leave = self.circuit.admit(now, 0.0)
         except CircuitOpen as turned_away:
             wait_s = turned_away.retry_after_s
         else:
@@ -76,6 +76,7 @@ class World:
             assert before.state is not CLOSED or ramped, "a closed circuit denies only in its slow start"
             assert before.state is CLOSED or before.mode is Mode.ISOLATED or before.retry_after_s > 0
             return
+        permit, ramp, _ = leave
         assert before.mode is not Mode.ISOLATED
         seen = self.circuit.snapshot()
         if seen.state is HALF_OPEN:
@@ -87,7 +88,7 @@ class World:
 
     def report(self, call: Running, verdict: Verdict) -> None:
         before = self.circuit.snapshot()
-        self.circuit.report(call.permit, call.ramp, verdict, now=self.clock.now(), took_s=0.0)
+        self.circuit.report((call.permit, call.ramp, self.clock.now()), verdict, self.clock.now())
         after = self.circuit.snapshot()
         if call.generation != before.generation:
             assert after == before, "a word from an earlier generation changed something"
@@ -119,12 +120,12 @@ def test_any_interleaving_keeps_the_invariants(steps: bytes) -> None:
     if world.circuit.snapshot().state is CLOSED:
         for _ in range(SPEC.consecutive):
             world.clock._now += SPEC.open_for  # a slow start is over
-            permit, ramp = world.circuit.admit(world.clock.now(), 0.0)
-            world.circuit.report(permit, ramp, Verdict.FAILURE, now=world.clock.now(), took_s=0.0)
+            leave = world.circuit.admit(world.clock.now(), 0.0)
+            world.circuit.report(leave, Verdict.FAILURE, world.clock.now())
     while world.circuit.snapshot().state is not CLOSED:
         world.clock._now += SPEC.max_open_for
-        permit, ramp = world.circuit.admit(world.clock.now(), 0.0)
-        world.circuit.report(permit, ramp, Verdict.SUCCESS, now=world.clock.now(), took_s=0.0)
+        leave = world.circuit.admit(world.clock.now(), 0.0)
+        world.circuit.report(leave, Verdict.SUCCESS, world.clock.now())
     assert world.circuit.snapshot().state is CLOSED
     world.circuit.admit(world.clock.now(), 0.0)
     with pytest.raises(CircuitOpen, match="1 calls at once"):  # it starts slowly
