@@ -7,7 +7,7 @@ from loguru import logger as _logger
 from taskflow.app import TaskFlow
 from taskflow.core import events
 from taskflow.core.job import JobState
-from taskflow.core.specs import Bulkhead, CircuitBreaker, RateLimit, Retry, RetryBudget, Timeout
+from taskflow.core.specs import Bulkhead, Chaos, CircuitBreaker, ErrorClass, RateLimit, Retry, RetryBudget, Timeout
 from taskflow.errors import (
     BrokerError,
     BrokerUnavailable,
@@ -28,6 +28,15 @@ from taskflow.errors import (
     TaskflowError,
     UnknownTask,
 )
+from taskflow.policies import (
+    Deadline,
+    Pipeline,
+    PolicyOrderWarning,
+    Registry,
+    classify,
+    register_classifier,
+    retry_after_s,
+)
 from taskflow.runtime.control import GiveUp, RetryLater, Snooze
 from taskflow.runtime.current import CurrentJob, current_job
 from taskflow.settings import Settings
@@ -43,11 +52,14 @@ __all__ = [
     "Bulkhead",
     "BulkheadFull",
     "Call",
+    "Chaos",
     "CircuitBreaker",
     "CircuitOpen",
     "ConfigError",
     "CurrentJob",
+    "Deadline",
     "DeadlineExceeded",
+    "ErrorClass",
     "GiveUp",
     "JobCancelled",
     "JobExpired",
@@ -56,9 +68,12 @@ __all__ = [
     "JobNotFound",
     "JobState",
     "PayloadError",
+    "Pipeline",
+    "PolicyOrderWarning",
     "QueueFull",
     "RateLimit",
     "RateLimited",
+    "Registry",
     "Rejected",
     "ResultTimeout",
     "Retry",
@@ -73,6 +88,9 @@ __all__ = [
     "Timeout",
     "UnknownTask",
     "__version__",
+    "classify",
     "current_job",
     "events",
+    "register_classifier",
+    "retry_after_s",
 ]

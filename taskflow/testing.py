@@ -6,6 +6,9 @@
         await t.run_until_idle()
         assert await job.status() == "succeeded"
 
+    with virtual_policies() as clock:
+        assert await clock.run(github.call(fetch, url)) == "data"     # however long its retries wait
+
 Policies and the runtime wait on the virtual clock only: hours pass in milliseconds. A handler's own sleeps stay real.
 """
 
@@ -13,18 +16,23 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import random
 import time
 from collections import Counter
-from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from taskflow.clock import Timer, TimerHeap, sleep_on
 from taskflow.errors import BrokerUnavailable, ConfigError
+from taskflow.policies.registry import Registry, as_default
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from taskflow.brokers.base import FullBroker
+
+_T = TypeVar("_T")
 
 # Real seconds that `run_until_idle` gives to handlers which wait for the real world.
 _REAL_LIMIT_S = 30.0
@@ -65,6 +73,29 @@ class VirtualClock:
         self._now = end
         await all_blocked()
 
+    async def run(self, awaitable: Awaitable[_T]) -> _T:
+        """What `awaitable` gives, with the time passing that it waits for.
+
+        Raises `TimeoutError` after 30 real seconds in which it waited for something else.
+        """
+        task = asyncio.ensure_future(awaitable)
+        give_up_at = time.monotonic() + _REAL_LIMIT_S
+        try:
+            while True:
+                await all_blocked()
+                due = self._timers.earliest()
+                if task.done():
+                    return task.result()
+                if due is not None:
+                    self._now = max(self._now, due)
+                    self._timers.fire(self._now)
+                elif time.monotonic() > give_up_at:
+                    raise TimeoutError(f"it waits for no timer, and does not end: {task}")
+                else:
+                    await asyncio.sleep(0.001)
+        finally:
+            task.cancel()
+
 
 async def all_blocked() -> None:
     """Wait until nothing in this loop can go on by itself: all wait for timers, threads, or the outside world.
@@ -89,6 +120,14 @@ async def all_blocked() -> None:
 def _can_go_on(task: asyncio.Task[Any]) -> bool:
     waiter = getattr(task, "_fut_waiter", None)
     return waiter is None or waiter.done()
+
+
+@contextmanager
+def virtual_policies(seed: int = 0) -> Iterator[VirtualClock]:
+    """Pipelines that name no registry start anew, on a virtual clock and with the same jitter each time."""
+    clock = VirtualClock()
+    with as_default(Registry(clock, random.Random(seed))):  # noqa: S311 - for jitter, not for secrets
+        yield clock
 
 
 class Faults:
@@ -172,6 +211,7 @@ class TestFlow:
 
         async with AsyncExitStack() as stack:
             stack.callback(give_back)
+            stack.enter_context(as_default(Registry(self.clock)))  # pipelines inside handlers keep the same time
             self.running = await stack.enter_async_context(flow.worker(concurrency=self._concurrency, drain=0))
             self._stack = stack.pop_all()
         return self

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from typing import assert_type
+from collections.abc import Awaitable, Coroutine
+from typing import Any, assert_type
 
-from taskflow import Bulkhead, Call, CurrentJob, JobHandle, JobState, Retry, TaskFlow, current_job
+from taskflow import (
+    Bulkhead,
+    Call,
+    CircuitBreaker,
+    CurrentJob,
+    ErrorClass,
+    JobHandle,
+    JobState,
+    Pipeline,
+    Retry,
+    RetryBudget,
+    TaskFlow,
+    Timeout,
+    current_job,
+)
+from taskflow.policies.pipeline import MayRepeat, RunsOnce
 
 flow = TaskFlow()
 
@@ -92,3 +107,38 @@ async def the_rest() -> None:
 flow.task(retry=3)  # type: ignore[call-overload]
 flow.task(timeout="long")  # type: ignore[call-overload]
 flow.task(unknown=1)  # type: ignore[call-overload]
+
+
+# ---- policies for any awaitable ----
+
+guards = Pipeline(Timeout(5), CircuitBreaker("api"))
+strategies = Pipeline(Timeout(30), Retry(on=(OSError, ErrorClass.TRANSIENT)), CircuitBreaker("api"))
+assert_type(guards, Pipeline[RunsOnce])
+assert_type(strategies, Pipeline[MayRepeat])
+
+
+@strategies
+async def fetch(url: str, *, size: int = 0) -> bytes:
+    return url.encode() * size
+
+
+async def blocks() -> None:
+    async with guards.guard(), guards.guard(key="ada"), guards.with_key("ada").guard():
+        pass
+    strategies.guard()  # type: ignore[misc]
+    strategies.with_key("ada").guard()  # type: ignore[misc]
+
+
+async def calls() -> None:
+    assert_type(await assert_type(fetch("x", size=3), Coroutine[Any, Any, bytes]), bytes)
+    assert_type(await guards.call(send, "ada", body="hi"), str)
+    assert_type(await strategies.with_key("ada").call(fetch, "x"), bytes)
+
+    await fetch(7)  # type: ignore[arg-type]
+    await guards.call(fetch, "x", count=3)  # type: ignore[call-arg]
+    await guards.call(fetch("x"))  # type: ignore[arg-type]
+    await guards.call(resize, "x")  # type: ignore[arg-type]
+
+
+Pipeline(RetryBudget("api"))  # type: ignore[call-overload]
+Pipeline(Retry)  # type: ignore[call-overload]

@@ -23,17 +23,25 @@ def exponential(attempt: int, *, base_s: float, factor: float, cap_s: float) -> 
         return cap_s if base_s else 0.0
 
 
-def delay_s(retry: specs.Retry, attempt: int, *, jitter: float) -> float:
+def delay_s(retry: specs.Retry, attempt: int, *, jitter: float, last_s: float | None = None) -> float:
     """Seconds to wait after failed attempt number `attempt` (the first is 1), drawn by `jitter` in [0, 1).
 
-    `full` is uniform in [0, ceiling), `equal` in [ceiling / 2, ceiling), `none` is the ceiling (AWS Architecture
-    Blog, "Exponential Backoff And Jitter", 2015).
+    `full` is uniform in [0, ceiling), `equal` in [ceiling / 2, ceiling), `none` is the ceiling, `decorrelated` is
+    uniform in [base, 3 * last_s) (AWS Architecture Blog, "Exponential Backoff And Jitter", 2015; here the bound is
+    capped, not the draw, so that a crowd at the cap stays spread). `last_s` is the wait before this one; whoever does
+    not know it gets the mean growth. What `retry.delay` says is taken as it is, in [0, max_delay].
     """
+    if retry.delay is not None:
+        return min(max(0.0, retry.delay(attempt)), retry.max_delay)
     ceiling = exponential(attempt, base_s=retry.base, factor=retry.factor, cap_s=retry.max_delay)
     match retry.jitter:
         case "full":
             return ceiling * jitter
         case "equal":
             return ceiling * (0.5 + jitter / 2)
+        case "decorrelated":
+            least = min(retry.base, retry.max_delay)
+            most = min(retry.max_delay, 3 * max(ceiling if last_s is None else last_s, least))
+            return least + (most - least) * jitter
         case _:
             return ceiling

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from taskflow.core.backoff import exponential
-from taskflow.core.window import Window
+from taskflow.core.window import CallWindow, Window
 
 if TYPE_CHECKING:
     from taskflow.core.specs import CircuitBreaker
@@ -24,6 +24,15 @@ class BreakerState(StrEnum):
     CLOSED = "closed"
     OPEN = "open"
     HALF_OPEN = "half_open"
+
+
+class Mode(StrEnum):
+    """Who decides: the breaker, or a person who has forced it."""
+
+    AUTOMATIC = "automatic"
+    ISOLATED = "isolated"  # no call passes
+    DISABLED = "disabled"  # every call passes, none is counted
+    METRICS_ONLY = "metrics_only"  # every call passes and is counted: to see what the numbers would do
 
 
 class Verdict(StrEnum):
@@ -54,6 +63,23 @@ class Transition(NamedTuple):
     open_for_s: float = 0.0
 
 
+class Snapshot(NamedTuple):
+    """What a breaker knows at an instant. The counts are those of its window."""
+
+    state: BreakerState
+    mode: Mode
+    generation: int
+    calls: int
+    failures: int
+    slow: int
+    consecutive: int
+    retry_after_s: float  # until the next probe may go; 0 while calls pass
+
+
+_FIRST = Permit(0)
+_UNCOUNTED = -1  # the probe number of calls whose word is not asked for
+
+
 @dataclass(slots=True)
 class Breaker:
     """The state machine of one `CircuitBreaker` spec. `now` is in seconds, of any monotonic clock."""
@@ -61,16 +87,19 @@ class Breaker:
     spec: CircuitBreaker
     state: BreakerState = BreakerState.CLOSED
     generation: int = 0  # grows with every transition
+    mode: Mode = Mode.AUTOMATIC
     opened: int = 0  # times in a row that it opened or lost a probe, without a recovery in between
     _until: float = 0.0  # open: when to probe; half-open: when the probe's lease ends
     _probe: int = 0  # number of the probe in flight, 0 for none
     _probes: int = 0
     _good: int = 0
     _consecutive: int = 0
-    _window: Window = field(init=False)
+    _window: Window | CallWindow = field(init=False)
+    _pass: Permit = _FIRST  # every ordinary call of a generation has the same one
 
     def __post_init__(self) -> None:
-        self._window = Window(self.spec.window)
+        length = self.spec.window_calls
+        self._window = Window(self.spec.window) if length is None else CallWindow(length)
 
     def admit(self, *, now: float, lease_s: float = 0.0) -> Permit | Denied:
         """Leave to make a call now, or the time to wait. Past the open time the first caller becomes the probe.
@@ -78,7 +107,9 @@ class Breaker:
         `lease_s` is how long the call may take (its timeout): a probe is not given up before that.
         """
         if self.state is BreakerState.CLOSED:
-            return Permit(self.generation)
+            return self._pass
+        if self.mode is Mode.ISOLATED:
+            return Denied(self.spec.open_for)  # nobody knows: look again
         if now < self._until:
             left_s = self._until - now
             # A probe may come back long before its lease ends.
@@ -98,7 +129,9 @@ class Breaker:
 
     def report(self, permit: Permit, verdict: Verdict, *, now: float, took_s: float = 0.0) -> Transition | None:
         """Take the word of the call that had `permit`, and return the transition that it caused."""
-        if permit != (self.generation, self._probe):
+        if permit is not self._pass and permit != (self.generation, self._probe):
+            return None
+        if permit.probe == _UNCOUNTED:
             return None
         is_failure = verdict is Verdict.FAILURE
         is_slow = self.spec.slow_call is not None and took_s >= self.spec.slow_call
@@ -111,7 +144,32 @@ class Breaker:
             return self._judge_probe(is_good=not is_failure and not is_slow, now=now)
         self._window.add(now=now, is_failure=is_failure, is_slow=is_slow)
         self._consecutive = self._consecutive + 1 if is_failure else 0
-        return self._open(now) if self._is_tripped() else None
+        return self._open(now) if self.mode is Mode.AUTOMATIC and self._is_tripped() else None
+
+    def force(self, mode: Mode) -> None:
+        """Do as a person says, until the next word; `AUTOMATIC` closes it. What was counted is forgotten."""
+        self.mode = mode
+        self.opened = self._consecutive = self._probe = 0
+        self._window.clear()
+        self._go(BreakerState.OPEN if mode is Mode.ISOLATED else BreakerState.CLOSED)
+        if mode is Mode.DISABLED:
+            self._pass = Permit(self.generation, _UNCOUNTED)
+
+    def snapshot(self, *, now: float) -> Snapshot:
+        """What it knows, without changing it but for what has left its window."""
+        self._window.advance(now)
+        seen = self._window
+        left_s = self.spec.open_for if self.mode is Mode.ISOLATED else max(0.0, self._until - now)
+        return Snapshot(
+            self.state,
+            self.mode,
+            self.generation,
+            seen.calls,
+            seen.failures,
+            seen.slow,
+            self._consecutive,
+            0.0 if self.state is BreakerState.CLOSED else left_s,
+        )
 
     def _judge_probe(self, *, is_good: bool, now: float) -> Transition | None:
         if not is_good:
@@ -121,6 +179,8 @@ class Breaker:
 
     def _is_tripped(self) -> bool:
         spec, seen = self.spec, self._window
+        if not (self._consecutive or seen.failures or seen.slow):
+            return False  # as nearly always
         if self._consecutive >= spec.consecutive:
             return True
         if seen.calls < spec.min_calls:
@@ -149,3 +209,4 @@ class Breaker:
     def _go(self, state: BreakerState) -> None:
         self.state = state
         self.generation += 1
+        self._pass = Permit(self.generation)

@@ -47,6 +47,15 @@ def next_at(tat: float, *, now: float, interval_s: float, burst: int) -> float:
     return max(now, _counted(tat, now, interval_s, burst) - interval_s * (burst - 1))
 
 
+def reserve(tat: float, *, now: float, interval_s: float, burst: int) -> tuple[float, float]:
+    """`tat` after one start that waits for its turn, and the instant of that turn; `now` where there is no wait.
+
+    Every debt counts: for a `tat` of the caller's own monotonic clock alone.
+    """
+    turn = tat - interval_s * (burst - 1)
+    return max(tat, now) + interval_s, turn if turn > now + _ROUNDING_S else now
+
+
 def _counted(tat: float, now: float, interval_s: float, burst: int) -> float:
     # A bucket never owes more than its burst. A `tat` that says so was made at a slower rate, or before the clock was
     # set back: it would close the limit for hours, so it does not count.

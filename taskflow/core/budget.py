@@ -1,7 +1,7 @@
-"""A retry budget: a token bucket that first attempts fill and retries empty (Finagle's RetryBudget, gRPC A6).
+"""A retry budget: a bucket of tokens that first attempts fill by a ratio, and each retry empties by one.
 
-While little fails, every retry finds a token. When all fails, the retries add at most `ratio` to the load of the first
-attempts, instead of a multiple of it.
+A ratio, not a count of what is in flight: that misfires where few calls run (Envoy #30205). As gRPC's throttling and
+the AWS quota it refuses the extra attempt alone; the error of the one before it stays the caller's.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 class Budget:
     """The tokens of one `RetryBudget`; full at first."""
 
-    __slots__ = ("_spec", "_tokens")
+    __slots__ = ("_cap", "_ratio", "_tokens")
 
     def __init__(self, spec: RetryBudget) -> None:
-        self._spec = spec
-        self._tokens = float(spec.cap)
+        self._ratio, self._cap = spec.ratio, spec.cap
+        self._tokens: float = spec.cap
 
     @property
     def tokens(self) -> float:
-        """Retries that may be made now; 0 to the cap."""
+        """Retries that may be sent now; a fraction is on its way to the next."""
         return self._tokens
 
     def deposit(self) -> None:
-        """A first attempt starts."""
-        self._tokens = min(float(self._spec.cap), self._tokens + self._spec.ratio)
+        """A first attempt was made."""
+        self._tokens = min(self._cap, self._tokens + self._ratio)
 
     def try_withdraw(self) -> bool:
-        """Take the token of one retry, if there is one."""
+        """Whether one retry may be sent, now: ask at the moment of sending, after the wait."""
         if self._tokens < 1:
             return False
         self._tokens -= 1

@@ -10,16 +10,28 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from enum import StrEnum
+from typing import Any, Literal, TypeVar, get_args
 
 from taskflow.core import bucket
 from taskflow.errors import ConfigError
 
-Jitter = Literal["full", "equal", "none"]
+Jitter = Literal["full", "equal", "decorrelated", "none"]
 RETRY_NUMBERS = ("attempts", "base", "factor", "max_delay", "jitter")  # what JSON can carry of a `Retry`
 
 _PERIODS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_MOST_CALLS = 100_000  # of a window that keeps each one
 _MOST = 1e9  # thirty years, as seconds: beyond it an instant loses its microseconds
+
+
+class ErrorClass(StrEnum):
+    """What an error says of the call: whether another attempt can help, and who needs a rest."""
+
+    TRANSIENT = "transient"  # broken off, timed out, deadlocked: the same call may succeed
+    THROTTLED = "throttled"  # the other side counts our calls, and says so
+    OVERLOADED = "overloaded"  # somebody has no room
+    PERMANENT = "permanent"  # the same call fails again
+    CANCELLED = "cancelled"  # nobody wants the answer any more
 
 
 _Class = TypeVar("_Class", bound=type)
@@ -87,18 +99,22 @@ class RetryBudget:
 class Retry:
     """Exponential backoff with full jitter. `attempts` counts all runs, the first one too.
 
-    `on` are the errors that are worth another attempt, `never` the ones among them that are not. For a task, what is
-    not said here comes from TASKFLOW_RETRY__….
+    `on` are the errors that are worth another attempt, `never` the ones among them that are not: exception classes,
+    and classes of error as in `on=(ErrorClass.TRANSIENT,)`. For a task, what is not said here comes from
+    TASKFLOW_RETRY__…. `factor=1, jitter="none"` waits `base` each time; `delay(attempt)` gives the seconds itself, in
+    place of base, factor and jitter. `on_result(result)` tells which results are failures (for calls, not for tasks).
     """
 
     attempts: int = 3
-    on: tuple[type[BaseException], ...] = (Exception,)
-    never: tuple[type[BaseException], ...] = ()
+    on: tuple[type[BaseException] | ErrorClass, ...] = (Exception,)
+    never: tuple[type[BaseException] | ErrorClass, ...] = ()
     base: float = 0.5
     factor: float = 2
     max_delay: float = 60
     jitter: Jitter = "full"
     budget: RetryBudget | None = None
+    on_result: Callable[[Any], bool] | None = None
+    delay: Callable[[int], float] | None = None
     said: frozenset[str] = dataclasses.field(default=frozenset(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -107,20 +123,44 @@ class Retry:
         _check(self.base >= 0, "Retry", "base", self.base, "at least 0 seconds")
         _check(self.factor >= 1, "Retry", "factor", self.factor, "at least 1")
         _check(self.max_delay >= 0, "Retry", "max_delay", self.max_delay, "at least 0 seconds")
-        _check(self.jitter in ("full", "equal", "none"), "Retry", "jitter", self.jitter, "'full', 'equal' or 'none'")
+        kinds = get_args(Jitter)
+        _check(self.jitter in kinds, "Retry", "jitter", self.jitter, f"one of {', '.join(map(repr, kinds))}")
         for field, value in (("on", self.on), ("never", self.never)):
             classes = value if isinstance(value, tuple) else (value,)
-            ok = all(isinstance(c, type) and issubclass(c, BaseException) for c in classes)
-            _check(ok, "Retry", field, value, "an exception class or a tuple of them")
+            ok = all(isinstance(c, ErrorClass) or _is_exception(c) for c in classes)
+            _check(ok, "Retry", field, value, "an exception class, an ErrorClass, or a tuple of them")
             object.__setattr__(self, field, classes)
+        for field, function in (("on_result", self.on_result), ("delay", self.delay)):
+            _check(function is None or callable(function), "Retry", field, function, "a function")
 
-    def covers(self, error: BaseException) -> bool:
-        """Whether `error` is worth another attempt. A group is only if every error in it is."""
-        if isinstance(error, self.never):
+    def covers(self, error: BaseException, classify: Callable[[BaseException], ErrorClass] | None = None) -> bool:
+        """Whether `error` is worth another attempt. A group is only if every error in it is.
+
+        `classify` gives the class of an error; without it, none is of a class that `on` or `never` names.
+        """
+        if _is_among(error, self.never, classify):
             return False
         if isinstance(error, BaseExceptionGroup):
-            return all(self.covers(leaf) for leaf in error.exceptions)
-        return isinstance(error, Exception) and isinstance(error, self.on)
+            return all(self.covers(leaf, classify) for leaf in error.exceptions)
+        return isinstance(error, Exception) and _is_among(error, self.on, classify)
+
+
+def _is_exception(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseException)
+
+
+def _is_among(
+    error: BaseException,
+    kinds: tuple[type[BaseException] | ErrorClass, ...],
+    classify: Callable[[BaseException], ErrorClass] | None,
+) -> bool:
+    for kind in kinds:
+        if isinstance(kind, ErrorClass):
+            if classify is not None and classify(error) is kind:
+                return True
+        elif isinstance(error, kind):
+            return True
+    return False
 
 
 @_remembers
@@ -128,9 +168,10 @@ class Retry:
 class CircuitBreaker:
     """Opens when `failure_rate` of at least `min_calls` in `window` seconds failed, or `consecutive` in a row.
 
-    `slow_call` seconds makes a call slow; `slow_rate` of slow calls opens too. Open for `open_for` seconds, growing
-    to `max_open_for`; `close_after` good probes close it. `per_lane` gives every lane key a breaker of its own. For a
-    task, what is not said here comes from TASKFLOW_BREAKER__….
+    `window_calls` counts the last so many calls instead. `slow_call` seconds makes a call slow; `slow_rate` of slow
+    calls opens too. Open for `open_for` seconds, growing to `max_open_for`; `close_after` good probes close it.
+    `per_lane` gives every lane key a breaker of its own. For a task, what is not said here comes from
+    TASKFLOW_BREAKER__….
     """
 
     name: str
@@ -144,6 +185,7 @@ class CircuitBreaker:
     max_open_for: float = 300
     close_after: int = 2
     per_lane: bool = False
+    window_calls: int | None = None
     said: frozenset[str] = dataclasses.field(default=frozenset(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -154,6 +196,12 @@ class CircuitBreaker:
         if self.slow_call is not None:
             _check_numbers(self, "slow_call")
             _check(self.slow_call > 0, me, "slow_call", self.slow_call, "more than 0 seconds")
+        if self.window_calls is not None:
+            _check_counts(self, "window_calls")
+            ok = self.min_calls <= self.window_calls <= _MOST_CALLS
+            _check(
+                ok, me, "window_calls", self.window_calls, f"from min_calls to {_MOST_CALLS}, or the rate never counts"
+            )
         _check(0 < self.failure_rate <= 1, me, "failure_rate", self.failure_rate, "in (0, 1]")
         _check(self.window >= 0.001, me, "window", self.window, "at least 0.001 seconds")
         _check(0 < self.slow_rate <= 1, me, "slow_rate", self.slow_rate, "in (0, 1]")
@@ -182,12 +230,16 @@ class Bulkhead:
 @_remembers
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    """At most `rate` starts, as in "100/m" (s, m, h, d); `burst` at once, 1 unless said, then evenly spaced."""
+    """At most `rate` starts, as in "100/m" (s, m, h, d); `burst` at once, 1 unless said, then evenly spaced.
+
+    A caller waits at most `wait` seconds for its turn (jobs wait in their queue instead).
+    """
 
     name: str
     rate: str
     burst: int | None = None
     per_lane: bool = False
+    wait: float = 0
     said: frozenset[str] = dataclasses.field(default=frozenset(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -197,6 +249,8 @@ class RateLimit:
             _check_counts(self, "burst")
             ok = bucket.is_countable(interval_s, self.burst)
             _check(ok, "RateLimit", "burst", self.burst, f"at most what {self.rate!r} allows in thirty years")
+        _check_numbers(self, "wait")
+        _check(self.wait >= 0, "RateLimit", "wait", self.wait, "at least 0 seconds")
 
     @property
     def interval_s(self) -> float:
@@ -224,10 +278,37 @@ def parse_rate(text: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Timeout:
-    """At most `seconds`."""
+    """At most `seconds`: for all attempts together outside a `Retry`, for each of them inside."""
 
     seconds: float
 
     def __post_init__(self) -> None:
         _check_numbers(self, "seconds")
         _check(self.seconds > 0, "Timeout", "seconds", self.seconds, "more than 0")
+
+
+def _injected() -> Exception:
+    return ConnectionError("injected by Chaos")
+
+
+@dataclass(frozen=True, slots=True)
+class Chaos:
+    """Faults and waits on purpose, to see what the rest makes of them. Does nothing until a rate is said.
+
+    A share `fault_rate` of the calls raises what `fault()` makes (an exception class is such a function), a share
+    `latency_rate` waits `latency` seconds first. `seed` makes it the same each time; `enabled` is asked at each call.
+    """
+
+    fault_rate: float = 0
+    latency_rate: float = 0
+    latency: float = 0
+    fault: Callable[[], Exception] = _injected
+    seed: int | None = None
+    enabled: Callable[[], bool] | None = None
+
+    def __post_init__(self) -> None:
+        _check_numbers(self, "fault_rate", "latency_rate", "latency")
+        _check(0 <= self.fault_rate <= 1, "Chaos", "fault_rate", self.fault_rate, "from 0 to 1")
+        _check(0 <= self.latency_rate <= 1, "Chaos", "latency_rate", self.latency_rate, "from 0 to 1")
+        _check(self.latency >= 0, "Chaos", "latency", self.latency, "at least 0 seconds")
+        _check(callable(self.fault), "Chaos", "fault", self.fault, "a function that makes an exception, or its class")

@@ -1,6 +1,6 @@
-"""Counts over the last seconds, in buckets with running totals: O(1) to add and to read.
+"""Counts over the last seconds or the last calls, with running totals: O(1) to add and to read.
 
-As resilience4j's time window (one bucket a slice, subtract on evict), with Polly's ten buckets a window.
+As resilience4j's windows (one bucket a slice or a call, subtract on evict), with Polly's ten buckets a time window.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 
 _BUCKETS = 10
+_SURELY = 1 - 1e-9  # below it no rounding makes an instant belong to the next slice: most calls end here
 
 
 @dataclass(slots=True)
@@ -24,7 +25,8 @@ class Window:
 
     def add(self, *, now: float, is_failure: bool, is_slow: bool) -> None:
         """Count one call that ended at `now`. A clock that went back counts into the newest slice."""
-        self.advance(now)
+        if now * _BUCKETS >= (self._slice + 1) * self.length_s * _SURELY:
+            self.advance(now)
         bucket = self._ring[self._slice % _BUCKETS]
         bucket[0] += 1
         bucket[1] += is_failure
@@ -51,6 +53,37 @@ class Window:
         self.calls = self.failures = self.slow = 0
         for bucket in self._ring:
             bucket[:] = (0, 0, 0)
+
+
+class CallWindow:
+    """Totals of calls, failures and slow calls over the last `length` calls."""
+
+    __slots__ = ("_next", "_ring", "calls", "failures", "slow")
+
+    def __init__(self, length: int) -> None:
+        self.calls = self.failures = self.slow = self._next = 0
+        self._ring: list[tuple[bool, bool] | None] = [None] * length
+
+    def add(self, *, now: float, is_failure: bool, is_slow: bool) -> None:  # noqa: ARG002 - as a Window's
+        """Count one call; the oldest gives way."""
+        gone = self._ring[self._next]
+        if gone is None:
+            self.calls += 1
+        else:
+            self.failures -= gone[0]
+            self.slow -= gone[1]
+        self._ring[self._next] = (is_failure, is_slow)
+        self._next = (self._next + 1) % len(self._ring)
+        self.failures += is_failure
+        self.slow += is_slow
+
+    def advance(self, now: float) -> None:
+        """Time forgets nothing here."""
+
+    def clear(self) -> None:
+        """Forget all."""
+        self.calls = self.failures = self.slow = self._next = 0
+        self._ring = [None] * len(self._ring)
 
 
 HALF_LIFE_S = 10.0

@@ -180,7 +180,7 @@ def _raised(error: BaseException, where: Where) -> Frame:
         shown.__cause__ = error
     asked: list[BaseException] = []
 
-    def ask_the_worker(error: BaseException) -> bool:
+    def ask_the_worker(error: BaseException, _classify: object) -> bool:
         asked.append(error)  # it knows the task's `Retry`; this process may not
         return True
 

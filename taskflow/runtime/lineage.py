@@ -1,12 +1,16 @@
 """Whether a task's `Retry` covers an error that was raised in another process, where its class is.
 
 Classes are compared by their names, all those that the error's class descends from: they may be made anew in each
-process (`botocore` does), and need not be found in both.
+process (`botocore` does), and need not be found in both. What the error's own process makes of it (its `ErrorClass`)
+travels as one more name.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from taskflow.core.specs import ErrorClass
+from taskflow.policies.classes import classify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -18,10 +22,11 @@ Kin = tuple[bool, list[str]]  # whether it is a group, and the names of the clas
 
 def lineage(error: BaseException, main: str | None = None) -> list[Kin]:
     """The error, and what a group holds: each class once. `main` is the module that is `__main__` in the worker."""
-    found: dict[type, Kin] = {}
+    found: dict[tuple[type, ErrorClass], Kin] = {}
     for each in _each(error):
-        names = [_name(kind, main) for kind in type(each).__mro__]
-        found[type(each)] = (isinstance(each, BaseExceptionGroup), names)
+        said = classify(each)
+        names = [*(_name(kind, main) for kind in type(each).__mro__), _name_of_class(said)]
+        found[type(each), said] = (isinstance(each, BaseExceptionGroup), names)
     return list(found.values())
 
 
@@ -41,8 +46,12 @@ def _each(error: BaseException) -> Iterator[BaseException]:
             yield from _each(leaf)
 
 
-def _names(classes: tuple[type, ...]) -> frozenset[str]:
-    return frozenset(_name(kind, None) for kind in classes)
+def _names(kinds: tuple[type[BaseException] | ErrorClass, ...]) -> frozenset[str]:
+    return frozenset(_name_of_class(kind) if isinstance(kind, ErrorClass) else _name(kind, None) for kind in kinds)
+
+
+def _name_of_class(said: ErrorClass) -> str:
+    return f"class {said}"  # no name of a class has a space
 
 
 def _name(kind: type, main: str | None) -> str:

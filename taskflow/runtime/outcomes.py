@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskflow.core.outcome import ErrorRecord, Failed, Interrupted, Invalid, Outcome, Overdue, Rejected, Succeeded
+from taskflow.core.specs import ErrorClass
 from taskflow.errors import BrokerUnavailable, PayloadError, TaskflowError
 from taskflow.errors import Rejected as RejectedError
+from taskflow.policies.classes import classify, known_class
 from taskflow.runtime.control import GiveUp, RetryLater, Snooze
 from taskflow.runtime.slot import CANCELLED, TIMEOUT
 from taskflow.telemetry.redaction import scrub, scrub_stack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from taskflow.runtime.task import TaskDef
+
+Covers = Callable[[BaseException, Callable[[BaseException], ErrorClass]], bool]  # as `Retry.covers`
 
 _LEAST_SNOOZE_S = 0.1
 _MAX_MESSAGE = 2_000  # characters
 _OURS = str(Path(__file__).parent)
-_BAD_DATA = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
 _REJECTED_S = 1.0  # where whoever turned the call away does not say when to come back
 _NOTHING = Succeeded(None)
 
@@ -36,20 +38,18 @@ def succeeded(task: TaskDef, result: Any, *, max_bytes: int) -> Outcome:
         return Failed(ErrorRecord(type(error).__name__, str(error), "bad_result"), retryable=False)
 
 
-def stopped(
-    why: str, *, timeout_s: float, covers: Callable[[BaseException], bool], error: BaseException | None = None
-) -> Outcome:
+def stopped(why: str, *, timeout_s: float, covers: Covers, error: BaseException | None = None) -> Outcome:
     """The outcome of a handler that was told to stop, and did. `error` shows where it was."""
     if why != TIMEOUT:
         return Interrupted(cancelled=why == CANCELLED)
     timeout = TimeoutError(f"still running after its timeout of {timeout_s:g} s")
     return Failed(
         ErrorRecord("TimeoutError", str(timeout), "timeout", "" if error is None else _stack(error)),
-        retryable=covers(timeout),
+        retryable=covers(timeout, classify),
     )
 
 
-def failed(error: BaseException, *, covers: Callable[[BaseException], bool]) -> Outcome:
+def failed(error: BaseException, *, covers: Covers) -> Outcome:
     """The outcome of a handler that raised `error`."""
     match error:
         case Snooze():
@@ -66,7 +66,7 @@ def failed(error: BaseException, *, covers: Callable[[BaseException], bool]) -> 
             # A policy or a full queue turned the call away, or our own broker is gone: nothing is spent.
             return Rejected(error.code, error.retry_after_s or _REJECTED_S, record(error, kind="throttled"))
         case _:
-            return Failed(record(error, kind=kind_of(error)), retryable=covers(error))
+            return Failed(record(error, kind=kind_of(error)), retryable=covers(error, classify))
 
 
 def invalid(error: TaskflowError) -> Outcome:
@@ -84,9 +84,13 @@ def kind_of(error: BaseException) -> str:
     if isinstance(error, BaseExceptionGroup):
         kinds = {kind_of(leaf) for leaf in error.exceptions}
         return kinds.pop() if len(kinds) == 1 else "error"
-    if isinstance(error, OSError | EOFError) or type(error).__module__.partition(".")[0] == "aiohttp":
-        return "transient"  # TimeoutError and ConnectionError are OSErrors
-    return "bad_data" if isinstance(error, _BAD_DATA) else "error"
+    match known_class(error):
+        case None | ErrorClass.CANCELLED:
+            return "error"
+        case ErrorClass.PERMANENT:
+            return "bad_data"
+        case _:
+            return "transient"
 
 
 def record(error: BaseException, *, kind: str) -> ErrorRecord:

@@ -45,6 +45,11 @@ class TaskDef:
             raise ConfigError(f"a task's name must be printable and without '__', got {self.name!r}")
         if inspect.isgeneratorfunction(self.fn) or inspect.isasyncgenfunction(self.fn):
             raise ConfigError(f"task {self.name!r}: {self.fn!r} is a generator; a task returns one result")
+        if isinstance(retry := self.declared.get("retry"), specs.Retry) and retry.on_result is not None:
+            raise ConfigError(
+                f"task {self.name!r}: Retry(on_result=) is for calls; a handler that wants another attempt raises "
+                "RetryLater, or any error that on= covers"
+            )
         self.codec = Codec(self.name, self.fn)
         self.is_async = is_async(self.fn)
         self.start = self.codec.by_name(self.fn)

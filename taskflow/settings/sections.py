@@ -349,6 +349,13 @@ class BreakerSettings(Section):
     max_open_for_s: Seconds = leaf(
         300.0, "The time until the next probe grows up to this; what a recovered dependency costs at most.", gt=0
     )
+    window_calls: int | None = leaf(
+        None,
+        "Counts the last so many calls instead of those in window_s; at least min_calls.",
+        shown="none",
+        ge=1,
+        le=100_000,
+    )
     close_after: int = leaf(2, "Good probes in a row that close it; one may be luck.", ge=1, le=1_000)
 
 

@@ -166,10 +166,10 @@ class _Resolution:
             key = field.removesuffix("_s")
             said = [(source, getattr(spec, key)) for source, spec in given if key in spec.said]
             values[key] = self._pick(("retry", field), ("retry", field), said)
-        for key in ("on", "never"):  # Python objects: the environment cannot say them
+        for key in ("on", "never", "delay"):  # Python objects: the environment cannot say them
             said = [(source, getattr(spec, key)) for source, spec in given if key in spec.said]
             source, values[key] = said[0] if said else ("default", getattr(_DEFAULT, key))
-            self._decide(f"retry.{key}", _class_names(values[key]), source)
+            self._decide(f"retry.{key}", _named(values[key]), source)
         values["budget"] = self._budget(given)
         return self._build("retry", specs.Retry, values)
 
@@ -218,6 +218,8 @@ class _Resolution:
         values["rate"] = self._pick(None, ("rate", "limit"), [(source, spec.rate) for source, spec in given])
         burst = [(source, spec.burst) for source, spec in given if spec.burst is not None]
         values["burst"] = self._pick(None, ("rate", "burst"), burst)
+        if given:
+            values["wait"] = self._first("rate", given, "wait")
         return self._build("rate", specs.RateLimit, values)
 
     def _identity(self, tail: str, given: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -236,5 +238,8 @@ class _Resolution:
         return getattr(spec, key)
 
 
-def _class_names(classes: tuple[type, ...]) -> str:
-    return ", ".join(each.__name__ for each in classes) or "none"
+def _named(value: Any) -> str:
+    """Classes and functions as people name them."""
+    if isinstance(value, tuple):
+        return ", ".join(map(_named, value)) or "none"
+    return "none" if value is None else str(getattr(value, "__name__", value))

@@ -150,6 +150,7 @@ def test_show_prints_every_policy_with_its_value_and_source(shop):
         "retry.jitter": ("full", "default"),
         "retry.on": ("Exception", "default"),
         "retry.never": ("ValueError, KeyError", "decorator"),
+        "retry.delay": ("none", "default"),
         "breaker.name": ("smtp", "decorator"),
         "breaker.per_lane": ("true", "decorator"),
         "breaker.failure_rate": ("0.5", "default"),
@@ -160,6 +161,7 @@ def test_show_prints_every_policy_with_its_value_and_source(shop):
         "breaker.slow_rate": ("0.8", "default"),
         "breaker.open_for_s": ("20", "BREAKER__OPEN_FOR_S"),
         "breaker.max_open_for_s": ("300", "default"),
+        "breaker.window_calls": ("not set", "default"),
         "breaker.close_after": ("2", "default"),
         "bulkhead.name": ("pool", "decorator"),
         "bulkhead.per_lane": ("false", "default"),
@@ -169,6 +171,7 @@ def test_show_prints_every_policy_with_its_value_and_source(shop):
         "rate.per_lane": ("false", "default"),
         "rate.limit": ("100/m", "decorator"),
         "rate.burst": ("7", "TASKS__SEND_MAIL__RATE__BURST"),
+        "rate.wait": ("0", "default"),
     }
 
 

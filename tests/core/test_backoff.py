@@ -13,7 +13,7 @@ FACTORS = st.floats(1, 1e9) | st.integers(1, 1_000)
 CAPS = st.floats(0, 1e9)
 JITTERS = st.floats(0, 1, exclude_max=True)
 RETRIES = st.builds(
-    Retry, base=BASES, factor=FACTORS, max_delay=CAPS, jitter=st.sampled_from(["full", "equal", "none"])
+    Retry, base=BASES, factor=FACTORS, max_delay=CAPS, jitter=st.sampled_from(["full", "equal", "decorrelated", "none"])
 )
 
 
@@ -112,3 +112,44 @@ def test_two_jobs_at_the_same_attempt_wait_the_same_whatever_else_was_asked() ->
     interleaved = [delay_s(retry, attempt, jitter=0.5) for attempt in (1, 1, 2, 2, 3, 3)]
 
     assert interleaved[::2] == interleaved[1::2] == alone
+
+
+def test_decorrelated_jitter_draws_from_the_base_to_three_times_the_last_wait() -> None:
+    retry = Retry(base=1, jitter="decorrelated")
+
+    assert [delay_s(retry, 3, jitter=jitter, last_s=4) for jitter in (0.0, 0.5)] == [1, 6.5]
+
+
+def test_decorrelated_jitter_without_the_last_wait_grows_by_the_mean() -> None:
+    retry = Retry(base=1, jitter="decorrelated")
+
+    assert [delay_s(retry, attempt, jitter=0.5) for attempt in (1, 2, 3)] == [2, 3.5, 6.5]
+
+
+@given(ATTEMPTS, JITTERS, BASES, CAPS, st.none() | st.floats(0, 1e9))
+def test_decorrelated_jitter_stays_between_base_and_cap(
+    attempt: int, jitter: float, base: float, cap: float, last_s: float | None
+) -> None:
+    retry = Retry(base=base, max_delay=cap, jitter="decorrelated")
+
+    waits_s = delay_s(retry, attempt, jitter=jitter, last_s=last_s)
+
+    assert min(base, cap) <= waits_s <= cap * (1 + 1e-12)
+
+
+def test_decorrelated_jitter_survives_at_the_cap() -> None:
+    retry = Retry(base=0.5, max_delay=60, jitter="decorrelated")
+
+    assert delay_s(retry, 5_000, jitter=0.5, last_s=60) == pytest.approx(30.25)
+
+
+def test_a_delay_of_ones_own_is_taken_as_it_is_within_bounds() -> None:
+    retry = Retry(delay=lambda attempt: attempt * 10 - 15, max_delay=12)
+
+    assert [delay_s(retry, attempt, jitter=0.5) for attempt in (1, 2, 3)] == [0, 5, 12]
+
+
+def test_a_constant_wait_is_factor_1_without_jitter() -> None:
+    retry = Retry(base=3, factor=1, jitter="none")
+
+    assert [delay_s(retry, attempt, jitter=0.3) for attempt in (1, 2, 50)] == [3, 3, 3]

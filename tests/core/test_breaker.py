@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskflow.core.breaker import Breaker, BreakerState, Denied, Permit, Transition, Verdict
+from taskflow.core.breaker import Breaker, BreakerState, Denied, Mode, Permit, Snapshot, Transition, Verdict
 from taskflow.core.specs import CircuitBreaker
 
 CLOSED, OPEN, HALF_OPEN = BreakerState
@@ -385,3 +385,101 @@ def test_every_transition_has_its_generation() -> None:
     generations.append(machine.generation)
 
     assert generations == [1, 2, 3]
+
+
+# ---- the last calls instead of the last seconds ----
+
+
+def test_a_window_of_calls_opens_by_its_rate_however_old_they_are() -> None:
+    machine = breaker(consecutive=RARELY, min_calls=4, window_calls=4)
+
+    moves = [
+        call(machine, verdict, now=day * 86_400.0) for day, verdict in enumerate((FAILURE, SUCCESS, SUCCESS, FAILURE))
+    ]
+
+    assert moves == [None, None, None, Transition(OPEN, 10)]
+
+
+def test_a_call_that_left_the_window_of_calls_does_not_count() -> None:
+    machine = breaker(consecutive=RARELY, min_calls=4, window_calls=4)
+
+    for verdict in (FAILURE, SUCCESS, SUCCESS, SUCCESS, FAILURE):
+        call(machine, verdict)
+
+    assert machine.state is CLOSED
+
+
+# ---- a person's word ----
+
+
+def test_an_isolated_breaker_denies_every_call_until_it_is_closed() -> None:
+    machine = breaker()
+    machine.force(Mode.ISOLATED)
+
+    assert machine.admit(now=1e6) == Denied(10)
+    assert machine.state is OPEN
+    machine.force(Mode.AUTOMATIC)
+    assert isinstance(machine.admit(now=1e6), Permit)
+
+
+def test_a_disabled_breaker_lets_all_pass_and_counts_none() -> None:
+    machine = opened()
+    machine.force(Mode.DISABLED)
+
+    for _ in range(50):
+        call(machine, FAILURE, now=1.0)
+
+    assert machine.state is CLOSED
+    assert machine.snapshot(now=1.0).calls == 0
+
+
+def test_a_breaker_for_metrics_only_counts_and_never_opens() -> None:
+    machine = breaker(slow_call=1)
+    machine.force(Mode.METRICS_ONLY)
+
+    for _ in range(50):
+        call(machine, FAILURE, now=1.0, took_s=2)
+
+    assert machine.snapshot(now=1.0) == Snapshot(CLOSED, Mode.METRICS_ONLY, 1, 50, 50, 50, 50, 0.0)
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_words_of_calls_from_before_a_person_spoke_count_for_nothing(mode: Mode) -> None:
+    machine = opened(close_after=1)
+    probe = permit(machine, now=10.0)
+    machine.force(mode)
+    before = seen(machine)
+
+    assert machine.report(probe, SUCCESS, now=10.0) is None
+    assert machine.report(Permit(0), FAILURE, now=10.0) is None
+
+    assert seen(machine) == before
+
+
+def test_closing_by_hand_forgets_failures_and_makes_the_open_time_short_again() -> None:
+    machine = opened(min_calls=2)
+    call(machine, FAILURE, now=10.0)
+    machine.force(Mode.AUTOMATIC)
+
+    assert call(machine, FAILURE, now=10.0) == Transition(OPEN, 10)
+
+
+# ---- snapshots ----
+
+
+def test_a_snapshot_tells_what_is_counted_now() -> None:
+    machine = breaker(window=60)
+    call(machine, FAILURE, now=0.0)
+    call(machine, SUCCESS, now=30.0)
+
+    assert machine.snapshot(now=30.0) == Snapshot(CLOSED, Mode.AUTOMATIC, 0, 2, 1, 0, 0, 0.0)
+    assert machine.snapshot(now=60.0)[3:5] == (1, 0)
+
+
+def test_a_snapshot_of_an_open_breaker_tells_when_the_next_probe_may_go() -> None:
+    machine = opened()
+    isolated = breaker()
+    isolated.force(Mode.ISOLATED)
+
+    assert [machine.snapshot(now=now).retry_after_s for now in (0.0, 4.0, 10.0, 50.0)] == [10, 6, 0, 0]
+    assert isolated.snapshot(now=50.0).retry_after_s == 10

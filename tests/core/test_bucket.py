@@ -183,3 +183,38 @@ def test_a_debt_from_a_slower_rate_does_not_outlast_it() -> None:
 )
 def test_only_rates_that_a_float_can_count_are_countable(interval_s: float, burst: int, countable: bool) -> None:
     assert bucket.is_countable(interval_s, burst) is countable
+
+
+# ---- turns that are waited for ----
+
+
+def test_turns_are_evenly_spaced_after_the_burst() -> None:
+    tat, turns = 0.0, []
+    for _ in range(6):
+        tat, turn = bucket.reserve(tat, now=100.0, interval_s=2.0, burst=3)
+        turns.append(turn)
+
+    assert turns == [100, 100, 100, 102, 104, 106]
+
+
+def test_however_many_wait_none_is_forgotten() -> None:
+    tat = 0.0
+    for _ in range(1_000):
+        tat, turn = bucket.reserve(tat, now=0.0, interval_s=60.0, burst=1)
+
+    assert turn == 999 * 60
+
+
+@given(st.lists(st.floats(0, 5), min_size=1, max_size=60), st.sampled_from([0.1, 1.0, 3.0]), st.integers(1, 4))
+def test_no_window_of_turns_holds_more_than_rate_and_burst_allow(
+    waits: list[float], interval_s: float, burst: int
+) -> None:
+    tat, now, turns = 0.0, 50.0, []
+    for wait_s in waits:
+        now += wait_s
+        tat, turn = bucket.reserve(tat, now=now, interval_s=interval_s, burst=burst)
+        assert turn >= now
+        turns.append(turn)
+
+    for first in range(len(turns) - burst):
+        assert turns[first + burst] - turns[first] >= interval_s - 1e-5

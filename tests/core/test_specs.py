@@ -12,7 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskflow.core.specs import Bulkhead, CircuitBreaker, RateLimit, Retry, RetryBudget, Timeout, parse_rate
+from taskflow.core.specs import (
+    Bulkhead,
+    Chaos,
+    CircuitBreaker,
+    ErrorClass,
+    RateLimit,
+    Retry,
+    RetryBudget,
+    Timeout,
+    parse_rate,
+)
 from taskflow.errors import ConfigError
 
 NAMED: dict[type, dict[str, Any]] = {
@@ -202,7 +212,7 @@ def test_a_slow_call_that_is_no_number_is_refused(value: Any) -> None:
         (Retry, "base", -0.1, "at least 0 seconds"),
         (Retry, "factor", 0.99, "at least 1"),
         (Retry, "max_delay", -1, "at least 0 seconds"),
-        (Retry, "jitter", "some", "'full', 'equal' or 'none'"),
+        (Retry, "jitter", "some", "one of 'full', 'equal', 'decorrelated', 'none'"),
         (CircuitBreaker, "failure_rate", 0, "in (0, 1]"),
         (CircuitBreaker, "failure_rate", 1.01, "in (0, 1]"),
         (CircuitBreaker, "window", 0, "at least 0.001 seconds"),
@@ -299,7 +309,7 @@ def test_a_single_class_is_a_tuple_of_one() -> None:
 @pytest.mark.parametrize("value", ["OSError", OSError("x"), (OSError, "x"), [OSError], (int,), None])
 def test_what_is_no_exception_class_is_refused(field: str, value: Any) -> None:
     assert refusal(Retry, **{field: value}) == (
-        f"Retry: {field} must be an exception class or a tuple of them, got {value!r}"
+        f"Retry: {field} must be an exception class, an ErrorClass, or a tuple of them, got {value!r}"
     )
 
 
@@ -338,3 +348,69 @@ def test_a_spec_can_be_tuned_by_replacing_a_field() -> None:
     tuned = dataclasses.replace(Retry(on=(OSError,)), attempts=7)
 
     assert tuned == Retry(attempts=7, on=(OSError,))
+
+
+# ---- classes of error ----
+
+
+def classed(error: BaseException) -> ErrorClass:
+    return ErrorClass.TRANSIENT if isinstance(error, RuntimeError) else ErrorClass.PERMANENT
+
+
+def test_an_error_is_covered_by_its_class() -> None:
+    retry = Retry(on=(ErrorClass.TRANSIENT, KeyError))
+
+    assert retry.covers(RuntimeError(), classed)
+    assert retry.covers(KeyError(), classed)
+    assert not retry.covers(ValueError(), classed)
+    assert retry.covers(ExceptionGroup("", [RuntimeError(), KeyError()]), classed)
+
+
+def test_never_takes_classes_of_error_too() -> None:
+    retry = Retry(never=ErrorClass.TRANSIENT)  # type: ignore[arg-type]
+
+    assert not retry.covers(RuntimeError(), classed)
+    assert retry.covers(ValueError(), classed)
+
+
+def test_without_a_classifier_no_error_has_a_class() -> None:
+    assert not Retry(on=(ErrorClass.TRANSIENT,)).covers(RuntimeError())
+
+
+@pytest.mark.parametrize("field", ["on_result", "delay"])
+def test_what_is_no_function_is_refused(field: str) -> None:
+    assert refusal(Retry, **{field: 3}) == f"Retry: {field} must be a function, got 3"
+
+
+# ---- chaos, counted windows, waits ----
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "message"),
+    [
+        (Chaos, {"fault_rate": 1.1}, "Chaos: fault_rate must be from 0 to 1, got 1.1"),
+        (Chaos, {"fault_rate": True}, "Chaos: fault_rate must be a number up to 1e+09, got True"),
+        (Chaos, {"latency_rate": -1}, "Chaos: latency_rate must be from 0 to 1, got -1"),
+        (Chaos, {"latency": -1}, "Chaos: latency must be at least 0 seconds, got -1"),
+        (Chaos, {"fault": 3}, "Chaos: fault must be a function that makes an exception, or its class, got 3"),
+        (
+            CircuitBreaker,
+            {"name": "a", "window_calls": 9},
+            "CircuitBreaker: window_calls must be from min_calls to 100000, or the rate never counts, got 9",
+        ),
+        (
+            CircuitBreaker,
+            {"name": "a", "window_calls": 2.5},
+            "CircuitBreaker: window_calls must be a whole number, at least 1, got 2.5",
+        ),
+        (RateLimit, {"name": "a", "rate": "1/s", "wait": -1}, "RateLimit: wait must be at least 0 seconds, got -1"),
+        (RateLimit, {"name": "a", "rate": "1/s", "wait": "1"}, "RateLimit: wait must be a number up to 1e+09, got '1'"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(kind: Any, said: dict[str, Any], message: str) -> None:
+    assert refusal(kind, **said) == message
+
+
+def test_chaos_does_nothing_until_a_rate_is_said() -> None:
+    assert (Chaos().fault_rate, Chaos().latency_rate) == (0, 0)
+    assert isinstance(Chaos().fault(), ConnectionError)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from taskflow.core.window import HALF_LIFE_S, DrainRate, Window, retry_after_s
+from taskflow.core.window import HALF_LIFE_S, CallWindow, DrainRate, Window, retry_after_s
 
 LENGTHS = st.sampled_from([0.001, 0.1, 1.0, 10.0, 60.0, 3_600.0]) | st.floats(0.001, 1e6)
 CALLS = st.lists(st.tuples(st.floats(-2, 15), st.booleans(), st.booleans()), max_size=60)
@@ -191,3 +191,32 @@ def test_a_full_queue_never_says_less_than_a_moment_or_more_than_a_minute(wanted
 @given(st.integers(0, 10**6), st.integers(0, 10**6), st.floats(0, 1e6))
 def test_more_jobs_take_no_less_time(some: int, more: int, drain_per_s: float) -> None:
     assert retry_after_s(some, drain_per_s=drain_per_s) <= retry_after_s(some + more, drain_per_s=drain_per_s)
+
+
+# ---- the last calls ----
+
+
+@given(st.integers(1, 12), st.lists(st.tuples(st.booleans(), st.booleans()), max_size=60), st.integers(0, 60))
+def test_a_window_of_calls_counts_as_a_list_of_the_last_ones_would(
+    length: int, calls: list[tuple[bool, bool]], cleared_after: int
+) -> None:
+    window, seen = CallWindow(length), []
+    for number, (is_failure, is_slow) in enumerate(calls):
+        if number == cleared_after:
+            window.clear()
+            seen.clear()
+        window.add(now=0.0, is_failure=is_failure, is_slow=is_slow)
+        seen.append((is_failure, is_slow))
+        last = seen[-length:]
+
+        counts = window.calls, window.failures, window.slow
+        assert counts == (len(last), sum(call[0] for call in last), sum(call[1] for call in last))
+
+
+def test_a_window_of_calls_has_no_age() -> None:
+    window = CallWindow(5)
+    window.add(now=0.0, is_failure=True, is_slow=False)
+
+    window.advance(1e9)
+
+    assert (window.calls, window.failures) == (1, 1)

@@ -9,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskflow import Retry
+from taskflow.core.specs import ErrorClass
+from taskflow.policies.classes import classify
 from taskflow.runtime.lineage import covers, lineage
 
-CLASSES: tuple[type[BaseException], ...] = (
+CLASSES: tuple[type[BaseException] | ErrorClass, ...] = (
+    *ErrorClass,
     BaseException,
     Exception,
     OSError,
@@ -34,7 +37,7 @@ def test_names_decide_as_the_classes_do(error: BaseException, on: Any, never: An
 
     told = json.loads(json.dumps(lineage(error)))
 
-    assert covers(retry, told) == retry.covers(error)
+    assert covers(retry, told) == retry.covers(error, classify)
 
 
 def test_a_class_that_each_process_makes_anew_is_known_by_its_name() -> None:

@@ -1,1 +1,1 @@
-"""The parts of `workers.http`: signature, settings, public addresses, `Retry-After`, and the sender that joins them."""
+"""The parts of `workers.http`: signature, settings, public addresses, and the sender that joins them."""

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import aiohttp
 from yarl import URL
 
-from taskflow import GiveUp
+from taskflow import GiveUp, retry_after_s
 from workers.webhook.public_address import AddressRefused, guarded_socket, is_public
-from workers.webhook.retry_after import retry_after_s
 from workers.webhook.signature import signature_headers
 
 if TYPE_CHECKING:

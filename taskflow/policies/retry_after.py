@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
-LONGEST_S = 3600.0  # nobody may stop a host's deliveries for longer with one answer
+LONGEST_S = 3600.0  # nobody may stop all calls to a host for longer with one answer
 
 
 def retry_after_s(value: str | None, *, now: float, date: str | None = None) -> float | None:

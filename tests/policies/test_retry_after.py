@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.webhook.retry_after import LONGEST_S, retry_after_s
+from taskflow.policies.retry_after import LONGEST_S, retry_after_s
 
 NOW = 784_111_777.0  # Sun, 06 Nov 1994 08:49:37 GMT, the example of RFC 9110
 
