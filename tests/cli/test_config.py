@@ -177,13 +177,13 @@ def test_show_prints_every_policy_with_its_value_and_source(shop):
 
 SAID = {
     "queue": "other", "priority": "8", "retry.jitter": "none", "breaker.failure_rate": "0.75",
-    "breaker.slow_rate": "0.75", "breaker.max_open_for_s": "400", "rate.limit": "7/s",
+    "breaker.slow_rate": "0.75", "breaker.max_open_for_s": "400", "breaker.window_calls": "50", "rate.limit": "7/s",
 }  # fmt: skip
 NOT_TUNED = {
-    "retry": {"on", "never", "budget"},  # Python objects
+    "retry": {"on", "never", "on_result", "delay"},  # Python objects
     "breaker": {"name", "per_lane"},  # which gate a job has is fixed when it is submitted
     "bulkhead": {"name", "per_lane", "wait"},  # jobs wait in their queue
-    "rate": {"name", "per_lane"},
+    "rate": {"name", "per_lane", "wait"},  # as above
 }
 
 
@@ -202,7 +202,9 @@ def test_every_policy_of_a_task_can_be_set_by_its_variable_and_is_shown_with_it(
     }  # fmt: skip
     flow = sys.modules[shop].flow
     policy = flow.tasks["send_mail"].definition.policy(flow.settings)
-    attribute = path if len(path) == 1 else (path[0], "rate" if leaf == "rate.limit" else path[1].removesuffix("_s"))
+    attribute = [*path[:-1], path[-1].removesuffix("_s") if len(path) > 1 else path[-1]]
+    if leaf == "rate.limit":
+        attribute = ["rate", "rate"]
     assert str(attrgetter(".".join(attribute))(policy)).removesuffix(".0") == value
 
 
