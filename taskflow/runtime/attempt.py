@@ -61,7 +61,7 @@ class Attempts:
     """Makes attempts for one worker; `running` is what it is at.
 
     A job may be here twice: a handler that goes on after its claim was lost, and the next claim of the same job.
-    `is_watched` tells whether someone wants to hear of each start before the handler has the word.
+    `is_watched` says whether someone wants to hear of each start before the handler has the word.
     """
 
     def __init__(
@@ -79,7 +79,6 @@ class Attempts:
         breakers: Breakers,
         threads: ThreadSlots,
         processes: Processes,
-        is_watched: Callable[[], bool],
     ) -> None:
         self._broker = broker
         self._calls = calls
@@ -89,13 +88,13 @@ class Attempts:
         self._clock = clock
         self._rng = rng
         self._emit = emit
-        self._leases = leases
+        self._claims = leases.claims
         self._settler = settler
         self._breakers = breakers
         self._budgets = Budgets(clock, rng.random)
         self._threads = threads
         self._processes = processes
-        self._is_watched = is_watched
+        self.is_watched = False
         self._notebook = Notebook(self._keep, clock)
         self.running: dict[Walk, None] = {}  # in order: a seed replays the same
         self.ended = 0
@@ -103,7 +102,7 @@ class Attempts:
 
     def admit(self, walk: Walk, slot: Slot) -> bool:
         """Whether `run` is to make an attempt. If not, what becomes of the job is with the settler, or with others."""
-        if self._leases.claims.get(walk.claim.job_id) is not walk:
+        if self._claims.get(walk.claim.job_id) is not walk:
             return False  # lost while it waited here
         walk.slot = slot
         now = self._clock.now()
@@ -262,7 +261,7 @@ class Attempts:
         walk.deadline_at, walk.notebook = deadline_at, self._notebook
         self.running[walk] = None
         walk.vouched_until = deadline_at + OVERTIME_S
-        if self._is_watched():
+        if self.is_watched:
             self._emit(events.AttemptsStarted((walk,)))
         else:
             self._settler.started(walk)
@@ -340,8 +339,8 @@ class Attempts:
         """Give back a job whose handler does not stop: its word will not count any more."""
         self.cut_off += 1
         handed = Walk(running.claim, running.at)  # of its own: what the handler still comes to must not change it
-        if self._leases.claims.get(handed.claim.job_id) is running:
-            self._leases.claims[handed.claim.job_id] = handed
+        if self._claims.get(handed.claim.job_id) is running:
+            self._claims[handed.claim.job_id] = handed
         self.settle(handed, Release())
 
     def settle(self, walk: Walk, decision: Decision) -> None:

@@ -135,18 +135,18 @@ class Client:
         An outage of the broker is waited out, within `timeout`; then `BrokerUnavailable` is raised.
         """
         give_up_at = float("inf") if timeout is None else self.clock.now() + timeout
-        left_s = float("inf") if timeout is None else timeout
+        left_s = float("inf") if timeout is None else max(0.0, timeout)
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                found = await self.broker.finals((job_id,), max(0.0, min(_LONGEST_WAIT_S, left_s)))
+                found = await self.broker.finals((job_id,), min(_LONGEST_WAIT_S, left_s))
             except BrokerUnavailable:
                 left_s = give_up_at - self.clock.now()
                 if left_s <= 0:
                     raise
                 await self.clock.sleep(min(left_s, pause_s * (0.5 + self._rng.random() / 2)))
                 pause_s = min(_MOST_PAUSE_S, pause_s * 2)
-                left_s = give_up_at - self.clock.now()
+                left_s = max(0.0, give_up_at - self.clock.now())
                 continue
             if found:
                 return found[job_id]

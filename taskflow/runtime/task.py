@@ -73,6 +73,8 @@ class TaskDef:
 
     def policy(self, settings: Settings, options: Mapping[str, Any] | None = None) -> TaskPolicy:
         """What is in force, leaf by leaf; remembered for each set of options."""
+        if not options and settings is self._settings and (plain := self._policies.get(None)) is not None:
+            return plain
         if options and "retry" in options and not isinstance(options["retry"], specs.Retry):
             options = {**options, "retry": _carried_retry(self.name, options["retry"])}
         if settings is not self._settings:  # what other settings said is no longer in force

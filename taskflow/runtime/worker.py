@@ -95,6 +95,7 @@ class Worker:
         self._broker = parts.broker
         self._task_names = tuple(sorted(parts.tasks))
         self._emit = emit = parts.bus.emit
+        self._wants = parts.bus.wants
         self._clock = clock = parts.clock
         self._rng = parts.rng
         self._queues = tuple(parts.queues)
@@ -130,7 +131,6 @@ class Worker:
             breakers=breakers,
             threads=self._threads,
             processes=self._processes,
-            is_watched=partial(parts.bus.wants, events.AttemptStarted),
         )
         self._upkeep = Upkeep(
             parts.broker,
@@ -362,6 +362,7 @@ class Worker:
                 buffer.append(walk)
         if gated:  # their place at the gate is the whole fleet's: they have the free slots, what is ahead of need waits
             buffer.extendleft(reversed(gated))
+        self._attempts.is_watched = self._wants(events.AttemptStarted)
         self._emit(events.BatchClaimed(claims[0].queue, len(claims)))
         if self._is_draining:
             self._give_back_unstarted()
