@@ -84,11 +84,11 @@ class MemoryBroker:
         self._expiries = Expiries()
         self._waiters: dict[str, set[asyncio.Future[Final | None]]] = {}  # job id → who waits for it to be final
         # What `reclaim` prunes, in the order in which it ended: job id → row.
-        self._results: OrderedDict[str, Row] = OrderedDict()
-        self._finished: OrderedDict[str, Row] = OrderedDict()
-        self._dead: OrderedDict[str, Row] = OrderedDict()
+        self._results: dict[str, Row] = {}
+        self._finished: dict[str, Row] = {}
+        self._dead: dict[str, Row] = {}
         self._batches: set[str] = set()  # that are not finished
-        self._held_back: dict[str, list[tuple[OrderedDict[str, Row], Row]]] = {}  # old enough, but of these
+        self._held_back: dict[str, list[tuple[dict[str, Row], Row]]] = {}  # old enough, but of these
 
     async def open(self) -> None:
         """Nothing to connect to. A broker that was closed keeps its jobs."""
@@ -363,10 +363,13 @@ class MemoryBroker:
     async def finish_batch(self, batch: str) -> None:
         """As `Operator.finish_batch`."""
         self._batches.discard(batch)
-        for line, row in reversed(self._held_back.pop(batch, [])):
-            if row.finished_at is not None and self._rows.get(row.job.id) is row:
-                line[row.job.id] = row
-                line.move_to_end(row.job.id, last=False)
+        held_back = self._held_back.pop(batch, [])
+        for line in (self._results, self._finished, self._dead):
+            rows = [row for of, row in held_back if of is line and self._rows.get(row.job.id) is row]
+            newer = line.copy()
+            line.clear()
+            line.update((row.job.id, row) for row in rows if row.finished_at is not None)
+            line.update(newer)
 
     # ---- into the queue ----
 
@@ -797,18 +800,20 @@ class MemoryBroker:
             else:
                 self._gates.move_to_end(name)
 
-    def _older(self, line: OrderedDict[str, Row], before: float, most: int) -> list[Row]:
+    def _older(self, line: dict[str, Row], before: float, most: int) -> list[Row]:
         """At most `most` rows that ended by `before`, taken out of `line`. Those of unfinished batches wait aside."""
         rows: list[Row] = []
-        while line and len(rows) < most:
-            row = next(iter(line.values()))
-            if row.finished_at is None or row.finished_at > before:
+        gone: list[str] = []
+        for job_id, row in line.items():
+            if row.finished_at is None or row.finished_at > before or len(rows) >= most:
                 break
-            del line[row.job.id]
+            gone.append(job_id)
             if row.job.batch in self._batches:
                 self._held_back.setdefault(row.job.batch, []).append((line, row))
             else:
                 rows.append(row)
+        for job_id in gone:
+            del line[job_id]
         return rows
 
     def _forget(self, row: Row) -> None:
