@@ -18,7 +18,8 @@ Rules for every broker:
     transaction. A gate is never over its limit, and may be under-served.
     A claim carries what each of its gates with an era was at that moment (`core.gate.recoveries_of`).
 8.  A lane whose gate does not admit leaves the set of open lanes until the gate may open (hold over, token there,
-    a claim settled); at most WAKE lanes are woken by one claim, so that a mass release does not stall it.
+    a claim settled); at most WAKE lanes are woken, and PARKS lanes parked, by one claim, so that neither a mass
+    release nor a mass hold stalls it.
 9.  A suspect (lost twice or more) is claimed only by a request with `suspects`, one at a time.
 10. A job that was asked to cancel while it ran becomes `cancelled` by any decision that would have run it again.
 11. The bound of a queue counts ready + scheduled jobs; those of one gate fill at most half of it. Retries, snoozes,
@@ -42,7 +43,9 @@ if TYPE_CHECKING:
     from taskflow.core.job import Claim, Job, JobState
 
 QUOTA = 4  # jobs a lane gets in one turn: measured at 0.6 to 0.96 of plain FIFO over 1,000 lanes
-WAKE = 50  # lanes that one claim may wake
+WAKE = 25  # lanes that one claim may wake: with their quota, jobs for a hundred slots
+# Lanes that one claim may park: when a dependency of ten thousand open lanes is held, a few claims share the work.
+PARKS = 4 * WAKE
 PROMOTE = 1_000  # scheduled jobs that one claim may make ready
 ERRORS_KEPT = 50  # of one job, the last ones: a job that is retried for ever must not grow for ever
 

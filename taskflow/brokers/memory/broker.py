@@ -20,6 +20,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, assert_never
 
 from taskflow.brokers.base import (
+    PARKS,
     PROMOTE,
     QUOTA,
     WAKE,
@@ -52,6 +53,7 @@ from taskflow.errors import BrokerError, JobNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+_STIRS = 1_000  # gates whose hold is over that one claim looks at: ten thousand holds may end in one instant
 
 _READY, _SCHEDULED, _RUNNING, _DEAD = JobState.READY, JobState.SCHEDULED, JobState.RUNNING, JobState.DEAD
 _NEW, _APPLIED = Accepted.NEW, Settled.APPLIED  # an enum's member costs as much as a call on Python 3.11
@@ -119,7 +121,7 @@ class MemoryBroker:
             worker = self._workers[request.worker] = Holder(request.worker)
         worker.lease_until = now + request.lease_s
         self._stir_due_gates(now)
-        left = Left(request.limit, request.gated, request.suspects, WAKE, PROMOTE)
+        left = Left(request.limit, request.gated, request.suspects, WAKE, PROMOTE, PARKS)
         claims: list[Claim] = []
         for name in request.queues:
             queue = self._queues.get(name)
@@ -483,17 +485,18 @@ class MemoryBroker:
         taken: list[Row] = []
         top, quota = -1, 0
         while left.limit > 0:
-            lane = queue.first_in_turn(left.gated > 0, left.suspects > 0)
+            lane = queue.first_in_turn(left.is_gated, left.suspects > 0)
             if lane is None:
                 break
             if lane.top != top:
                 top = lane.top
-                quota = max(QUOTA, -(-limit // queue.lanes_at(top, left.gated > 0, left.suspects > 0)))
+                quota = max(QUOTA, -(-limit // queue.lanes_at(top, left.is_gated, left.suspects > 0)))
             wanted = min(quota, left.limit)
             if lane.gates:
                 room = self._room(lane, now)
                 if room == 0:
                     self._park(queue, lane, now)
+                    left.parks -= 1
                     continue
                 wanted = min(wanted, room, left.gated)
             if lane.is_suspect:
@@ -587,7 +590,9 @@ class MemoryBroker:
 
     def _stir_due_gates(self, now: float) -> None:
         openings = self._openings
-        while openings and openings[0][0] <= now:
+        for _ in range(_STIRS):
+            if not openings or openings[0][0] > now:
+                return
             gate = heapq.heappop(openings)[2]
             gate.opens_at = _NEVER
             self._stir(gate)

@@ -311,6 +311,12 @@ class Left:
     suspects: int
     wake: int
     promote: int
+    parks: int
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether jobs with gates may still be claimed."""
+        return self.gated > 0 and self.parks > 0
 
 
 def order(row: Row) -> tuple[float, int]:

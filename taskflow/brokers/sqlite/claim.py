@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from taskflow.brokers.base import PROMOTE, QUOTA, WAKE, ClaimRequest
+from taskflow.brokers.base import PARKS, PROMOTE, QUOTA, WAKE, ClaimRequest
 from taskflow.brokers.sqlite import lanes, leases, rows
 from taskflow.brokers.sqlite.schema import GATED, READY, RUNNING, SUSPECT
 from taskflow.core import gate as gating
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from taskflow.brokers.sqlite.tx import Queue, Tx
 
-# Lanes that one claim may park: when a dependency of ten thousand open lanes is held, a few claims share the work.
-PARKS = 4 * WAKE
 _FETCH = 100  # jobs whose payloads come in one answer: SQLite's longest value is a gigabyte
 _new = tuple.__new__  # a third of what `Claim(…)` costs, once for every job
 
