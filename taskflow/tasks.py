@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, Protocol,
 from pydantic_core import from_json, to_json
 
 from taskflow.brokers.base import Cancelled, Final
-from taskflow.core import specs
+from taskflow.core import events, specs
 from taskflow.core.job import MAX_LANE_BYTES, Job, JobState
 from taskflow.errors import JobCancelled, JobExpired, JobFailed, JobNotFound, PayloadError
 from taskflow.runtime.codec import envelope
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from taskflow.runtime.client import Client
     from taskflow.settings import Settings
     from taskflow.settings.tuning import TaskPolicy
+    from taskflow.telemetry.bus import Bus
 
 _NEVER = float("inf")
 _new = tuple.__new__  # the constructor of a NamedTuple is one more call
@@ -36,6 +37,8 @@ C = TypeVar("C")  # what a plain call gives: R for a sync function, an awaitable
 
 class Flow(Protocol):
     """What a task needs of the flow that it belongs to."""
+
+    bus: Bus
 
     @property
     def settings(self) -> Settings: ...
@@ -158,7 +161,7 @@ class JobHandle(Generic[R]):
 
         False if it is final already. Raises `JobNotFound`.
         """
-        (done,) = await self._flow.client.broker.cancel([self.id])
+        done = await self._flow.client.cancel(self.id)
         if done is Cancelled.MISSING:
             raise JobNotFound(f"no job {self.id} is kept: the id is wrong, or its retention is over")
         return done is not Cancelled.FINAL
@@ -269,7 +272,11 @@ class Task(Generic[P, R, C]):
 
     async def _submit(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Options) -> JobHandle[R]:
         definition = self.definition
-        job = self.prepare(definition.codec.bind(args, kwargs), options)
+        try:
+            job = self.prepare(definition.codec.bind(args, kwargs), options)
+        except PayloadError:
+            self._refused(options)
+            raise
         (job_id,) = await self._flow.client.submit([job])
         return JobHandle(self._flow, job_id, definition)
 
@@ -281,10 +288,20 @@ class Task(Generic[P, R, C]):
                 if type(call) is not Call or call.task != name:
                     got = f"one of {call.task!r}" if isinstance(call, Call) else f"a {type(call).__name__}"
                     raise PayloadError(f"{name}.submit_many() takes what {name}.call(...) makes, got {got}")
-                jobs.append(self.prepare(call.arguments, call.options if options is None else options, origin))
+                said = call.options if options is None else options
+                try:
+                    jobs.append(self.prepare(call.arguments, said, origin))
+                except PayloadError:
+                    self._refused(said)
+                    raise
         ids = await self._flow.client.submit(jobs) if jobs else []
         flow, definition = self._flow, self.definition
         return [JobHandle(flow, job_id, definition) for job_id in ids]
+
+    def _refused(self, options: Options) -> None:
+        """Tell that one job did not fit."""
+        queue = self.definition.policy(self._flow.settings, options.policy_options()).queue
+        self._flow.bus.emit(events.JobsRejected(queue, "invalid", 1))
 
     def prepare(self, arguments: Mapping[str, Any], options: Options, origin: Origin | None = None) -> Job:
         """The job record of one submission: validated, encoded, its gates and lane fixed.

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from taskflow import Bulkhead, CircuitBreaker, JobCancelled, PayloadError, RateLimit, Retry, RetryBudget
+from taskflow.core import events
 from taskflow.tasks import Options
-from tests.runtime.made import make_flow
+from tests.runtime.made import heard, make_flow
 
 pytestmark = pytest.mark.anyio
 
@@ -291,6 +292,43 @@ async def test_a_cancelled_job_is_told_to_whoever_awaits_it() -> None:
         with pytest.raises(JobCancelled):
             await job.result()
     assert repr(job) == f"<job {job.id}>"
+
+
+async def test_a_job_that_is_cancelled_before_it_ran_is_counted_once() -> None:
+    flow = make_flow()
+
+    @flow.task
+    async def work() -> None: ...
+
+    cancelled = heard(flow, events.JobCancelled)
+    async with flow.test():
+        job = await work.options(delay=60, queue="later").submit()
+        await flow.job(job.id).cancel()
+        await flow.job(job.id).cancel()
+
+    assert cancelled == [events.JobCancelled(job.id, work.name, "later")]
+
+
+async def test_each_job_that_does_not_fit_is_counted_for_its_queue() -> None:
+    flow = make_flow()
+
+    @flow.task(queue="mail", lane=lambda to: to)
+    async def work(to: str) -> None: ...
+
+    rejected = heard(flow, events.JobsRejected)
+    wrong, too_long = 1, "x" * 300  # the lane is found only when all is sent
+    async with flow.test():
+        for submit in (
+            lambda: work.submit(wrong),  # type: ignore[arg-type]
+            lambda: work.options(queue="other").submit(wrong),  # type: ignore[arg-type]
+            lambda: work.submit_many([work.call("a"), work.call(too_long)]),
+            lambda: work.submit_many([work.options(queue="other").call(to) for to in ("a", too_long)]),
+        ):
+            with pytest.raises(PayloadError):
+                await submit()
+        await work.submit("a")
+
+    assert rejected == [events.JobsRejected(queue, "invalid", 1) for queue in ("mail", "other") * 2]
 
 
 async def test_a_handle_can_be_made_again_from_the_id() -> None:

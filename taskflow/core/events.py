@@ -166,7 +166,7 @@ class JobExpired:
 
 @dataclass(frozen=True, slots=True)
 class JobCancelled:
-    """A job that a person cancelled ended without its worker's word: the worker was lost."""
+    """A job that was cancelled ended without a worker's word: it had not started, or its worker was lost."""
 
     job_id: str
     task: str

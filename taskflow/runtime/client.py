@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from taskflow.brokers.base import Accepted, Receipt
+from taskflow.brokers.base import Accepted, Cancelled, Receipt
 from taskflow.core import events
 from taskflow.errors import BrokerUnavailable, QueueFull, ResultTimeout
 
@@ -128,6 +128,14 @@ class Client:
     def _announce(self, event: type[events.JobsSubmitted | events.JobsDeduplicated], jobs: Sequence[Job]) -> None:
         for (queue, task), count in Counter([(job.queue, job.task) for job in jobs]).items():
             self._emit(event(queue, task, count))
+
+    async def cancel(self, job_id: str) -> Cancelled:
+        """As `Operator.cancel`, for one job; tells of one that had not started."""
+        info = await self.broker.show(job_id)  # before: once it is cancelled, nothing may fail
+        (done,) = await self.broker.cancel([job_id])
+        if info is not None and done is Cancelled.CANCELLED:
+            self._emit(events.JobCancelled(job_id, info.task, info.queue))
+        return done
 
     async def final(self, job_id: str, timeout: float | None) -> Final:
         """How the job ended. Raises `ResultTimeout` if it has not in `timeout` seconds (None: wait for ever).
