@@ -7,6 +7,7 @@ is open or whose task is unknown here has not been attempted.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -352,10 +353,14 @@ class Attempts:
 
     def _end(self, walk: Walk, outcome: Outcome, now: float, *, was_run: bool = False) -> None:
         """Decide, and leave the rest to the settler."""
-        claim = walk.claim
+        claim, jitter = walk.claim, self._rng.random()
         walk.has_ended = True
         retry = _NO_POLICY if walk.policy is None else walk.policy.retry
-        walk.decision = decide(claim, outcome, retry=retry, jitter=self._rng.random())
+        try:
+            walk.decision = decide(claim, outcome, retry=retry, jitter=jitter)
+        except Exception as error:  # noqa: BLE001 - a backoff of the user's own: the job must not stay where it is for that
+            outcome = outcomes.without_delay(outcome, error)
+            walk.decision = decide(claim, outcome, retry=replace(retry, delay=None), jitter=jitter)
         walk.total_s = claim.age_s + now - walk.at
         self.ended += 1
         self._settler.push(walk, was_run=was_run)

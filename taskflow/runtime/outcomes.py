@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,14 @@ def failed(error: BaseException, *, covers: Covers) -> Outcome:
             return Rejected(error.code, error.retry_after_s or _REJECTED_S, record(error, kind="throttled"))
         case _:
             return Failed(record(error, kind=kind_of(error)), retryable=covers(error, classify))
+
+
+def without_delay(outcome: Outcome, error: Exception) -> Outcome:
+    """The outcome of a handler whose task has a `Retry(delay=)` that raised `error`: the usual backoff stands in."""
+    if not isinstance(outcome, Failed):
+        return outcome
+    said = f"{outcome.error.message} (its Retry(delay=) raised {type(error).__name__}: the usual backoff counts)"
+    return replace(outcome, error=replace(outcome.error, message=said))
 
 
 def invalid(error: TaskflowError) -> Outcome:
