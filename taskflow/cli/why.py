@@ -29,6 +29,7 @@ _TURNED_AWAY = {  # the reasons of snoozes, as workers give them
     "circuit_open": "its breaker was open",
     "bulkhead_full": "a bulkhead was full",
     "rate_limited": "a rate limit turned it away",
+    "throttled": "its dependency asked it to wait",
     "threads_busy": "all threads of its worker were busy",
     "queue_full": "a queue that it submits to was full",
     "broker_unavailable": "the broker did not answer it",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from taskflow.core import events
 from taskflow.core.backoff import exponential
 from taskflow.core.decision import Release, decide
-from taskflow.core.gate import family
+from taskflow.core.gate import of_family
 from taskflow.core.outcome import Interrupted, Outcome, Rejected, Succeeded
 from taskflow.core.specs import Retry
 from taskflow.errors import ConfigError, PayloadError
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 _UNKNOWN_FIRST_S, _UNKNOWN_MOST_S = 5.0, 300.0
 _NO_PLACE_S = 5.0
 _LONGEST_HOLD_S = 86_400.0  # what one answer of a third party may close a gate for
+_SPREAD = 0.1  # those who were told to wait the same time come back over this share of it: later, never earlier
 _NO_POLICY = Retry()  # for what goes wrong before the task's own is known
 
 
@@ -110,7 +111,7 @@ class Attempts:
         try:
             outcome = self._admit(walk, now)
         except Exception as error:  # noqa: BLE001 - ours: the job gets another try, and this slot goes on
-            outcome = outcomes.failed(error, covers=_NO_POLICY.covers)
+            outcome = self._failed(error, _NO_POLICY)
         if outcome is None:
             walk.started_at = now
             return True
@@ -246,7 +247,7 @@ class Attempts:
         except BaseException as error:
             is_ours = isinstance(error, Exception)  # no handler's: those are outcomes by now
             if not walk.has_ended:
-                outcome = outcomes.failed(error, covers=_NO_POLICY.covers) if is_ours else Interrupted()
+                outcome = self._failed(error, _NO_POLICY) if is_ours else Interrupted()
                 self._end(walk, outcome, self._clock.now())
             if not is_ours:
                 raise
@@ -280,11 +281,23 @@ class Attempts:
                 self._emit(events.TimeoutIgnored(claim.job_id, claim.task, claim.queue, run_s))
         else:
             walk.outcome, walk.error = outcomes.label(outcome), getattr(outcome, "error", None)
+            if isinstance(outcome, Rejected) and outcome.reason == outcomes.THROTTLED:
+                outcome = self._throttled(walk, outcome)
         if walk.admitted is not None:
             outcome, word = self._breakers.report(walk.admitted, outcome, run_s)
             if word is not None:
                 walk.hold = word
         self._end(walk, outcome, now, was_run=True)
+
+    def _throttled(self, walk: Walk, outcome: Rejected) -> Rejected:
+        """Its dependency said: not now. That is for all who need it; and they do not come back all at once."""
+        policy = walk.policy
+        assert policy is not None
+        spec = policy.rate or policy.breaker or policy.bulkhead
+        gate = None if spec is None else of_family(walk.claim.gates, spec.name)
+        if gate is not None:
+            walk.hold = GateHold(gate, min(outcome.retry_after_s, _LONGEST_HOLD_S), outcome.reason)
+        return replace(outcome, retry_after_s=outcome.retry_after_s * (1 + _SPREAD * self._rng.random()))
 
     def _outcome_of(self, walk: Walk, policy: TaskPolicy, error: Exception) -> Outcome:
         """The outcome of a handler that ended with `error`."""
@@ -305,7 +318,10 @@ class Attempts:
             return self._stopped(walk, why, policy, error)
         if isinstance(error, Snooze) and error.hold is not None:
             walk.hold = _hold(walk.claim, error)
-        return outcomes.failed(error, covers=policy.retry.covers)
+        return self._failed(error, policy.retry)
+
+    def _failed(self, error: BaseException, retry: Retry) -> Outcome:
+        return outcomes.failed(error, covers=retry.covers, wall=self._clock.wall())
 
     def _stopped(self, walk: Walk, why: str, policy: TaskPolicy, error: BaseException | None) -> Outcome:
         claim = walk.claim
@@ -373,9 +389,9 @@ def _is_late(walk: Walk, now: float) -> bool:
 
 def _hold(claim: Claim, snooze: Snooze) -> GateHold | None:
     """The gate that `raise Snooze(..., hold=name)` closes: the job's own one of that policy name."""
-    for gate in claim.gates:
-        if family(gate) == snooze.hold:
-            return GateHold(gate, min(snooze.seconds, _LONGEST_HOLD_S), snooze.reason)
+    gate = None if snooze.hold is None else of_family(claim.gates, snooze.hold)
+    if gate is not None:
+        return GateHold(gate, min(snooze.seconds, _LONGEST_HOLD_S), snooze.reason)
     snooze.reason = f"{snooze.reason} (it has no gate {snooze.hold!r} to hold)"
     return None
 

@@ -184,7 +184,7 @@ def _raised(error: BaseException, where: Where) -> Frame:
         asked.append(error)  # it knows the task's `Retry`; this process may not
         return True
 
-    outcome = outcomes.failed(shown, covers=ask_the_worker)
+    outcome = outcomes.failed(shown, covers=ask_the_worker, wall=time.time())
     main = where.module if where.is_main else None
     told = _told(outcome, lineage(asked[0], main) if asked else None)
     told.head["is_spent"] = isinstance(error, MemoryError)
@@ -197,7 +197,7 @@ def _told(outcome: Outcome, kin: Any = None) -> Frame:
             return Frame({"is": "succeeded", "has_result": result is not None}, result or b"")
         case Rejected(reason, retry_after_s, error):
             told = {"is": "rejected", "reason": reason, "retry_after_s": retry_after_s, "error": _fields(error)}
-            return Frame(told)
+            return Frame({**told, "lineage": kin})
         case Failed(error, retryable, retry_after_s):
             told = {"is": "failed", "error": _fields(error), "retryable": retryable, "retry_after_s": retry_after_s}
             return Frame({**told, "lineage": kin})

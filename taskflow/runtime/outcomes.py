@@ -13,6 +13,7 @@ from taskflow.core.specs import ErrorClass
 from taskflow.errors import BrokerUnavailable, PayloadError, TaskflowError
 from taskflow.errors import Rejected as RejectedError
 from taskflow.policies.classes import classify, known_class
+from taskflow.policies.hints import asked_wait_s
 from taskflow.runtime.control import GiveUp, RetryLater, Snooze
 from taskflow.runtime.slot import CANCELLED, TIMEOUT
 from taskflow.telemetry.redaction import scrub, scrub_stack
@@ -25,6 +26,8 @@ Covers = Callable[[BaseException, Callable[[BaseException], ErrorClass]], bool] 
 _LEAST_SNOOZE_S = 0.1
 _MAX_MESSAGE = 2_000  # characters
 _OURS = str(Path(__file__).parent)
+THROTTLED = "throttled"  # why a job waits whose dependency said: not now
+_THROTTLED_S = 5.0  # where a dependency that counts our calls does not say when to come back
 _REJECTED_S = 1.0  # where whoever turned the call away does not say when to come back
 _NOTHING = Succeeded(None)
 
@@ -50,8 +53,8 @@ def stopped(why: str, *, timeout_s: float, covers: Covers, error: BaseException 
     )
 
 
-def failed(error: BaseException, *, covers: Covers) -> Outcome:
-    """The outcome of a handler that raised `error`."""
+def failed(error: BaseException, *, covers: Covers, wall: float) -> Outcome:
+    """The outcome of a handler that raised `error`. `wall` is the time of a date in `Retry-After`, since 1970."""
     match error:
         case Snooze():
             # A snooze of nothing would have the job claimed again at once, and again.
@@ -67,7 +70,21 @@ def failed(error: BaseException, *, covers: Covers) -> Outcome:
             # A policy or a full queue turned the call away, or our own broker is gone: nothing is spent.
             return Rejected(error.code, error.retry_after_s or _REJECTED_S, record(error, kind="throttled"))
         case _:
-            return Failed(record(error, kind=kind_of(error)), retryable=covers(error, classify))
+            retryable = covers(error, classify)
+            if retryable and (wait_s := _throttled_s(error, wall)):
+                return Rejected(THROTTLED, wait_s, record(error, kind="throttled"))
+            return Failed(record(error, kind=kind_of(error)), retryable=retryable)
+
+
+def _throttled_s(error: BaseException, wall: float) -> float | None:
+    """How long a dependency that is well asks us to wait: by 429, or by `Retry-After` where it has no room."""
+    match known_class(error):
+        case ErrorClass.THROTTLED:
+            return asked_wait_s(error, wall=wall) or _THROTTLED_S
+        case ErrorClass.OVERLOADED:
+            return asked_wait_s(error, wall=wall)
+        case _:
+            return None
 
 
 def without_delay(outcome: Outcome, error: Exception) -> Outcome:
@@ -89,7 +106,10 @@ def overdue(reason: str) -> Outcome:
 
 
 def kind_of(error: BaseException) -> str:
-    """Tells bad data (`bad_data`) from a broken dependency (`transient`); `error` where it cannot tell."""
+    """Tells bad data (`bad_data`) from a dependency that is broken (`transient`) or counts our calls (`throttled`).
+
+    `error` where it cannot tell.
+    """
     if isinstance(error, BaseExceptionGroup):
         kinds = {kind_of(leaf) for leaf in error.exceptions}
         return kinds.pop() if len(kinds) == 1 else "error"
@@ -98,6 +118,8 @@ def kind_of(error: BaseException) -> str:
             return "error"
         case ErrorClass.PERMANENT:
             return "bad_data"
+        case ErrorClass.THROTTLED:
+            return "throttled"
         case _:
             return "transient"
 

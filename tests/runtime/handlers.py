@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 from taskflow import BulkheadFull, GiveUp, RetryLater, Snooze, current_job
 from taskflow.telemetry.context import current_correlation_id
+from tests.runtime.made import http_error
 
 
 class Point(BaseModel):
@@ -117,6 +118,7 @@ def fail(name: str, message: str = "no luck") -> None:
         "RetryLater": RetryLater(30, message),
         "GiveUp": GiveUp(message),
         "Snooze": Snooze(60, message, hold="printer"),
+        "throttled": http_error(429, message),
         "BulkheadFull": BulkheadFull(message, retry_after_s=7),
     }[name]
 
