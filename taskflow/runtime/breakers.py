@@ -219,6 +219,8 @@ def _verdict(outcome: Outcome) -> Verdict:
     match outcome:
         case Succeeded():
             return Verdict.SUCCESS
+        case Failed(ErrorRecord(kind="bad_data")):
+            return Verdict.IGNORED
         case Failed(retryable=True) | Failed(ErrorRecord(kind="timeout")):
             return Verdict.FAILURE
         case _:

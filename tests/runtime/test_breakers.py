@@ -121,6 +121,21 @@ async def test_bad_data_says_nothing_about_the_dependency() -> None:
     assert moved == []
 
 
+async def test_bad_data_says_nothing_about_the_dependency_though_it_is_retried() -> None:
+    flow = make_flow()
+
+    @flow.task(breaker=CircuitBreaker("smtp", consecutive=2))
+    async def send() -> None:
+        raise ValueError("no address")
+
+    moved = heard(flow, events.BreakerMoved)
+    async with flow.test() as t:
+        await send.submit_many([send.call() for _ in range(30)])
+        await t.run_until_idle()
+
+    assert moved == []
+
+
 async def test_timeouts_open_a_breaker_even_where_they_are_not_retried() -> None:
     flow = make_flow()
 
