@@ -115,6 +115,8 @@ class Attempts:
         if outcome is None:
             walk.started_at = now
             return True
+        if walk.admitted is not None:
+            self._breakers.give_back(walk.admitted)
         self._end(walk, outcome, now)
         return False
 
@@ -141,19 +143,15 @@ class Attempts:
             if isinstance(admitted, Rejected):
                 return admitted
             walk.admitted = admitted
-        if policy.retry.budget is not None:
+        if policy.retry.budget is not None and task.is_async:
             return self._charge(walk, policy.retry, policy.retry.budget)
-        return None
+        return None  # a sync one pays once it has its place: it may be sent away before
 
     def _charge(self, walk: Walk, retry: Retry, budget: RetryBudget) -> Outcome | None:
         """Take the token of a retry, or say when to look again. A probe needs none: all the others wait for it."""
-        admitted = walk.admitted
-        if admitted is not None and admitted.is_probe:
+        if walk.admitted is not None and walk.admitted.is_probe:
             return None
-        denied = self._budgets.charge(walk.claim, retry, budget)
-        if denied is not None and admitted is not None:
-            self._breakers.give_back(admitted)
-        return denied
+        return self._budgets.charge(walk.claim, retry, budget)
 
     def _unknown(self, claim: Claim) -> Outcome:
         """A task that this process does not know waits for the deploy that does, ever longer."""
@@ -200,12 +198,25 @@ class Attempts:
             del self.running[walk]
         walk.started_at = now = clock.now()
         if _is_late(walk, now):
-            if walk.child is None:
-                places.give_back()
-            else:
-                self._processes.put_back(walk.child)
+            self._leave_place(walk)
             return outcomes.overdue(claim.expire_reason)
         return None
+
+    async def _get_ready(self, walk: Walk, policy: TaskPolicy, where: Where | None) -> Outcome | None:
+        """What a sync handler needs beyond what `admit` has found; or why there is no attempt."""
+        denied = await self._take_place(walk, where)
+        if denied is None and policy.retry.budget is not None:
+            denied = self._charge(walk, policy.retry, policy.retry.budget)
+            if denied is not None:
+                self._leave_place(walk)
+        return denied
+
+    def _leave_place(self, walk: Walk) -> None:
+        """The place was taken, and is not needed."""
+        if walk.child is None:
+            self._threads.places.give_back()
+        else:
+            self._processes.put_back(walk.child)
 
     def _no_place(self, places: Places) -> Outcome:
         return Rejected(places.busy, _NO_PLACE_S * (1 + self._rng.random()))
@@ -219,7 +230,7 @@ class Attempts:
         try:
             task, policy, slot = walk.definition, walk.policy, walk.slot
             assert policy is not None
-            if not task.is_async and (denied := await self._take_place(walk, task.where)) is not None:
+            if not task.is_async and (denied := await self._get_ready(walk, policy, task.where)) is not None:
                 if walk.admitted is not None:
                     self._breakers.give_back(walk.admitted)
                 self._end(walk, denied, self._clock.now())
