@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import functools
 import json
 import math
@@ -197,6 +198,19 @@ async def test_the_gates_of_a_job_are_its_named_policies_and_the_lane_keys_those
         ("api", "http/c"),
     ]
     assert [job.lane for job in found if job is not None] == ["a:80", "b:8080", "c"]
+
+
+async def test_a_lane_sees_the_arguments_that_the_handler_will_get() -> None:
+    flow = make_flow()
+
+    @flow.task(lane=lambda day: day.strftime("%Y-%m"))
+    async def bill(day: dt.date) -> None: ...
+
+    async with flow.test() as t:
+        jobs = [await bill.submit(dt.date(2026, 7, 1)), await bill.submit("2026-07-02")]  # type: ignore[arg-type]
+        found = [await t.broker.show(job.id) for job in jobs]
+
+    assert [job.lane for job in found if job is not None] == ["2026-07", "2026-07"]
 
 
 @pytest.mark.parametrize(

@@ -91,11 +91,14 @@ class TaskDef:
         return found
 
     def lane_of(self, args: Mapping[str, Any]) -> str:
-        """The lane key of a job with these arguments. A `PayloadError` of `lane=` is a refusal in its own words."""
+        """The lane key of a job with these arguments, which fit. `lane=` sees them as the handler will.
+
+        A `PayloadError` of `lane=` is a refusal in its own words.
+        """
         if self.lane is None:
             return ""
         try:
-            lane = self.lane(**{**self.codec.defaults, **args})
+            lane = self.lane(**{**self.codec.defaults, **self.codec.converted(args)})
         except PayloadError:
             raise  # the user's own words, for these arguments
         except Exception as error:  # noqa: BLE001 - the user's code; what it says, and where, may show an argument
