@@ -402,7 +402,7 @@ def _hold(claim: Claim, snooze: Snooze) -> GateHold | None:
     """The gate that `raise Snooze(..., hold=name)` closes: the job's own one of that policy name."""
     gate = None if snooze.hold is None else of_family(claim.gates, snooze.hold)
     if gate is not None:
-        return GateHold(gate, min(snooze.seconds, _LONGEST_HOLD_S), snooze.reason)
+        return GateHold(gate, min(snooze.seconds, _LONGEST_HOLD_S), outcomes.kept(snooze.reason))
     snooze.reason = f"{snooze.reason} (it has no gate {snooze.hold!r} to hold)"
     return None
 

@@ -58,10 +58,10 @@ def failed(error: BaseException, *, covers: Covers, wall: float) -> Outcome:
     match error:
         case Snooze():
             # A snooze of nothing would have the job claimed again at once, and again.
-            return Rejected(_clean(error.reason[:_MAX_MESSAGE]), max(_LEAST_SNOOZE_S, error.seconds))
+            return Rejected(kept(error.reason), max(_LEAST_SNOOZE_S, error.seconds))
         case RetryLater():
             return Failed(
-                ErrorRecord("RetryLater", _clean(error.reason[:_MAX_MESSAGE]), "transient"),
+                ErrorRecord("RetryLater", kept(error.reason), "transient"),
                 retry_after_s=error.seconds,
             )
         case GiveUp():
@@ -97,7 +97,7 @@ def without_delay(outcome: Outcome, error: Exception) -> Outcome:
 
 def invalid(error: TaskflowError) -> Outcome:
     """The outcome of a job whose payload does not fit."""
-    return Invalid(ErrorRecord(type(error).__name__, _clean(_text(error)[:_MAX_MESSAGE]), "bad_payload"))
+    return Invalid(ErrorRecord(type(error).__name__, kept(_text(error)), "bad_payload"))
 
 
 def overdue(reason: str) -> Outcome:
@@ -126,7 +126,12 @@ def kind_of(error: BaseException) -> str:
 
 def record(error: BaseException, *, kind: str) -> ErrorRecord:
     """The error as it is kept: type, message, the whole stack without local variables. Secrets that show are hidden."""
-    return ErrorRecord(type(error).__qualname__, _clean(scrub(_text(error), _MAX_MESSAGE)), kind, _stack(error))
+    return ErrorRecord(type(error).__qualname__, kept(_text(error)), kind, _stack(error))
+
+
+def kept(message: str) -> str:
+    """A message as it may be kept and shown: no secrets that show, not endless, text that every broker takes."""
+    return _clean(scrub(message, _MAX_MESSAGE))
 
 
 def _stack(error: BaseException) -> str:
