@@ -307,19 +307,23 @@ async def test_results_that_are_failures_are_retried_and_count_for_the_breaker(
     assert pipeline.breaker.snapshot().failures == 5
 
 
-async def test_a_result_that_cannot_be_judged_gives_all_permits_back(registry: Registry) -> None:
+async def test_a_result_that_cannot_be_judged_is_not_asked_for_again_and_gives_all_permits_back(
+    registry: Registry,
+) -> None:
     pipeline = Pipeline(
-        Retry(attempts=1, on_result=lambda status: status.code),
+        Retry(attempts=3, on_result=lambda status: status.code),
         CircuitBreaker("api"),
         Bulkhead("api", 1),
         registry=registry,
     )
 
-    for _ in range(3):
-        with pytest.raises(AttributeError):
-            await pipeline.call(Body("no status"))
+    body = Body("no status")
 
-    assert pipeline.bulkhead.in_use == 0
+    with pytest.raises(AttributeError):
+        await pipeline.call(body)
+
+    assert body.runs == 1
+    assert (pipeline.bulkhead.in_use, pipeline.breaker.snapshot().calls) == (0, 0)
 
 
 async def test_errors_are_retried_by_their_class(registry: Registry, clock: VirtualClock) -> None:
