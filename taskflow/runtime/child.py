@@ -134,28 +134,31 @@ class Jobs:
 
     def run(self, order: Frame) -> Frame:
         """Run one job in a context of its own."""
-        where = Where(*order.head["where"])
+        where, claim = Where(*order.head["where"]), Claim(*order.head["claim"])
         try:
+            task = self._task(where, claim.task)  # made once, and no part of what the job may use
             _limit_cpu(self._cpu_s)
             try:
-                outcome = copy_context().run(self._call, where, order)
+                outcome = copy_context().run(self._call, task, claim, order)
             finally:
                 _limit_cpu(None)
         except BaseException as error:  # noqa: BLE001 - whatever a handler raises is an outcome
             return _raised(error, where)
         return _told(outcome)
 
-    def _call(self, where: Where, order: Frame) -> Outcome:
+    def _task(self, where: Where, name: str) -> TaskDef:
+        task = self._tasks.get((where, name))
+        if task is None:
+            task = self._tasks[where, name] = TaskDef(name, self._functions[where], {})
+        return task
+
+    def _call(self, task: TaskDef, claim: Claim, order: Frame) -> Outcome:
         head = order.head
-        claim = Claim(*head["claim"])
         claim = claim._replace(
             payload=order.body,
             gates=tuple(claim.gates),
             checkpoint=None if head["checkpoint"] is None else head["checkpoint"].encode(),
         )
-        task = self._tasks.get((where, claim.task))
-        if task is None:
-            task = self._tasks[where, claim.task] = TaskDef(claim.task, self._functions[where], {})
         try:
             args, *_ = task.codec.load(order.body)
         except PayloadError as error:

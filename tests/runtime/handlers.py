@@ -20,7 +20,6 @@ from pydantic import BaseModel
 
 from taskflow import BulkheadFull, GiveUp, RetryLater, Snooze, current_job
 from taskflow.telemetry.context import current_correlation_id
-from tests.runtime.made import http_error
 
 
 class Point(BaseModel):
@@ -106,6 +105,12 @@ def leave_a_program_and_die(file: str) -> None:
     os._exit(7)
 
 
+def throttle(retry_after: str) -> None:
+    from tests.runtime.made import http_error  # it takes a while, and only this needs it
+
+    raise http_error(429, retry_after)
+
+
 def fail(name: str, message: str = "no luck") -> None:
     raise {
         "Jam": Jam(message),
@@ -118,7 +123,6 @@ def fail(name: str, message: str = "no luck") -> None:
         "RetryLater": RetryLater(30, message),
         "GiveUp": GiveUp(message),
         "Snooze": Snooze(60, message, hold="printer"),
-        "throttled": http_error(429, message),
         "BulkheadFull": BulkheadFull(message, retry_after_s=7),
     }[name]
 

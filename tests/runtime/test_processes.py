@@ -225,10 +225,10 @@ async def test_the_words_of_a_handler_mean_the_same_in_a_process() -> None:
 async def test_a_retry_after_in_a_process_holds_the_dependency_for_all(never: Any, state: str) -> None:
     flow = make_flow()
     policies: Any = {"breaker": CircuitBreaker("printer"), "retry": Retry(never=never)}
-    task = flow.task(isolation="process", **policies)(handlers.fail)
+    task = flow.task(isolation="process", **policies)(handlers.throttle)
 
     async with flow.test() as t:
-        job = await task.submit("throttled", "30")
+        job = await task.submit("30")
         await t.run_until_idle()
         found = await info(t, job.id)
         gates = {gate.name: gate.held_until for gate in await t.broker.gates()}
