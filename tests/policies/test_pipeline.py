@@ -26,6 +26,7 @@ from taskflow import (
     RetryBudget,
     TaskFlow,
     Timeout,
+    register_classifier,
 )
 from taskflow.core.breaker import BreakerState, Mode
 from taskflow.testing import virtual_policies
@@ -478,3 +479,20 @@ async def test_chaos_is_seen_by_all_policies_around_it(registry: Registry, clock
     assert failed.value.__notes__[0] == "taskflow: injected by Chaos"
     assert clock.now() == 6
     assert pipeline.breaker.snapshot().failures == 2
+
+
+async def test_nobody_closes_a_rate_limit_for_ever_with_one_answer(registry: Registry) -> None:
+    class Told(Exception):
+        retry_after_s = 1e9
+
+    undo = register_classifier(lambda error: ErrorClass.THROTTLED if isinstance(error, Told) else None)
+    pipeline = Pipeline(RateLimit("api", "1/s"), registry=registry)
+    try:
+        with pytest.raises(Told):
+            await pipeline.call(Body(Told()))
+    finally:
+        undo()
+
+    with pytest.raises(RateLimited) as turned_away:
+        await pipeline.call(Body("up"))
+    assert turned_away.value.retry_after_s == pytest.approx(3600)
