@@ -16,6 +16,7 @@ ENDLESS_S = 1e9
 _ENDLESS_FROM_S = ENDLESS_S / 2  # left of a hold that was without an end: far longer than any breaker's
 _OPERATOR = "operator"
 _BREAKER = "circuit_open"  # the reason that workers give when a breaker of theirs opened
+_THROTTLED = "throttled"  # the reason that they give when a job of theirs was told to come back later
 _SAID = ("name", "tat", "limit", "limit_override", "rate", "rate_override")  # fields that JSON tells otherwise
 _PERIODS = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 
@@ -66,6 +67,8 @@ def held(gate: Gate, now: float) -> str:
         return f"held by an operator until {until}{f': {one_line(text)}' if text else ''}"
     if gate.reason == _BREAKER:
         return f"held by its breaker until {until}"
+    if gate.reason == _THROTTLED:
+        return f"held until {until}, as the other side asked"
     return f"held until {until}{f', because of {one_line(gate.reason)}' if gate.reason else ''}"
 
 

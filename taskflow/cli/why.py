@@ -29,7 +29,10 @@ _TURNED_AWAY = {  # the reasons of snoozes, as workers give them
     "circuit_open": "its breaker was open",
     "bulkhead_full": "a bulkhead was full",
     "rate_limited": "a rate limit turned it away",
+    "throttled": "its dependency asked it to wait",
     "threads_busy": "all threads of its worker were busy",
+    "processes_busy": "all child processes of its worker were busy",
+    "retry_budget": "its retry budget was empty",
     "queue_full": "a queue that it submits to was full",
     "broker_unavailable": "the broker did not answer it",
 }

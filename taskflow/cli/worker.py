@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from taskflow.cli.loading import load_app, refuse_memory, warn_about
-from taskflow.cli.running import run_async
+from taskflow.cli.running import run_to_exit
 from taskflow.cli.signals import Stop, exit_code, handle_signals
 from taskflow.runtime.calls import BrokerCalls
 
@@ -54,7 +54,7 @@ def worker(
         ctx.exit(supervise(flow, count, app=app, queues=queues, concurrency=concurrency, until_empty=until_empty))
     warn_about(flow)
     flow.configure_logs()
-    ctx.exit(run_async(_work(flow, weights, concurrency, until_empty=until_empty, parent=parent)))
+    ctx.exit(run_to_exit(_work(flow, weights, concurrency, until_empty=until_empty, parent=parent)))
 
 
 def parse_queues(words: tuple[str, ...]) -> dict[str, int] | None:

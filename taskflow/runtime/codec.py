@@ -165,6 +165,11 @@ class Codec:
             raise PayloadError(f"{self.name}(): validating an argument raised {type(error).__name__}") from error
         return data
 
+    def converted(self, bound: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments that fit, as their annotations say: what the handler will get."""
+        valid: dict[str, Any] = self._args.validator.validate_python(bound)
+        return valid
+
     def load(self, payload: bytes) -> Envelope:
         """The envelope, its arguments validated. Raises `PayloadError`, or `NewerEnvelope`."""
         try:

@@ -32,6 +32,20 @@ def running(place, seconds, *words):
 # --- to stop -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("how", ["in a thread", "deaf"])
+def test_a_handler_that_does_not_end_does_not_keep_the_process(tmp_path, how):
+    with Place(tmp_path, WORKER__DRAIN_S=0.1) as place:
+        place.submit("stay", (1, how))
+        worker = place.start("worker", "app")
+        until(lambda: place.ledger("start"), "it runs")
+
+        worker.tell(signal.SIGTERM)
+
+        assert worker.end(60) == 4
+        assert "a handler does not end, or a thread that it started: left" in worker.err
+        assert place.states() == {"ready": 1}
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_stop_lets_what_runs_end(tmp_path, signum):
     with Place(tmp_path) as place:
