@@ -108,6 +108,15 @@ def test_all_bad_lines_are_told_at_once_the_first_five_by_name(place):
     assert told[5:] == ["taskflow: … and 2 more of its 8 lines are no jobs"]
 
 
+def test_a_file_that_does_not_fit_is_told_how_much_of_it_is_in(tmp_path):
+    with Place(tmp_path, QUEUE__MAX_SIZE=3, QUEUE__ON_FULL="reject") as place:
+        result = place.here("submit", "app", "work", "--jsonl", place.file(*(f"[{number}]" for number in range(5))))
+        kept = len(place.jobs())
+
+    assert (result.code, result.out) == (1, "")
+    assert f"taskflow: at least {kept} of 5 lines are submitted; the same command submits the rest" in result.err
+
+
 # --- what is no job ----------------------------------------------------------------------------------------------------
 
 
