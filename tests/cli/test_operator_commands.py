@@ -619,7 +619,16 @@ def test_status_shows_broker_queues_gates_and_dead_letters(file):
     assert {queue["queue"]: queue["ready"] for queue in found["queues"]} == {"bulk": 0, "mail": 2}
     assert [(gate["gate"], gate["reason"]) for gate in found["gates_held"]] == [("smtp", "ConnectionError")]
     assert found["dead_letters"] == 1
-    for word in ("sqlite:///jobs.db", "reachable", "mail", "bulk", "smtp", "ConnectionError", "dead letters  1"):
+    for word in (
+        "sqlite:///jobs.db",
+        str(file),
+        "reachable",
+        "mail",
+        "bulk",
+        "smtp",
+        "ConnectionError",
+        "dead letters  1",
+    ):
         assert word in text
 
 
