@@ -1,4 +1,4 @@
-"""How a gate stands, in words and as JSON: held until when and by whom, recovering or open; its limit, its rate."""
+"""How a gate stands, in words and as JSON: held until when and by whom, recovering or admitting; its limit and rate."""
 
 from __future__ import annotations
 
@@ -73,10 +73,10 @@ def held(gate: Gate, now: float) -> str:
 
 
 def state(gate: Gate, parent: Gate | None, now: float) -> str:
-    """One word for JSON: held, recovering or open."""
+    """One word for JSON: held, recovering or admitting. Not "open", which of a circuit breaker means the contrary."""
     if is_held(gate, now) or (parent is not None and is_held(parent, now)):
         return "held"
-    return "open" if gate.ramp is None else "recovering"
+    return "admitting" if gate.ramp is None else "recovering"
 
 
 def told(gate: Gate, parent: Gate | None, now: float) -> str:
@@ -85,7 +85,7 @@ def told(gate: Gate, parent: Gate | None, now: float) -> str:
         return held(gate, now)
     if parent is not None and is_held(parent, now):
         return f"held with all of gate {one_line(parent.name)!r}: {held(parent, now)}"
-    return "open" if gate.ramp is None else f"recovering, {gate.ramp} at once"
+    return "admitting" if gate.ramp is None else f"recovering, {gate.ramp} at once"
 
 
 def limit_in_force(gate: Gate, parent: Gate | None) -> InForce[int]:

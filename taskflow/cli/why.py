@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from taskflow.cli.shown import count_of, instant, last_error, one_line, span
+from taskflow.cli.shown import count_of, instant, last_error, one_line, per_second, span
 from taskflow.cli.standing import (
     by_name,
     held,
@@ -118,7 +118,7 @@ def _in_line(queue: QueueCounts | None) -> list[str]:
     if queue.running == 0 and queue.drain_per_s <= 0:
         words.append(f"nothing of queue {queue.queue!r} runs or has ended lately: is a worker for it up?")
     elif ahead and queue.drain_per_s > 0:
-        words.append(f"{queue.drain_per_s:.2g} a second leave it")
+        words.append(f"{per_second(queue.drain_per_s)} a second leave it")
     return words or ["the next worker with a free slot takes it"]
 
 
