@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 VERSION = 1
 _BARE = b'{"v":1,"args":'
+ENVELOPE_END = b"}"
+_WITHIN_BARE = slice(len(_BARE), -len(ENVELOPE_END))
 _KINDS = inspect.Parameter
 # Bytes as base64, infinity as words: JSON has neither. Said twice, since pydantic's serializer of a TypedDict leaves
 # out the first, and those of dataclasses within it leave out the second.
@@ -227,15 +229,12 @@ class Codec:
             return from_json(data)
 
 
-def envelope(
-    args: bytes,
-    correlation_id: str | None = None,
-    traceparent: str | None = None,
-    options: bytes | None = None,
+def envelope_head(
+    correlation_id: str | None = None, traceparent: str | None = None, options: bytes | None = None
 ) -> bytes:
-    """The payload of a job, from the JSON of its arguments."""
+    """What stands before the JSON of the arguments in a job's payload; `ENVELOPE_END` stands behind it."""
     if correlation_id is None and traceparent is None and options is None:
-        return _BARE + args + b"}"
+        return _BARE
     head = [b'{"v":1']
     if correlation_id is not None:
         head.append(b',"cid":' + to_json(correlation_id))
@@ -243,7 +242,7 @@ def envelope(
         head.append(b',"tp":' + to_json(traceparent))
     if options is not None:
         head.append(b',"opt":' + options)
-    return b"".join((*head, b',"args":', args, b"}"))
+    return b"".join((*head, b',"args":'))
 
 
 def version_of(payload: bytes) -> int | None:
