@@ -110,8 +110,57 @@ class MemoryBroker:
     async def submit(self, jobs: Sequence[Job], bounds: Mapping[str, int]) -> list[Receipt]:
         """As `Broker.submit`. A queue that `bounds` does not name has no bound."""
         now = self._clock.wall()
+        rows, new = self._rows, tuple.__new__
         refused: dict[str, int] = {}
-        return [self._submit(job, bounds.get(job.queue), refused, now) for job in jobs]
+        receipts: list[Receipt] = []
+        accepted: list[Row] = []
+        queue: Queue | None = None
+        row: Row | None = None
+        lane: Lane | None = None
+        where: tuple[str, tuple[str, ...], int] = ("", (), 0)  # in its queue, the job before
+        for job in jobs:
+            job_id, task, name, _, priority, lane_key, gates, key, delay_s, expires_s, _, batch = job
+            if job_id in rows:
+                receipts.append(Receipt(job_id, Accepted.SAME_ID))
+                continue
+            if key is not None and (holder := self._keys.get((task, key))) is not None:
+                receipts.append(Receipt(holder, Accepted.SAME_KEY))
+                continue
+            if queue is None or queue.name != name:
+                queue, bound, lane = self._queue(name), bounds.get(name), None
+                count = queue.count
+            if bound is not None and (gates or count[_READY] + count[_SCHEDULED] >= bound):
+                refusal = self._refusal(job, queue, bound, refused, now)
+                if refusal is not None:
+                    receipts.append(refusal)
+                    continue
+            self._submitted = seq = self._submitted + 1
+            due_at = now + delay_s if delay_s > 0 else now
+            state = _READY if due_at <= now else _SCHEDULED
+            before = row
+            row = rows[job_id] = Row(job, queue, seq, state, now, due_at, due_at, due_at + expires_s, due_at)
+            accepted.append(row)
+            queue.had_jobs = True
+            count[state] += 1
+            if key is not None:
+                self._keys[task, key] = job_id
+            if batch:
+                self._batches.add(batch)
+            for gate in gates:
+                self._gate(gate).add_queued(queue, 1)
+            if (
+                lane is not None
+                and (lane_key, gates, priority) == where
+                and state is _READY
+                and (line := lane.lines[priority])[-1] is before
+            ):  # right behind the one before, as most of a batch
+                line.append(row)
+                lane.size += 1
+            else:
+                lane, where = self._place(row), (lane_key, gates, priority)
+            receipts.append(new(Receipt, (job_id, _NEW, 0.0)))
+        self._expiries.add(accepted)
+        return receipts
 
     async def claim(self, request: ClaimRequest) -> list[Claim]:
         """As `Broker.claim`."""
@@ -375,34 +424,6 @@ class MemoryBroker:
 
     # ---- into the queue ----
 
-    def _submit(self, job: Job, bound: int | None, refused: dict[str, int], now: float) -> Receipt:
-        job_id, task, name, _, _, _, gates, key, delay_s, expires_s, _, batch = job
-        if job_id in self._rows:
-            return Receipt(job_id, Accepted.SAME_ID)
-        if key is not None and (holder := self._keys.get((task, key))) is not None:
-            return Receipt(holder, Accepted.SAME_KEY)
-        queue = self._queues.get(name) or self._queue(name)
-        if bound is not None and (gates or queue.bounded() >= bound):
-            refusal = self._refusal(job, queue, bound, refused, now)
-            if refusal is not None:
-                return refusal
-        self._submitted = seq = self._submitted + 1
-        due_at = now + delay_s if delay_s > 0 else now
-        state = _READY if due_at <= now else _SCHEDULED
-        row = Row(job, queue, seq, state, now, due_at, due_at, due_at + expires_s, due_at)
-        self._rows[job_id] = row
-        queue.had_jobs = True
-        if key is not None:
-            self._keys[task, key] = job_id
-        if batch:
-            self._batches.add(batch)
-        self._expiries.add(row)
-        queue.count[state] += 1
-        for gate in gates:
-            self._gate(gate).add_queued(queue, 1)
-        self._place(row)
-        return _new(Receipt, (job_id, _NEW, 0.0))
-
     def _refusal(self, job: Job, queue: Queue, bound: int, refused: dict[str, int], now: float) -> Receipt | None:
         """Why the queue, or half of it for a gate, has no place for `job`, and when it should have."""
         accepted, line, over = Accepted.QUEUE_FULL, job.queue, queue.bounded() - bound
@@ -418,9 +439,9 @@ class MemoryBroker:
         ahead = refused[line] = refused.get(line, 0) + 1  # in this batch: they will come back too
         return Receipt(job.id, accepted, retry_after_s(over + ahead, drain_per_s=queue.drain.read(now=now)))
 
-    def _place(self, row: Row) -> None:
-        """Put a row that is ready or scheduled where a claim will find it."""
-        queue = row.queue
+    def _place(self, row: Row) -> Lane | None:
+        """Put a row that is ready or scheduled where a claim will find it. Returns its lane if it is ready."""
+        queue, lane = row.queue, None
         if row.state is _SCHEDULED:
             heapq.heappush(queue.scheduled, (row.due_at, row.seq, row))
         else:
@@ -440,9 +461,10 @@ class MemoryBroker:
             else:
                 insort(line, row, key=order)
             if lane.ring is not queue.open[lane.kind]:
-                return  # nothing to claim before its gate opens
+                return lane  # nothing to claim before its gate opens
         if queue.waiters:
             queue.wake_waiters()
+        return lane
 
     @staticmethod
     def _raise_lane(queue: Queue, lane: Lane, priority: int) -> None:
@@ -684,7 +706,7 @@ class MemoryBroker:
             if delay_s <= 0:
                 self._move(row, "due")
         if row.expires_at <= now:  # it passed while the job ran
-            self._expiries.add(row)
+            self._expiries.add([row])
         self._place(row)
 
     def _complete(self, row: Row, result: bytes | None, now: float) -> None:
@@ -756,7 +778,7 @@ class MemoryBroker:
         row.finished_at = None
         row.cancel_requested = False
         row.reason = ""
-        self._expiries.add(row)
+        self._expiries.add([row])
         self._place(row)
         return Retried.READY
 
