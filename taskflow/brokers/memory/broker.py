@@ -119,7 +119,7 @@ class MemoryBroker:
         lane: Lane | None = None
         where: tuple[str, tuple[str, ...], int] = ("", (), 0)  # in its queue, the job before
         for job in jobs:
-            job_id, task, name, _, priority, lane_key, gates, key, delay_s, expires_s, _, batch = job
+            job_id, task, name, payload, priority, lane_key, gates, key, delay_s, expires_s, reason, batch = job
             if job_id in rows:
                 receipts.append(Receipt(job_id, Accepted.SAME_ID))
                 continue
@@ -138,7 +138,26 @@ class MemoryBroker:
             due_at = now + delay_s if delay_s > 0 else now
             state = _READY if due_at <= now else _SCHEDULED
             before = row
-            row = rows[job_id] = Row(job, queue, seq, state, now, due_at, due_at, due_at + expires_s, due_at)
+            row = rows[job_id] = Row(
+                job_id,
+                task,
+                queue,
+                payload,
+                priority,
+                lane_key,
+                gates,
+                key,
+                expires_s,
+                reason,
+                batch,
+                seq,
+                state,
+                now,
+                due_at,
+                due_at,
+                due_at + expires_s,
+                due_at,
+            )
             accepted.append(row)
             queue.had_jobs = True
             count[state] += 1
@@ -291,9 +310,9 @@ class MemoryBroker:
         if len(job_ids) == 1:
             row = self._rows.get(job_ids[0])
             if row is not None and row.finished_at is not None:
-                return {row.job.id: row.final()}
+                return {row.id: row.final()}
         kept = [row for job_id in job_ids if (row := self._rows.get(job_id)) is not None]
-        found = {row.job.id: row.final() for row in kept if row.finished_at is not None}
+        found = {row.id: row.final() for row in kept if row.finished_at is not None}
         if found or not job_ids:
             return found
         if not kept:
@@ -307,16 +326,16 @@ class MemoryBroker:
         first: asyncio.Future[Final | None] = asyncio.get_running_loop().create_future()
         timer = self._clock.call_at(self._clock.now() + timeout_s, partial(resolve, first))
         for row in kept:
-            self._waiters.setdefault(row.job.id, set()).add(first)
+            self._waiters.setdefault(row.id, set()).add(first)
         try:
             final = await first
         finally:
             timer.cancel()
             for row in kept:
-                self._forget_waiter(row.job.id, first)
+                self._forget_waiter(row.id, first)
         if not self._is_open:
             raise BrokerError("the memory broker was closed while a job's end was waited for")
-        found = {row.job.id: row.final() for row in kept if row.finished_at is not None}
+        found = {row.id: row.final() for row in kept if row.finished_at is not None}
         if final is not None:  # it may be pruned or retried by now
             found[final.job_id] = final
         return found
@@ -416,10 +435,10 @@ class MemoryBroker:
         self._batches.discard(batch)
         held_back = self._held_back.pop(batch, [])
         for line in (self._results, self._finished, self._dead):
-            rows = [row for of, row in held_back if of is line and self._rows.get(row.job.id) is row]
+            rows = [row for of, row in held_back if of is line and self._rows.get(row.id) is row]
             newer = line.copy()
             line.clear()
-            line.update((row.job.id, row) for row in rows if row.finished_at is not None)
+            line.update((row.id, row) for row in rows if row.finished_at is not None)
             line.update(newer)
 
     # ---- into the queue ----
@@ -445,16 +464,15 @@ class MemoryBroker:
         if row.state is _SCHEDULED:
             heapq.heappush(queue.scheduled, (row.due_at, row.seq, row))
         else:
-            job = row.job
-            key = (job.lane, job.gates, row.lost >= SUSPECT_AFTER)
+            key = (row.lane, row.gates, row.lost >= SUSPECT_AFTER)
             lane = queue.lanes.get(key)
             if lane is None:
-                lane = queue.lanes[key] = Lane(key, tuple(self._gate(name) for name in job.gates))
-            line = lane.lines.get(job.priority)
+                lane = queue.lanes[key] = Lane(key, tuple(self._gate(name) for name in row.gates))
+            line = lane.lines.get(row.priority)
             if line is None:
-                line = lane.lines[job.priority] = deque()
-                if job.priority > lane.top:
-                    self._raise_lane(queue, lane, job.priority)
+                line = lane.lines[row.priority] = deque()
+                if row.priority > lane.top:
+                    self._raise_lane(queue, lane, row.priority)
             lane.size += 1
             if not line or (last := line[-1]).due_at < row.due_at or (last.due_at == row.due_at and last.seq < row.seq):
                 line.append(row)
@@ -483,8 +501,8 @@ class MemoryBroker:
         queue = row.queue
         queue.count[before] -= 1
         queue.count[after] += 1
-        if row.job.gates and (step := (after in _BOUNDED) - (before in _BOUNDED)):
-            for name in row.job.gates:
+        if row.gates and (step := (after in _BOUNDED) - (before in _BOUNDED)):
+            for name in row.gates:
                 self._gate(name).add_queued(queue, step)
 
     # ---- out of the queue ----
@@ -545,16 +563,16 @@ class MemoryBroker:
         """These rows of `queue` are the worker's now. Written out, for once: every job passes here."""
         queue.count[_READY] -= len(rows)
         queue.count[_CLAIMED] += len(rows)
-        token, beats, held = self._token, worker.beats, worker.claims
+        token, beats, held, name, new = self._token, worker.beats, worker.claims, queue.name, tuple.__new__
         claims: list[Claim] = []
         for row in rows:
             token += 1
+            job_id = row.id
             row.state, row.token, row.worker, row.vouched, row.started_at = _CLAIMED, token, worker, beats, now
-            job_id, task, name, payload, priority, lane, gates, _, _, _, expire_reason, _ = row.job
             held[job_id] = row
             recoveries: tuple[gating.Recovery, ...] = ()
-            if gates:
-                lines = [self._gate(gate) for gate in gates]
+            if row.gates:
+                lines = [self._gate(gate) for gate in row.gates]
                 for line in lines:
                     line.add_queued(queue, -1)
                 recoveries = gating.recoveries_of(line.record for line in lines)
@@ -562,23 +580,23 @@ class MemoryBroker:
             claim = (
                 job_id,
                 token,
-                task,
+                row.task,
                 name,
-                payload,
-                lane,
-                gates,
-                priority,
+                row.payload,
+                row.lane,
+                row.gates,
+                row.priority,
                 row.attempts,
                 row.snoozes,
                 row.lost,
                 waited_s if waited_s > 0 else 0.0,
                 age_s if age_s > 0 else 0.0,
                 row.expires_at - now,
-                expire_reason,
+                row.expire_reason,
                 row.checkpoint,
                 recoveries,
             )
-            claims.append(_new(Claim, claim))
+            claims.append(new(Claim, claim))
         self._token = token
         return claims
 
@@ -649,11 +667,10 @@ class MemoryBroker:
                 self._look_again(gate, admission.look_again_at)
 
     def _end_claim(self, row: Row, freed: dict[str, list[int]], *, is_unused: bool = False) -> None:
-        job = row.job
         assert row.worker is not None
-        del row.worker.claims[job.id]
+        del row.worker.claims[row.id]
         row.worker = None
-        for name in job.gates:
+        for name in row.gates:
             ended = freed.setdefault(name, [0, 0])
             ended[0] += 1
             ended[1] += is_unused
@@ -718,7 +735,7 @@ class MemoryBroker:
         row.state = _COMPLETED
         if result is not None:
             row.result = result
-            self._results[row.job.id] = row
+            self._results[row.id] = row
         self._close(row, now)
 
     def _finish(self, row: Row, event: str, now: float) -> None:
@@ -729,11 +746,10 @@ class MemoryBroker:
     def _close(self, row: Row, now: float) -> None:
         """The row is final: its key is free, whoever waits for it hears."""
         row.finished_at = now
-        job = row.job
-        if job.key is not None:
-            self._keys.pop((job.task, job.key), None)
-        (self._dead if row.state is _DEAD else self._finished)[job.id] = row
-        if self._waiters and (waiting := self._waiters.pop(job.id, None)) is not None:
+        if row.key is not None:
+            self._keys.pop((row.task, row.key), None)
+        (self._dead if row.state is _DEAD else self._finished)[row.id] = row
+        if self._waiters and (waiting := self._waiters.pop(row.id, None)) is not None:
             final = row.final()
             for waiter in waiting:
                 if not waiter.done():
@@ -765,16 +781,15 @@ class MemoryBroker:
             return Retried.MISSING
         if row.state is not _DEAD:
             return Retried.NOT_DEAD
-        job = row.job
-        if job.key is not None:
-            if (job.task, job.key) in self._keys:
+        if row.key is not None:
+            if (row.task, row.key) in self._keys:
                 return Retried.KEY_TAKEN
-            self._keys[job.task, job.key] = job.id
+            self._keys[row.task, row.key] = row.id
         self._move(row, "resurrect")
-        self._dead.pop(job.id, None)
+        self._dead.pop(row.id, None)
         row.attempts = row.snoozes = row.lost = 0
         row.due_at = row.first_due_at = row.ready_at = now
-        row.expires_at = now + job.expires_s
+        row.expires_at = now + row.expires_s
         row.finished_at = None
         row.cancel_requested = False
         row.reason = ""
@@ -805,7 +820,7 @@ class MemoryBroker:
         self._expiries.sweep(sum(queue.bounded() + queue.count[_RUNNING] for queue in self._queues.values()))
         for row in self._expiries.take_due(now, max(0, most - len(moved))):
             if row.finished_at is None and row.state is not _RUNNING and row.expires_at <= now:
-                row.reason = row.job.expire_reason
+                row.reason = row.expire_reason
                 self._leave_line(row, "expire", now)
                 moved.append(row.reclaimed(row.reason))
 
@@ -835,8 +850,8 @@ class MemoryBroker:
             if row.finished_at is None or row.finished_at > before or len(rows) >= most:
                 break
             gone.append(job_id)
-            if row.job.batch in self._batches:
-                self._held_back.setdefault(row.job.batch, []).append((line, row))
+            if row.batch in self._batches:
+                self._held_back.setdefault(row.batch, []).append((line, row))
             else:
                 rows.append(row)
         for job_id in gone:
@@ -844,7 +859,7 @@ class MemoryBroker:
         return rows
 
     def _forget(self, row: Row) -> None:
-        job_id = row.job.id
+        job_id = row.id
         del self._rows[job_id]
         row.queue.count[row.state] -= 1
         for line in (self._results, self._finished, self._dead):
