@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 _UNKNOWN_FIRST_S, _UNKNOWN_MOST_S = 5.0, 300.0
 _NO_PLACE_S = 5.0
 _LONGEST_HOLD_S = 86_400.0  # what one answer of a third party may close a gate for
+_GONE: dict[str, Any] = {}  # arguments live no longer than the handler does
 _NO_POLICY = Retry()  # for what goes wrong before the task's own is known
 
 
@@ -86,6 +87,7 @@ class Attempts:
         self._settings = settings
         self._max_result_bytes = settings.retention.result_max_bytes
         self._clock = clock
+        self._now = clock.now
         self._rng = rng
         self._emit = emit
         self._claims = leases.claims
@@ -102,23 +104,22 @@ class Attempts:
 
     def admit(self, walk: Walk, slot: Slot) -> bool:
         """Whether `run` is to make an attempt. If not, what becomes of the job is with the settler, or with others."""
-        if self._claims.get(walk.claim.job_id) is not walk:
+        claim = walk.claim
+        if self._claims.get(claim.job_id) is not walk:
             return False  # lost while it waited here
         walk.slot = slot
-        now = self._clock.now()
+        walk.started_at = now = self._now()
         try:
-            outcome = self._admit(walk, now)
+            outcome = self._admit(walk, claim, now)
         except Exception as error:  # noqa: BLE001 - ours: the job gets another try, and this slot goes on
             outcome = outcomes.failed(error, covers=_NO_POLICY.covers)
         if outcome is None:
-            walk.started_at = now
             return True
         self._end(walk, outcome, now)
         return False
 
-    def _admit(self, walk: Walk, now: float) -> Outcome | None:
+    def _admit(self, walk: Walk, claim: Claim, now: float) -> Outcome | None:
         """Find what the attempt needs; or why there is none."""
-        claim = walk.claim
         task = self._tasks.get(claim.task)
         if task is None:
             return self._unknown(claim)
@@ -240,7 +241,7 @@ class Attempts:
                 slot.end()
                 job_context.reset(before)
                 del self.running[walk]
-                walk.vouched_until = NEVER
+                walk.vouched_until, walk.args = NEVER, _GONE
             self._conclude(walk, outcome)
         except BaseException as error:
             is_ours = isinstance(error, Exception)  # no handler's: those are outcomes by now
@@ -270,9 +271,9 @@ class Attempts:
 
     def _conclude(self, walk: Walk, outcome: Outcome) -> None:
         """The handler has ended."""
-        now = self._clock.now()
+        now = self._now()
         walk.run_s = run_s = now - walk.started_at
-        if isinstance(outcome, Succeeded):
+        if type(outcome) is Succeeded:
             walk.outcome, walk.error = "succeeded", None
             if walk.slot.stopped == TIMEOUT:
                 claim = walk.claim
@@ -355,7 +356,8 @@ class Attempts:
         claim = walk.claim
         walk.has_ended = True
         retry = _NO_POLICY if walk.policy is None else walk.policy.retry
-        walk.decision = decide(claim, outcome, retry=retry, jitter=self._rng.random())
+        jitter = 0.0 if type(outcome) is Succeeded else self._rng.random()  # there is nothing to spread
+        walk.decision = decide(claim, outcome, retry=retry, jitter=jitter)
         walk.total_s = claim.age_s + now - walk.at
         self.ended += 1
         self._settler.push(walk, was_run=was_run)

@@ -60,14 +60,15 @@ class Codec:
 
     __slots__ = (
         "_accepts_more",
-        "_args",
-        "_dump_args",
+        "_args_to_json",
         "_dump_result",
         "_is_plain",
+        "_load_args",
         "_names",
         "_positional_only",
         "_read",
         "_result",
+        "_valid_args",
         "defaults",
         "name",
     )
@@ -117,7 +118,7 @@ class Codec:
         returns = hints.pop("return", Any)
         self._is_plain = all(_is_plain(kind) for kind in hints.values())
         try:
-            self._args: TypeAdapter[Any] = TypeAdapter(args)
+            of_args: TypeAdapter[Any] = TypeAdapter(args)
             self._read: TypeAdapter[Any] = TypeAdapter(envelope)
             self._result = _result_adapter(returns)
         except (PydanticSchemaGenerationError, PydanticUserError) as error:
@@ -129,7 +130,9 @@ class Codec:
                 f"task {name!r}: {secret} is a secret, which JSON would carry as asterisks; pass the secret's name, "
                 f"and look it up in the handler"
             )
-        self._dump_args = SchemaSerializer(self._args.core_schema, _SERIALIZER)
+        # Bound once: each job passes through these three.
+        self._valid_args, self._load_args = of_args.validator.validate_python, of_args.validator.validate_json
+        self._args_to_json = SchemaSerializer(of_args.core_schema, _SERIALIZER).to_json
         self._dump_result = SchemaSerializer(self._result.core_schema, _SERIALIZER)
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,13 +155,12 @@ class Codec:
 
         Raises `PayloadError` that names each argument that does not fit.
         """
-        validator = self._args.validator
         try:
-            valid = validator.validate_python(bound)
+            valid = self._valid_args(bound)
             if self._is_plain:
-                return self._dump_args.to_json(valid)  # without options: each one costs more than the dump itself
-            data = self._dump_args.to_json(valid, warnings="error", round_trip=True, by_alias=True)
-            validator.validate_json(data)  # models may write what they do not read
+                return self._args_to_json(valid)  # without options: each one costs more than the dump itself
+            data = self._args_to_json(valid, warnings="error", round_trip=True, by_alias=True)
+            self._load_args(data)  # models may write what they do not read
         except ValidationError as error:
             raise PayloadError(f"{self.name}(): {_problems(error)}") from None
         except PydanticSerializationError as error:
@@ -170,9 +172,9 @@ class Codec:
     def load(self, payload: bytes) -> Envelope:
         """The envelope, its arguments validated. Raises `PayloadError`, or `NewerEnvelope`."""
         try:
-            if payload.startswith(_BARE) and payload.endswith(b"}"):  # as `envelope` writes most of them
+            if payload.startswith(_BARE) and payload.endswith(ENVELOPE_END):  # as most of them are written
                 try:
-                    return self._args.validator.validate_json(payload[len(_BARE) : -1]), None, None, None
+                    return self._load_args(payload[_WITHIN_BARE]), None, None, None
                 except ValidationError:  # more than arguments, or they do not fit: the whole can tell
                     read = self._read.validator.validate_json(payload)
             else:

@@ -81,9 +81,11 @@ class Settler:
             self._ended.append(walk)
         self._pending.append(walk)
         hold = walk.hold
-        if isinstance(hold, GateWord):
+        if hold is None:
+            pass
+        elif isinstance(hold, GateWord):
             self._words.append(hold)
-        elif hold is not None and (hold.gate not in self._holds or hold.for_s > self._holds[hold.gate].for_s):
+        elif hold.gate not in self._holds or hold.for_s > self._holds[hold.gate].for_s:
             self._holds[hold.gate] = hold
         if self._wake is not None:
             self._wake_up(self._wake)

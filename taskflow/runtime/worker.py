@@ -447,7 +447,7 @@ class Worker:
                             await run(walk)
                     finally:
                         self._busy -= 1
-                        if walk.claim.lost >= SUSPECT_AFTER:
+                        if self._suspects and walk.claim.lost >= SUSPECT_AFTER:
                             self._suspects -= 1
                         if self._wants_room:
                             self._make_room()
