@@ -221,19 +221,19 @@ class Attempts:
             if not task.is_async and (denied := await self._take_place(walk, task.where)) is not None:
                 if walk.admitted is not None:
                     self._breakers.give_back(walk.admitted)
-                self._end(walk, denied, self._clock.now())
+                self._end(walk, denied, self._now())
                 return
-            before = self._begin(walk, policy)
+            before = self._begin(walk, policy.timeout_s)
             outcome: Outcome
             try:
-                if walk.child is not None:
+                if task.is_async:
+                    result = await task.start(**walk.args)
+                    outcome = outcomes.succeeded(task, result, max_bytes=self._max_result_bytes)
+                elif walk.child is not None:
                     outcome = await self._processes.run(walk.child, walk, retry=policy.retry)
                 else:
-                    if task.is_async:
-                        result = await task.start(**walk.args)
-                    else:
-                        thread = self._threads.start(partial(task.start, **walk.args))
-                        result = await _join(thread)
+                    thread = self._threads.start(partial(task.start, **walk.args))
+                    result = await _join(thread)
                     outcome = outcomes.succeeded(task, result, max_bytes=self._max_result_bytes)
             except BaseException as error:  # noqa: BLE001 - whatever a handler raises is an outcome; the rest is raised
                 outcome = self._outcome_of(walk, policy, slot.caught(error))
@@ -242,23 +242,28 @@ class Attempts:
                 job_context.reset(before)
                 del self.running[walk]
                 walk.vouched_until, walk.args = NEVER, _GONE
-            self._conclude(walk, outcome)
+            now = self._now()
+            walk.run_s = now - walk.started_at
+            if type(outcome) is Succeeded and slot.stopped is None and walk.admitted is None:
+                walk.outcome, walk.error = "succeeded", None
+            else:
+                outcome = self._conclude(walk, outcome)
+            self._end(walk, outcome, now, was_run=True)
         except BaseException as error:
             is_ours = isinstance(error, Exception)  # no handler's: those are outcomes by now
             if not walk.has_ended:
                 outcome = outcomes.failed(error, covers=_NO_POLICY.covers) if is_ours else Interrupted()
-                self._end(walk, outcome, self._clock.now())
+                self._end(walk, outcome, self._now())
             if not is_ours:
                 raise
         if thread is not None:
             await self._let_go(thread, walk.claim)
 
-    def _begin(self, walk: Walk, policy: TaskPolicy) -> Token[JobContext | None]:
+    def _begin(self, walk: Walk, timeout_s: float) -> Token[JobContext | None]:
         """The handler is about to run."""
-        claim, now = walk.claim, walk.started_at
-        deadline_at = now + policy.timeout_s
-        if claim.expire_reason == "deadline":  # the longest wait, on the other hand, is over once the job runs
-            deadline_at = min(deadline_at, walk.at + claim.expires_in_s)
+        deadline_at = walk.started_at + timeout_s
+        if walk.claim.expire_reason == "deadline":  # the longest wait, on the other hand, is over once the job runs
+            deadline_at = min(deadline_at, walk.at + walk.claim.expires_in_s)
         walk.deadline_at, walk.notebook = deadline_at, self._notebook
         self.running[walk] = None
         walk.vouched_until = deadline_at + OVERTIME_S
@@ -269,22 +274,17 @@ class Attempts:
         walk.slot.begin(deadline_at)
         return job_context.set(walk)
 
-    def _conclude(self, walk: Walk, outcome: Outcome) -> None:
-        """The handler has ended."""
-        now = self._now()
-        walk.run_s = run_s = now - walk.started_at
-        if type(outcome) is Succeeded:
-            walk.outcome, walk.error = "succeeded", None
-            if walk.slot.stopped == TIMEOUT:
-                claim = walk.claim
-                self._emit(events.TimeoutIgnored(claim.job_id, claim.task, claim.queue, run_s))
-        else:
-            walk.outcome, walk.error = outcomes.label(outcome), getattr(outcome, "error", None)
+    def _conclude(self, walk: Walk, outcome: Outcome) -> Outcome:
+        """What the listeners are told of a handler's end, and what its breaker makes of the outcome."""
+        walk.outcome, walk.error = outcomes.label(outcome), getattr(outcome, "error", None)
+        if walk.slot.stopped == TIMEOUT and isinstance(outcome, Succeeded):
+            claim = walk.claim
+            self._emit(events.TimeoutIgnored(claim.job_id, claim.task, claim.queue, walk.run_s))
         if walk.admitted is not None:
-            outcome, word = self._breakers.report(walk.admitted, outcome, run_s)
+            outcome, word = self._breakers.report(walk.admitted, outcome, walk.run_s)
             if word is not None:
                 walk.hold = word
-        self._end(walk, outcome, now, was_run=True)
+        return outcome
 
     def _outcome_of(self, walk: Walk, policy: TaskPolicy, error: Exception) -> Outcome:
         """The outcome of a handler that ended with `error`."""

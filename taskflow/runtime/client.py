@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 BATCH = 500  # jobs in one round trip: past that, larger batches gain little and hold the broker up longer
 _LONGEST_WAIT_S = 3_600.0
+_NEVER = float("inf")
 _LOOK_S = 1.0  # between two tries to get into a full queue
 _NEW = Accepted.NEW  # an enum's member costs as much as a call on Python 3.11
 _ALL_NEW = {_NEW}
@@ -146,8 +147,8 @@ class Client:
 
         An outage of the broker is waited out, within `timeout`; then `BrokerUnavailable` is raised.
         """
-        give_up_at = float("inf") if timeout is None else self.clock.now() + timeout
-        left_s = float("inf") if timeout is None else max(0.0, timeout)
+        left_s = _NEVER if timeout is None else max(0.0, timeout)
+        give_up_at = self.clock.now() + left_s
         pause_s = _FIRST_PAUSE_S
         while True:
             try:

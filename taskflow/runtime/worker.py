@@ -486,8 +486,7 @@ class Worker:
         for walk in self._running_of(claims):
             walk.slot.stop(LEASE_LOST)
             stopped.append(walk)
-        for walk in stopped:
-            self._leases.drop(walk)
+        self._leases.drop(stopped)
         return tuple(sorted(walk.claim.job_id for walk in stopped))
 
     def _running_of(self, claims: Mapping[str, int]) -> list[Walk]:

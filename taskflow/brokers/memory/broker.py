@@ -45,7 +45,7 @@ from taskflow.brokers.memory.expiries import Expiries
 from taskflow.brokers.memory.lanes import GateLine, Holder, Lane, Left, Queue, Ring, Row, late, matching, order, resolve
 from taskflow.clock import Clock, LoopClock
 from taskflow.core import gate as gating
-from taskflow.core.decision import Bury, Cancel, Complete, Decision, Expire, Release, Retry, Snooze
+from taskflow.core.decision import Bury, Cancel, Complete, Expire, Release, Retry, Snooze
 from taskflow.core.job import FINAL, SUSPECT_AFTER, TRANSITIONS, Claim, Job, JobState, is_buried
 from taskflow.core.outcome import ErrorRecord
 from taskflow.core.window import retry_after_s
@@ -234,25 +234,42 @@ class MemoryBroker:
     async def settle(self, settlements: Sequence[Settlement]) -> list[SettleReply]:
         """As `Broker.settle`."""
         now = self._clock.wall()
+        rows, results, finished = self._rows, self._results, self._finished
         replies: list[SettleReply] = []
-        left: dict[Queue, int] = {}  # jobs that left their queue for good
+        completed: dict[Queue, int] = {}
+        left: dict[Queue, int] = {}  # other jobs that left their queue for good
         freed: dict[str, list[int]] = {}  # gate → [claims that ended, of them unused]
         for job_id, token, decision in settlements:
-            row = self._rows.get(job_id)
+            row = rows.get(job_id)
             if row is None or row.token != token or row.state is not _RUNNING:
                 replies.append(late(row, token))
                 continue
             row.settled_token = token
-            self._end_claim(row, freed, is_unused=type(decision) is Release)
-            if type(decision) is Complete:
-                self._complete(row, decision.result, now)
-                left[row.queue] = left.get(row.queue, 0) + 1
+            if isinstance(decision, Complete):  # what most claims come to: written out, every job passes here
+                if row.gates:
+                    self._end_claim(row, freed)
+                else:
+                    del row.worker.claims[job_id]  # type: ignore[union-attr]
+                    row.worker = None
+                row.attempts += 1
+                row.state, row.finished_at, row.result = _COMPLETED, now, decision.result
+                finished[job_id] = row
+                if row.result is not None:
+                    results[job_id] = row
+                if row.key is not None or job_id in self._waiters:
+                    self._tell_final(row)
+                completed[row.queue] = completed.get(row.queue, 0) + 1
                 replies.append(_DONE)
                 continue
+            self._end_claim(row, freed, is_unused=type(decision) is Release)
             self._apply(row, decision, now)
             if row.finished_at is not None:
                 left[row.queue] = left.get(row.queue, 0) + 1
             replies.append(SettleReply(_APPLIED, row.state))
+        for queue, count in completed.items():
+            queue.count[_RUNNING] -= count
+            queue.count[_COMPLETED] += count
+            queue.drain.add(count, now=now)
         for queue, count in left.items():
             queue.drain.add(count, now=now)
         self._free(freed)
@@ -683,10 +700,8 @@ class MemoryBroker:
 
     # ---- what becomes of a claim ----
 
-    def _apply(self, row: Row, decision: Decision, now: float) -> None:
+    def _apply(self, row: Row, decision: Retry | Snooze | Release | Bury | Expire | Cancel, now: float) -> None:
         match decision:
-            case Complete():
-                self._complete(row, decision.result, now)
             case Retry():
                 row.add_error(decision.error, now)
                 row.attempts += 1
@@ -726,30 +741,18 @@ class MemoryBroker:
             self._expiries.add([row])
         self._place(row)
 
-    def _complete(self, row: Row, result: bytes | None, now: float) -> None:
-        """What most claims come to."""
-        row.attempts += 1
-        count = row.queue.count
-        count[_RUNNING] -= 1
-        count[_COMPLETED] += 1
-        row.state = _COMPLETED
-        if result is not None:
-            row.result = result
-            self._results[row.id] = row
-        self._close(row, now)
-
     def _finish(self, row: Row, event: str, now: float) -> None:
         """Into a final state, along the table."""
         self._move(row, event)
-        self._close(row, now)
-
-    def _close(self, row: Row, now: float) -> None:
-        """The row is final: its key is free, whoever waits for it hears."""
         row.finished_at = now
+        (self._dead if row.state is _DEAD else self._finished)[row.id] = row
+        self._tell_final(row)
+
+    def _tell_final(self, row: Row) -> None:
+        """The row is final: its key is free, whoever waits for it hears."""
         if row.key is not None:
             self._keys.pop((row.task, row.key), None)
-        (self._dead if row.state is _DEAD else self._finished)[row.id] = row
-        if self._waiters and (waiting := self._waiters.pop(row.id, None)) is not None:
+        if (waiting := self._waiters.pop(row.id, None)) is not None:
             final = row.final()
             for waiter in waiting:
                 if not waiter.done():
