@@ -56,6 +56,7 @@ _UNKNOWN_FIRST_S, _UNKNOWN_MOST_S = 5.0, 300.0
 _NO_PLACE_S = 5.0
 _LONGEST_HOLD_S = 86_400.0  # what one answer of a third party may close a gate for
 _SPREAD = 0.1  # those who were told to wait the same time come back over this share of it: later, never earlier
+_GONE: dict[str, Any] = {}  # arguments live no longer than the handler does
 _NO_POLICY = Retry()  # for what goes wrong before the task's own is known
 
 
@@ -88,6 +89,7 @@ class Attempts:
         self._settings = settings
         self._max_result_bytes = settings.retention.result_max_bytes
         self._clock = clock
+        self._now = clock.now
         self._rng = rng
         self._emit = emit
         self._claims = leases.claims
@@ -104,25 +106,24 @@ class Attempts:
 
     def admit(self, walk: Walk, slot: Slot) -> bool:
         """Whether `run` is to make an attempt. If not, what becomes of the job is with the settler, or with others."""
-        if self._claims.get(walk.claim.job_id) is not walk:
+        claim = walk.claim
+        if self._claims.get(claim.job_id) is not walk:
             return False  # lost while it waited here
         walk.slot = slot
-        now = self._clock.now()
+        walk.started_at = now = self._now()
         try:
-            outcome = self._admit(walk, now)
+            outcome = self._admit(walk, claim, now)
         except Exception as error:  # noqa: BLE001 - ours: the job gets another try, and this slot goes on
             outcome = self._failed(error, _NO_POLICY)
         if outcome is None:
-            walk.started_at = now
             return True
         if walk.admitted is not None:
             self._breakers.give_back(walk.admitted)
         self._end(walk, outcome, now)
         return False
 
-    def _admit(self, walk: Walk, now: float) -> Outcome | None:
+    def _admit(self, walk: Walk, claim: Claim, now: float) -> Outcome | None:
         """Find what the attempt needs; or why there is none."""
-        claim = walk.claim
         task = self._tasks.get(claim.task)
         if task is None:
             return self._unknown(claim)
@@ -233,19 +234,19 @@ class Attempts:
             if not task.is_async and (denied := await self._get_ready(walk, policy, task.where)) is not None:
                 if walk.admitted is not None:
                     self._breakers.give_back(walk.admitted)
-                self._end(walk, denied, self._clock.now())
+                self._end(walk, denied, self._now())
                 return
-            before = self._begin(walk, policy)
+            before = self._begin(walk, policy.timeout_s)
             outcome: Outcome
             try:
-                if walk.child is not None:
+                if task.is_async:
+                    result = await task.start(**walk.args)
+                    outcome = outcomes.succeeded(task, result, max_bytes=self._max_result_bytes)
+                elif walk.child is not None:
                     outcome = await self._processes.run(walk.child, walk, retry=policy.retry)
                 else:
-                    if task.is_async:
-                        result = await task.start(**walk.args)
-                    else:
-                        thread = self._threads.start(partial(task.start, **walk.args))
-                        result = await _join(thread)
+                    thread = self._threads.start(partial(task.start, **walk.args))
+                    result = await _join(thread)
                     outcome = outcomes.succeeded(task, result, max_bytes=self._max_result_bytes)
             except BaseException as error:  # noqa: BLE001 - whatever a handler raises is an outcome; the rest is raised
                 outcome = self._outcome_of(walk, policy, slot.caught(error))
@@ -253,24 +254,29 @@ class Attempts:
                 slot.end()
                 job_context.reset(before)
                 del self.running[walk]
-                walk.vouched_until = NEVER
-            self._conclude(walk, outcome)
+                walk.vouched_until, walk.args = NEVER, _GONE
+            now = self._now()
+            walk.run_s = now - walk.started_at
+            if type(outcome) is Succeeded and slot.stopped is None and walk.admitted is None:
+                walk.outcome, walk.error = "succeeded", None
+            else:
+                outcome = self._conclude(walk, outcome)
+            self._end(walk, outcome, now, was_run=True)
         except BaseException as error:
             is_ours = isinstance(error, Exception)  # no handler's: those are outcomes by now
             if not walk.has_ended:
                 outcome = self._failed(error, _NO_POLICY) if is_ours else Interrupted()
-                self._end(walk, outcome, self._clock.now())
+                self._end(walk, outcome, self._now())
             if not is_ours:
                 raise
         if thread is not None:
             await self._let_go(thread, walk.claim)
 
-    def _begin(self, walk: Walk, policy: TaskPolicy) -> Token[JobContext | None]:
+    def _begin(self, walk: Walk, timeout_s: float) -> Token[JobContext | None]:
         """The handler is about to run."""
-        claim, now = walk.claim, walk.started_at
-        deadline_at = now + policy.timeout_s
-        if claim.expire_reason == "deadline":  # the longest wait, on the other hand, is over once the job runs
-            deadline_at = min(deadline_at, walk.at + claim.expires_in_s)
+        deadline_at = walk.started_at + timeout_s
+        if walk.claim.expire_reason == "deadline":  # the longest wait, on the other hand, is over once the job runs
+            deadline_at = min(deadline_at, walk.at + walk.claim.expires_in_s)
         walk.deadline_at, walk.notebook = deadline_at, self._notebook
         self.running[walk] = None
         walk.vouched_until = deadline_at + OVERTIME_S
@@ -281,24 +287,19 @@ class Attempts:
         walk.slot.begin(deadline_at)
         return job_context.set(walk)
 
-    def _conclude(self, walk: Walk, outcome: Outcome) -> None:
-        """The handler has ended."""
-        now = self._clock.now()
-        walk.run_s = run_s = now - walk.started_at
-        if isinstance(outcome, Succeeded):
-            walk.outcome, walk.error = "succeeded", None
-            if walk.slot.stopped == TIMEOUT:
-                claim = walk.claim
-                self._emit(events.TimeoutIgnored(claim.job_id, claim.task, claim.queue, run_s))
-        else:
-            walk.outcome, walk.error = outcomes.label(outcome), getattr(outcome, "error", None)
-            if isinstance(outcome, Rejected) and outcome.reason == outcomes.THROTTLED:
-                outcome = self._throttled(walk, outcome)
+    def _conclude(self, walk: Walk, outcome: Outcome) -> Outcome:
+        """What the listeners are told of a handler's end, and what its breaker makes of the outcome."""
+        walk.outcome, walk.error = outcomes.label(outcome), getattr(outcome, "error", None)
+        if walk.slot.stopped == TIMEOUT and isinstance(outcome, Succeeded):
+            claim = walk.claim
+            self._emit(events.TimeoutIgnored(claim.job_id, claim.task, claim.queue, walk.run_s))
+        if isinstance(outcome, Rejected) and outcome.reason == outcomes.THROTTLED:
+            outcome = self._throttled(walk, outcome)
         if walk.admitted is not None:
-            outcome, word = self._breakers.report(walk.admitted, outcome, run_s)
+            outcome, word = self._breakers.report(walk.admitted, outcome, walk.run_s)
             if word is not None:
                 walk.hold = word
-        self._end(walk, outcome, now, was_run=True)
+        return outcome
 
     def _throttled(self, walk: Walk, outcome: Rejected) -> Rejected:
         """Its dependency said: not now. That is for all who need it; and they do not come back all at once."""
@@ -380,9 +381,10 @@ class Attempts:
 
     def _end(self, walk: Walk, outcome: Outcome, now: float, *, was_run: bool = False) -> None:
         """Decide, and leave the rest to the settler."""
-        claim, jitter = walk.claim, self._rng.random()
+        claim = walk.claim
         walk.has_ended = True
         retry = _NO_POLICY if walk.policy is None else walk.policy.retry
+        jitter = 0.0 if type(outcome) is Succeeded else self._rng.random()  # there is nothing to spread
         try:
             walk.decision = decide(claim, outcome, retry=retry, jitter=jitter)
         except Exception as error:  # noqa: BLE001 - a backoff of the user's own: the job must not stay where it is for that

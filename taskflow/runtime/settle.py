@@ -18,7 +18,7 @@ from taskflow.core.gate import Hold
 from taskflow.runtime.walk import GateWord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from taskflow.brokers.base import Broker
     from taskflow.clock import Clock
@@ -39,7 +39,7 @@ class Settler:
         calls: BrokerCalls,
         clock: Clock,
         emit: Callable[[events.Event], None],
-        forget: Callable[[Walk], None],
+        forget: Callable[[Sequence[Walk]], None],
         on_held: Callable[[], None],
         on_word: Callable[[GateWord, Gate], None],
     ) -> None:
@@ -81,9 +81,11 @@ class Settler:
             self._ended.append(walk)
         self._pending.append(walk)
         hold = walk.hold
-        if isinstance(hold, GateWord):
+        if hold is None:
+            pass
+        elif isinstance(hold, GateWord):
             self._words.append(hold)
-        elif hold is not None and (hold.gate not in self._holds or hold.for_s > self._holds[hold.gate].for_s):
+        elif hold.gate not in self._holds or hold.for_s > self._holds[hold.gate].for_s:
             self._holds[hold.gate] = hold
         if self._wake is not None:
             self._wake_up(self._wake)
@@ -146,10 +148,9 @@ class Settler:
         new = tuple.__new__  # the constructor of a NamedTuple is one more call
         settlements = [new(Settlement, (w.claim.job_id, w.claim.token, w.decision)) for w in batch]
         replies = await self._calls.until_heard("settle", lambda: self._broker.settle(settlements))
-        forget = self._forget
+        self._forget(batch)
         settled: list[Walk] = []
         for walk, (answer, state) in zip(batch, replies, strict=True):
-            forget(walk)
             if answer is _STALE or state is None:
                 claim = walk.claim
                 self._emit(events.SettlementStale(claim.job_id, claim.task, claim.queue, claim.token))
@@ -188,5 +189,5 @@ class Settler:
             try:
                 await self._tell([walk])
             except Exception as error:  # noqa: BLE001 - as above
-                self._forget(walk)  # its lease will end, and another worker has a try
+                self._forget([walk])  # its lease will end, and another worker has a try
                 self._calls.failed("settle", error, 0.0)
