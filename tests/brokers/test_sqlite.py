@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from taskflow.brokers.base import Accepted, Settled, Settlement
-from taskflow.brokers.sqlite import SqliteBroker, schema, tx
+from taskflow.brokers.sqlite import SqliteBroker, lines, schema, tx
 from taskflow.core import gate as gating
 from taskflow.core.decision import Bury, Complete, Release, Retry, Snooze
 from taskflow.core.job import JobState
@@ -753,6 +753,21 @@ async def test_dead_letters_and_errors_survive_a_restart(path: Path) -> None:
 
     assert [error.message for error in info.errors] == ["boom"]
     assert (info.state, now) == (JobState.DEAD, JobState.READY)
+
+
+# ---- loops ----
+
+
+async def test_answers_of_one_commit_go_to_the_loops_that_asked() -> None:
+    mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    gone = asyncio.new_event_loop()  # of a handler in a thread that has ended since
+    theirs: asyncio.Future[None] = gone.create_future()
+    gone.close()
+
+    await asyncio.to_thread(lines.answer, [lines.Op(lines.nothing, theirs), lines.Op(lines.nothing, mine)])
+
+    async with asyncio.timeout(PATIENCE_S):
+        assert await mine is None
 
 
 # ---- lanes and gates ----

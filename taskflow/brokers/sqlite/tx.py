@@ -60,6 +60,11 @@ class Effects:
     ended: list[str] = field(default_factory=list)  # claims that were settled
     is_upkeep: bool = False  # a moment to give space back
 
+    def add_hints(self, others: Effects) -> None:
+        """Tell those, too, who wait for what came of another transaction."""
+        self.work |= others.work
+        self.finals += others.finals
+
 
 class Tx:
     """A write transaction at the instant `now`."""
