@@ -117,7 +117,7 @@ class Walk:
         self.completion: Completion | None = None
         self.has_ended = False  # its end is with the settler
 
-    # What log lines ask of the job in whose handler they are written (`telemetry.context.JobContext`).
+    # What log lines and policies ask of the job in whose handler they are (`telemetry.context.JobContext`).
 
     @property
     def job_id(self) -> str:
@@ -143,3 +143,7 @@ class Walk:
     def attempt(self) -> int:
         """Counts from 1."""
         return self.claim.attempts + 1
+
+    def deadline_in_s(self) -> float:
+        """Seconds until its time is up; infinite once it has ended."""
+        return NEVER if self.has_ended else self.deadline_at - self.notebook.clock.now()
