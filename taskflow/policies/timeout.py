@@ -10,7 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from taskflow.errors import DeadlineExceeded
-from taskflow.policies.scope import Scope, current, calls_end_at
+from taskflow.policies.scope import Scope, calls_end_at, current
 
 if TYPE_CHECKING:
     from taskflow.clock import Clock, Timer
