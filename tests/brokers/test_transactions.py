@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -130,8 +130,17 @@ async def test_transaction_is_begun_where_the_module_does_it_by_itself(
     assert ids(await claimed_soon(broker)) == [one.id]
 
 
-async def test_no_transaction_is_begun_for_whoever_begins_his_own(broker: SqliteBroker, path: Path) -> None:
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"isolation_level": None},
+        pytest.param({"autocommit": True}, marks=pytest.mark.skipif(sys.version_info < (3, 12), reason="Python 3.12")),
+    ],
+)
+async def test_no_transaction_is_begun_for_whoever_begins_his_own(
+    broker: SqliteBroker, path: Path, options: dict[str, Any]
+) -> None:
+    with closing(sqlite3.connect(path, **options)) as connection:
         with pytest.raises(ConfigError, match="BEGIN IMMEDIATE"):
             await submit_in(broker, connection, job())
         assert not connection.in_transaction

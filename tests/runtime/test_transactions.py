@@ -335,6 +335,23 @@ async def test_handler_that_goes_on_after_it_has_completed_its_job_is_not_stoppe
     assert lost == []
 
 
+async def test_handler_in_a_thread_completes_its_job_in_a_loop_of_its_own(path: Path) -> None:
+    flow = sqlite_flow(path)
+
+    @flow.task
+    def work() -> int:
+        with closing(sqlite3.connect(path)) as connection, connection:
+            asyncio.run(here().complete_in(connection, 7))
+        return 8
+
+    told = Told(flow)
+    async with flow.worker():
+        result = await (await work.submit()).result(PATIENCE_S)
+
+    assert result == 7
+    assert told.summary() == DONE
+
+
 async def test_result_that_does_not_fit_completes_nothing(path: Path, orders: Callable[[], Orders]) -> None:
     flow = sqlite_flow(path)
 

@@ -68,15 +68,27 @@ def _file_of(connection: sqlite3.Connection) -> str:
     return str(file)
 
 
+def _is_same(file: str, path: str) -> bool:
+    try:
+        return Path(file).samefile(path)
+    except OSError:  # one of them was taken away
+        return False
+
+
+def _begins_by_itself(connection: sqlite3.Connection) -> bool:
+    """Whether the sqlite3 module begins transactions, and `commit` ends them. `autocommit` came with Python 3.12."""
+    return connection.isolation_level is not None and getattr(connection, "autocommit", None) is not True
+
+
 @contextmanager
 def _in_transaction(connection: sqlite3.Connection, path: str, file: str) -> Iterator[None]:
-    if not file or not Path(file).samefile(path):
+    if not file or not _is_same(file, path):
         raise ConfigError(
             f"connection=: it is to {file or 'a database in memory'}, and the jobs live in {path}: one transaction "
             "can only be in one file, so keep your tables in that one"
         )
     if not connection.in_transaction:
-        if connection.isolation_level is None:
+        if not _begins_by_itself(connection):
             raise ConfigError(
                 "connection=: no transaction is open: say BEGIN IMMEDIATE before, and COMMIT after; or submit without "
                 "connection="
