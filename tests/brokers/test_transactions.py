@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -242,7 +243,8 @@ async def test_connection_that_cannot_be_used_is_refused(
     in_memory = sqlite3.connect(":memory:")
     closed = sqlite3.connect(tmp_path / "taskflow.db")
     closed.close()
-    of_a_thread = await asyncio.to_thread(sqlite3.connect, tmp_path / "taskflow.db")
+    thread = ThreadPoolExecutor(1)
+    of_a_thread = thread.submit(sqlite3.connect, tmp_path / "taskflow.db").result()
 
     for connection, why in (
         (elsewhere, "elsewhere.db"),
@@ -256,6 +258,8 @@ async def test_connection_that_cannot_be_used_is_refused(
     assert not elsewhere.in_transaction
     elsewhere.close()
     in_memory.close()
+    thread.submit(of_a_thread.close).result()
+    thread.shutdown()
     assert await broker.counts() == []
 
 
