@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, Self, TypeVar, overload
 
@@ -19,6 +19,7 @@ from taskflow.runtime.client import Client
 from taskflow.runtime.importing import refuse_while_importing
 from taskflow.runtime.task import TaskDef
 from taskflow.settings import Settings
+from taskflow.settings.reference import REDIS_SCHEMES
 from taskflow.settings.spelling import nearest
 from taskflow.tasks import AnyTask, JobHandle, Task
 from taskflow.telemetry.bus import Bus
@@ -297,4 +298,26 @@ def make_broker(settings: Settings, clock: Clock) -> FullBroker:
         return SqliteBroker(
             path, synchronous=settings.broker.synchronous, busy_timeout_s=settings.broker.busy_timeout_s
         )
-    raise ConfigError(f"TASKFLOW_BROKER__URL: no broker for {scheme!r} yet; there are memory:// and sqlite:///FILE")
+    if scheme in REDIS_SCHEMES:
+        with _needs_extra("redis", scheme):
+            from taskflow.brokers.redis import RedisBroker  # noqa: PLC0415 - as above
+
+        return RedisBroker(url, namespace=settings.broker.namespace)
+    with _needs_extra("postgres", scheme):
+        from taskflow.brokers.postgres import PostgresBroker  # noqa: PLC0415 - as above
+
+    return PostgresBroker(url, namespace=settings.broker.namespace)
+
+
+@contextmanager
+def _needs_extra(extra: str, scheme: str) -> Iterator[None]:
+    """Say what to install where a broker's driver is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.startswith("taskflow"):
+            raise
+        raise ConfigError(
+            f"TASKFLOW_BROKER__URL: {scheme}:// needs the package {error.name!r}: "
+            f"pip install 'resilient-taskflow[{extra}]'"
+        ) from error

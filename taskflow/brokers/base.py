@@ -33,7 +33,7 @@ Verbs may be called from many tasks of one event loop at once. `close` is idempo
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -333,6 +333,32 @@ class Operator(Protocol):
 
     async def finish_batch(self, batch: str) -> None:
         """From now on the jobs of this batch are pruned as any other."""
+        ...
+
+
+@runtime_checkable
+class Transactional(Protocol):
+    """What only a database gives: jobs that are there if and only if the caller's transaction commits.
+
+    `connection` is the caller's own, to the same database, in a transaction that the caller ends. Nothing is committed
+    or rolled back here, and nothing is retried: an error leaves the transaction to its owner. Raises `ConfigError` for
+    a connection of a kind that this broker cannot use.
+    """
+
+    async def submit_in(self, connection: Any, jobs: Sequence[Job], bounds: Mapping[str, int]) -> list[Receipt]:
+        """As `Broker.submit`, within the caller's transaction."""
+        ...
+
+
+@runtime_checkable
+class Completing(Protocol):
+    """What only a database gives, too: a job that is done if and only if the caller's transaction commits."""
+
+    async def complete_in(self, connection: Any, job_id: str, token: int, result: bytes | None) -> Settled:
+        """Settle this claim as succeeded, within the caller's transaction. The later settle of this token is *already*.
+
+        A stale claim is answered *stale* and changes nothing: the caller raises, so that the transaction rolls back.
+        """
         ...
 
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 PREFIX = "TASKFLOW_"
-SCHEMES = ("memory", "sqlite")
-_SHOWN_SCHEMES = (*SCHEMES, "redis", "rediss", "postgresql")  # may be shown where the rest of a URL may not
+REDIS_SCHEMES = ("redis", "rediss", "unix")  # plain, TLS, a Unix socket: as the redis package writes them
+SCHEMES = ("memory", "sqlite", *REDIS_SCHEMES, "postgresql")  # may be shown where the rest of a URL may not
 
 Source = Literal["default", "environment", "env file", "code"]
 LeafPath = tuple[str, ...]
@@ -153,7 +153,7 @@ def mask_url(url: str) -> str:
         return f"sqlite://{rest.partition('?')[0]}"
     found = _PLAIN_URL.fullmatch(url)
     if found is None:
-        return f"{scheme}://***" if scheme in _SHOWN_SCHEMES else "***"
+        return f"{scheme}://***" if scheme in SCHEMES else "***"
     who = ""
     if "@" in url:
         who = f"{found['user']}:***@" if found["user"] and found["colon"] else "***@"

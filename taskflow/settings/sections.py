@@ -121,13 +121,15 @@ class BrokerSettings(Section):
 
     url: SecretStr = leaf(
         SecretStr("sqlite:///taskflow.db"),
-        "Where jobs live: memory://, sqlite:///relative.db or sqlite:////absolute.db. "
+        "Where jobs live: memory://, sqlite:///relative.db, sqlite:////absolute.db, redis://[USER:PASSWORD@]HOST[:PORT][/DB], "
+        "rediss:// (TLS), unix:///SOCKET[?db=N] (Redis too) or postgresql://[USER[:PASSWORD]@]HOST[:PORT]/DATABASE. "
         "One file needs no server and survives kill -9.",
         shown="sqlite:///taskflow.db",
     )
     namespace: str = leaf(
         "taskflow",
-        "Keeps deployments that share one server apart; memory and SQLite have none, and no use for it.",
+        "Keeps deployments that share one server apart: the hash tag of all keys in Redis, the schema in PostgreSQL; "
+        "memory and SQLite have none, and no use for it.",
         pattern=r"^[A-Za-z0-9_.-]{1,64}$",
         wants="1 to 64 letters, digits, '_', '.' or '-'",
     )
@@ -158,7 +160,10 @@ class BrokerSettings(Section):
     def _check_url(cls, url: SecretStr) -> SecretStr:
         scheme, separator, rest = url.get_secret_value().partition("://")
         if not separator or scheme not in SCHEMES:
-            raise InOurWords("must be memory:// or sqlite:///FILE, as there is no other broker yet")
+            raise InOurWords(
+                "must be memory://, sqlite:///FILE, redis://HOST, rediss://HOST, unix:///SOCKET (Redis too) "
+                "or postgresql://HOST/DATABASE"
+            )
         if scheme == "sqlite" and (not rest.startswith("/") or rest.endswith("/") or "?" in rest):
             raise InOurWords("must name a file, without ?options: sqlite:///relative.db or sqlite:////absolute/path.db")
         return url

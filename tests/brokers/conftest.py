@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import itertools
+from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.servers.postgres import PostgresServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -13,7 +18,9 @@ if TYPE_CHECKING:
 
     from taskflow.brokers.base import FullBroker
 
-BROKERS = [name for name in ("memory", "sqlite") if find_spec(f"taskflow.brokers.{name}") is not None]
+_numbers = itertools.count(1)
+
+BROKERS = [name for name in ("memory", "sqlite", "postgres") if find_spec(f"taskflow.brokers.{name}") is not None]
 
 
 def made(name: str, folder: Path) -> FullBroker:
@@ -26,7 +33,19 @@ def made(name: str, folder: Path) -> FullBroker:
         from taskflow.brokers.sqlite import SqliteBroker
 
         return SqliteBroker(folder / "taskflow.db")
+    if name == "postgres":
+        from taskflow.brokers.postgres import PostgresBroker
+
+        return PostgresBroker(postgres().url, namespace=f"test_{next(_numbers)}")
     raise AssertionError(name)
+
+
+@cache
+def postgres() -> PostgresServer:
+    """The server of this process's tests: each test has a schema of its own in it."""
+    server = PostgresServer().start()
+    atexit.register(server.close)
+    return server
 
 
 @pytest.fixture
