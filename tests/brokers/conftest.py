@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.servers.valkey import valkey_url
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -13,7 +17,10 @@ if TYPE_CHECKING:
 
     from taskflow.brokers.base import FullBroker
 
-BROKERS = [name for name in ("memory", "sqlite") if find_spec(f"taskflow.brokers.{name}") is not None]
+BROKERS = [name for name in ("memory", "sqlite", "redis") if find_spec(f"taskflow.brokers.{name}") is not None]
+
+
+_numbers = itertools.count(1)
 
 
 def made(name: str, folder: Path) -> FullBroker:
@@ -26,6 +33,10 @@ def made(name: str, folder: Path) -> FullBroker:
         from taskflow.brokers.sqlite import SqliteBroker
 
         return SqliteBroker(folder / "taskflow.db")
+    if name == "redis":
+        from taskflow.brokers.redis import RedisBroker
+
+        return RedisBroker(valkey_url(), namespace=f"test-{os.getpid()}-{next(_numbers)}")
     raise AssertionError(name)
 
 

@@ -6,6 +6,7 @@ at `TASKFLOW_TEST_REDIS_SERVER`, `valkey-server` or `redis-server` on PATH, the 
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -180,6 +182,18 @@ class ValkeyServer:
                 return one.recv(64).startswith(b"+PONG")  # -LOADING while it reads its data
         except OSError:
             return False
+
+
+@cache
+def _shared() -> ValkeyServer:
+    server = ValkeyServer().start()
+    atexit.register(server.close)
+    return server
+
+
+def valkey_url() -> str:
+    """A server for whoever keeps to a namespace of its own: the one from outside, or one for all tests of this run."""
+    return outside_url() or _shared().url
 
 
 def _free_port() -> int:
