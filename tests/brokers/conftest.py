@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.servers.valkey import valkey_url
+from tests.servers.valkey import forget_namespace, new_namespace, valkey_url
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -18,9 +16,6 @@ if TYPE_CHECKING:
     from taskflow.brokers.base import FullBroker
 
 BROKERS = [name for name in ("memory", "sqlite", "redis") if find_spec(f"taskflow.brokers.{name}") is not None]
-
-
-_numbers = itertools.count(1)
 
 
 def made(name: str, folder: Path) -> FullBroker:
@@ -36,7 +31,7 @@ def made(name: str, folder: Path) -> FullBroker:
     if name == "redis":
         from taskflow.brokers.redis import RedisBroker
 
-        return RedisBroker(valkey_url(), namespace=f"test-{os.getpid()}-{next(_numbers)}")
+        return RedisBroker(valkey_url(), namespace=new_namespace())
     raise AssertionError(name)
 
 
@@ -51,3 +46,5 @@ async def broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     await broker.open()
     yield broker
     await broker.close()
+    if request.param == "redis":
+        forget_namespace(broker._link.namespace)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-
 import threading
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -70,10 +69,8 @@ class RedisBroker:
     async def close(self) -> None:
         """Whoever waits returns."""
         await self._reader.close()
-        link_was_open = self._link.is_open
         await self._link.close()
         await self._listening.close()
-        del link_was_open
 
     # ---- what the runtime asks ----
 
@@ -241,8 +238,9 @@ class RedisBroker:
         """As `Operator.purge`, in bounded steps. What runs is not touched."""
         if state is JobState.RUNNING:
             return 0
-        count, after = 0, 0
+        count = after = 0
         while True:
+            purged: int
             purged, after = await self._link.run("purge", wire.NUMBERS[state], queue or "", task or "", after, _ROWS)
             count += purged
             if after == 0:

@@ -38,14 +38,12 @@ def translated(error: Exception, where: str) -> BrokerError | ConfigError:
         )
     if any(said.startswith(word) or f" {word}" in said for word in _MOVED):
         return ConfigError(
-            f"{where} is a node of a cluster that does not own the keys of this namespace: point TASKFLOW_BROKER__URL at "
-            "the node that does"
+            f"{where} is a node of a cluster that does not own the keys of this namespace: point TASKFLOW_BROKER__URL "
+            "at the node that does"
         )
     for word, kind, what, retry_after_s in _WORDS:
         if word in said or (word == "LOADING" and isinstance(error, theirs.BusyLoadingError)):
-            return BrokerUnavailable(
-                f"{where} {what}. Nothing was changed", retry_after_s=retry_after_s, kind=kind
-            )
+            return BrokerUnavailable(f"{where} {what}. Nothing was changed", retry_after_s=retry_after_s, kind=kind)
     if isinstance(error, theirs.TimeoutError | TimeoutError):
         return BrokerUnavailable(
             f"{where} did not answer in time: it hangs, is overloaded, or the network drops its packets",

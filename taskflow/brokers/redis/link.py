@@ -12,7 +12,7 @@ from redis.retry import Retry
 
 from taskflow.brokers.redis.failures import translated
 from taskflow.brokers.redis.scripts import script
-from taskflow.errors import ConfigError
+from taskflow.errors import BrokerError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,10 +26,11 @@ class Link:
     """One broker's connections. `wall` gives scripts another time than the server's: for tests alone."""
 
     def __init__(self, url: str, namespace: str, wall: Callable[[], float] | None) -> None:
+        self.namespace = namespace
         self.prefix = f"{{{namespace}}}:"
         self._url, self._wall = url, wall
-        self._client: redis.asyncio.Redis | None = None
-        self._listener: redis.asyncio.Redis | None = None
+        self._client: Any = None  # the driver's own types are incomplete
+        self._listener: Any = None
         self.where = where(url)
 
     @property
@@ -79,10 +80,8 @@ class Link:
         """A connection of its own, for a thread."""
         return SyncLink(self._url, self.prefix, self._wall, self.where)
 
-    def _opened(self, client: redis.asyncio.Redis | None) -> redis.asyncio.Redis:
+    def _opened(self, client: Any) -> Any:
         if client is None:
-            from taskflow.errors import BrokerError  # noqa: PLC0415
-
             raise BrokerError(f"the broker at {self.where} is not open: call open() first, and nothing after close()")
         return client
 
@@ -91,7 +90,7 @@ class SyncLink:
     """As `Link`, for one thread at a time."""
 
     def __init__(self, url: str, prefix: str, wall: Callable[[], float] | None, place: str) -> None:
-        self._client = redis.Redis.from_url(url, **options(ANSWER_S))
+        self._client: Any = redis.Redis.from_url(url, **options(ANSWER_S))
         self._prefix, self._wall, self._where = prefix, wall, place
 
     def run(self, verb: str, *args: str | bytes | float) -> Any:
