@@ -69,15 +69,15 @@ class RedisBroker:
         self._link.open()
         try:
             self._doubts = await doubts_about(self._link)
-            await self._link.run("states", "[]")
+            await self._link.run("hello")
         except BaseException:
             await self.close()
             raise
 
     async def close(self) -> None:
         """Whoever waits returns."""
-        await self._reader.close()
         await self._link.close()
+        await self._reader.close()
         await self._listening.close()
 
     # ---- what the runtime asks ----

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from taskflow.brokers.redis.failures import is_forbidden
 from taskflow.errors import BrokerError, BrokerUnavailable, ConfigError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ async def doubts_about(link: Link) -> tuple[str, ...]:
     except BrokerUnavailable:
         raise
     except (BrokerError, ConfigError) as error:
-        if "NOPERM" not in str(error):
+        if not is_forbidden(error.__cause__):
             raise
         return (f"{link.where} may not be asked how it is set up (INFO): make sure yourself that it keeps an AOF",)
     version = str(known.get("redis_version", "6.2"))
