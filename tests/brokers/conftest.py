@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.servers.postgres import PostgresServer
+from tests.servers.valkey import forget_namespace, new_namespace, valkey_url
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 _numbers = itertools.count(1)
 
-BROKERS = [name for name in ("memory", "sqlite", "postgres") if find_spec(f"taskflow.brokers.{name}") is not None]
+BROKERS = [
+    name for name in ("memory", "sqlite", "redis", "postgres") if find_spec(f"taskflow.brokers.{name}") is not None
+]
 
 
 def made(name: str, folder: Path) -> FullBroker:
@@ -37,6 +40,10 @@ def made(name: str, folder: Path) -> FullBroker:
         from taskflow.brokers.postgres import PostgresBroker
 
         return PostgresBroker(postgres().url, namespace=f"test_{next(_numbers)}")
+    if name == "redis":
+        from taskflow.brokers.redis import RedisBroker
+
+        return RedisBroker(valkey_url(), namespace=new_namespace())
     raise AssertionError(name)
 
 
@@ -59,3 +66,5 @@ async def broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     await broker.open()
     yield broker
     await broker.close()
+    if request.param == "redis":
+        forget_namespace(broker._link.namespace)
