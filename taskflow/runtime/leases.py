@@ -27,6 +27,9 @@ _BEATS_PER_LEASE = 3
 _HURRY = 4  # times as often while no beat gets through: trust is running out
 # Stop trusting a little before the broker does: the reclaimer must find our handlers already cancelled.
 _TRUST = 0.9
+# A gap this long between two beats, in leases: in a shorter outage nobody's lease ended. After it, the others need a
+# moment to beat again before anybody may say that they are dead.
+_OUTAGE, _GRACE = 2 / 3, 1 / 4
 _TURN_S = 0.01
 _JOIN_S = 5.0
 
@@ -62,6 +65,8 @@ class Leases:
         self._on_distrust = on_distrust
         self.claims: dict[str, Walk] = {}
         self._trusted_until = 0.0
+        self._beat_at = float("-inf")  # when the last beat that was answered was sent
+        self._steady_since = 0.0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -70,6 +75,16 @@ class Leases:
     def is_trusted(self) -> bool:
         """Whether the broker has surely not given our claims to another worker."""
         return self._clock.now() < self._trusted_until
+
+    @property
+    def is_judge(self) -> bool:
+        """Whether this worker may say who is dead.
+
+        Whoever could not beat for most of a lease (the broker was away, the machine stood still) may not: the others
+        were no better off. Each needs the time to beat again, or what it holds, and what ended meanwhile, runs twice.
+        """
+        now = self._clock.now()
+        return now - self._beat_at <= self._lease_s * _OUTAGE and now - self._steady_since >= self._lease_s * _GRACE
 
     def drop(self, walk: Walk) -> None:
         """It is settled, or lost."""
@@ -117,6 +132,9 @@ class Leases:
 
     def _trust(self, sent_at: float) -> None:
         """A beat that was sent then was answered. For the thread, too: a loop that is blocked does not lose trust."""
+        if sent_at - self._beat_at > self._lease_s * _OUTAGE:
+            self._steady_since = self._clock.now()
+        self._beat_at = sent_at
         self._trusted_until = sent_at + self._lease_s * _TRUST
 
     def _heard(self, sent: Mapping[str, int], reply: BeatReply) -> None:
