@@ -1,0 +1,301 @@
+"""Everything breaks at once, for a while: workers die and freeze, the server restarts, the network is bad.
+
+What was promised is kept outside the broker: the ledger of the handlers, and here each job whose submission was
+acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import time
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, NamedTuple
+
+from taskflow.core.job import JobState
+from taskflow.errors import BrokerUnavailable
+from tests.chaos.fleet import Fleet, Line, until
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from tests.chaos.places import Place
+
+WORKERS, SLOTS, LEASE_S = 3, 10, 1.0
+BATCH, EVERY_S, MOST_OPEN = 25, 0.15, 400  # what is submitted, while no more than this is open
+NOTICE_S = 2.0  # beyond the lease: by then a dead worker's jobs are ready again
+TOLD_S = 0.5  # a job that ended this long before a fault may not have been settled: it was in flight
+AFTER_S = LEASE_S + 3.0  # beyond a fault of the server, until all is as usual again
+BACKLOG = 200_000  # more than any storm submits
+
+
+class Fault(NamedTuple):
+    """One thing that was broken, from when to when. Without a `pid` it was the server, or the way to it."""
+
+    kind: str
+    began_at: float
+    ended_at: float
+    pid: int = 0
+
+
+@dataclass
+class Report:
+    """What a storm came to."""
+
+    broker: str
+    seconds: float
+    seed: int
+    submitted: int = 0
+    executed: int = 0
+    lost: list[int] = field(default_factory=list)
+    again: int = 0  # second and later runs
+    unexplained: list[str] = field(default_factory=list)  # of which no fault can be the reason
+    stale: int = 0
+    noticed_s: float = 0.0  # the longest time until a dead worker's job was taken back, while nothing else was broken
+    noticed_in_outage_s: float = 0.0
+    deaths_noticed: int = 0
+    refused: int = 0
+    refused_after_s: float = 0.0
+    died: int = 0  # workers that ended though nobody killed them
+    faults: Counter[str] = field(default_factory=Counter)
+    states: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        faults = ", ".join(f"{count} {kind}" for kind, count in sorted(self.faults.items()))
+        return (
+            f"chaos {self.broker}: {self.seconds:.0f} s, seed {self.seed}: {self.submitted:,} submitted, "
+            f"{self.executed:,} executed, {len(self.lost)} lost, {self.again:,} run again "
+            f"({len(self.unexplained)} of them not in flight at a fault), {self.stale:,} stale settlements refused; "
+            f"dead workers noticed within {self.noticed_s:.2f} s of {self.deaths_noticed} deaths "
+            f"(lease {LEASE_S:g} s; {self.noticed_in_outage_s:.2f} s while the broker was away too); "
+            f"submit refused {self.refused} times, within {self.refused_after_s:.1f} s; faults: {faults}"
+        )
+
+
+class Storm:
+    """`run` breaks things for `seconds`, mends them, waits until every job is final, and reports."""
+
+    def __init__(self, place: Place, fleet: Fleet, *, seconds: float, seed: int) -> None:
+        self._place = place
+        self._fleet = fleet
+        self._rng = random.Random(seed)
+        self._report = Report(place.name, seconds, seed)
+        self._faults: list[Fault] = []
+        self._ids: dict[int, str] = {}  # number → id of each job whose submission was acknowledged
+        self._numbers = 0
+        self._frozen: set[int] = set()
+
+    async def run(self) -> Report:
+        for _ in range(WORKERS):
+            self._fleet.start("-c", str(SLOTS))
+        await until(lambda: len(self._fleet.events("worker.started")) == WORKERS, seconds=30, what="all have started")
+        give_up_at = time.monotonic() + self._report.seconds
+        loops = [self._submit(give_up_at), self._break_workers(give_up_at)]
+        if self._place.server is not None:
+            loops.append(self._break_the_server(give_up_at))
+        await asyncio.gather(*loops)
+        await self._until_all_is_done()
+        self._look_back()
+        return self._report
+
+    # ---- what is promised ----
+
+    async def _submit(self, give_up_at: float) -> None:
+        flow = self._place.flow(is_direct=False)
+        done = _Done(self._fleet)
+        async with flow:
+            work = flow.find("work")
+            while time.monotonic() < give_up_at:
+                await asyncio.sleep(EVERY_S)
+                if len(self._ids) - done.count() > MOST_OPEN:
+                    continue
+                numbers = range(self._numbers, self._numbers + BATCH)
+                self._numbers += BATCH
+                began = time.monotonic()
+                try:
+                    jobs = await work.submit_many([work.call(one, self._rng.uniform(0.02, 0.1)) for one in numbers])
+                except BrokerUnavailable as error:
+                    took_s = time.monotonic() - began
+                    self._report.refused += 1
+                    self._report.refused_after_s = max(self._report.refused_after_s, took_s)
+                    await asyncio.sleep(min(1.0, error.retry_after_s or float("nan")))
+                else:
+                    self._ids.update((number, job.id) for number, job in zip(numbers, jobs, strict=True))
+
+    # ---- what breaks ----
+
+    async def _break_workers(self, give_up_at: float) -> None:
+        while time.monotonic() < give_up_at:
+            await asyncio.sleep(self._rng.uniform(1.0, 3.0))
+            self._replace_dead()
+            awake = [worker for worker in self._fleet.workers if worker.pid not in self._frozen]
+            if len(awake) < 2:
+                continue
+            worker = self._rng.choice(awake)
+            if self._rng.random() < 0.7 or self._frozen:
+                self._fleet.kill(worker)
+                self._faults.append(Fault("kills", self._fleet.killed[worker.pid], time.time(), worker.pid))
+                self._fleet.start("-c", str(SLOTS))
+            else:
+                await self._freeze(worker)
+
+    async def _freeze(self, worker: subprocess.Popen[bytes]) -> None:
+        """SIGSTOP beyond its lease: what it says afterwards counts for nothing."""
+        began_at = time.time()
+        self._frozen.add(worker.pid)
+        self._fleet.stop(worker)
+        await asyncio.sleep(LEASE_S + self._rng.uniform(1.0, 2.0))
+        worker.send_signal(signal.SIGCONT)
+        self._frozen.discard(worker.pid)
+        self._faults.append(Fault("freezes", began_at, time.time(), worker.pid))
+
+    def _replace_dead(self) -> None:
+        """Nobody ends by himself: but one that started just when the server was away says so, and exits 3."""
+        for worker in [worker for worker in self._fleet.workers if worker.poll() is not None]:
+            if worker.returncode != 3:
+                self._report.died += 1
+            self._fleet.workers.remove(worker)
+            self._faults.append(Fault("exits at start", time.time(), time.time(), worker.pid))
+            self._fleet.start("-c", str(SLOTS))
+
+    async def _break_the_server(self, give_up_at: float) -> None:
+        place, rng = self._place, self._rng
+        server, proxy = place.server, place.proxy
+        assert server is not None
+        assert proxy is not None
+
+        async def lasting(
+            begin: Callable[[], object], end: Callable[[], object], least_s: float, most_s: float
+        ) -> None:
+            await asyncio.to_thread(begin)
+            try:
+                await asyncio.sleep(rng.uniform(least_s, most_s))
+            finally:
+                await asyncio.to_thread(end)
+
+        kinds: dict[str, Callable[[], Awaitable[None]]] = {
+            "crashes of the server": lambda: lasting(server.kill, server.start, 0.0, 1.5),
+            "restarts of the server": lambda: lasting(server.stop, server.start, 0.0, 0.5),
+            "hangs of the server": lambda: lasting(server.pause, server.resume, 0.3, 2.5),
+            "cuts": lambda: lasting(proxy.cut, proxy.mend, 0.2, 2.5),
+            "black holes": lambda: lasting(proxy.drop, proxy.mend, 0.3, 2.5),
+            "lost replies": lambda: lasting(proxy.swallow_replies, proxy.mend, 0.1, 1.0),
+            "slow lines": lambda: lasting(lambda: proxy.delay(0.15), proxy.mend, 1.0, 2.0),
+            "resets": lambda: lasting(proxy.reset, proxy.mend, 0.0, 0.1),
+            "dropped clients": lambda: lasting(place.drop_clients, proxy.mend, 0.0, 0.1),
+            "forgotten scripts": lambda: lasting(place.forget_scripts, proxy.mend, 0.0, 0.1),
+            "refused writes": lambda: lasting(place.refuse_writes, place.take_writes, 0.3, 2.0),
+        }
+        left: list[str] = []
+        while time.monotonic() < give_up_at:
+            await asyncio.sleep(rng.uniform(0.5, 2.5))
+            if not left:  # all of them, in another order each time
+                left = rng.sample(list(kinds), len(kinds))
+            kind, began_at = left.pop(), time.time()
+            await kinds[kind]()
+            self._faults.append(Fault(kind, began_at, time.time()))
+
+    # ---- what came of it ----
+
+    async def _until_all_is_done(self) -> None:
+        flow = self._place.flow()
+        async with flow:
+
+            async def is_done() -> bool:
+                self._replace_dead()
+                counts = await flow.broker.counts()
+                return not any(one.ready + one.scheduled + one.running for one in counts)
+
+            await until(is_done, seconds=60 + self._report.seconds / 5, what="every job is final")
+            ids = list(self._ids.values())
+            for start in range(0, len(ids), 1_000):
+                some = ids[start : start + 1_000]
+                states = await flow.broker.states(some)
+                self._report.states.update(states.get(job_id, "not there") for job_id in some)
+        for worker in self._fleet.workers:  # what they still have to say, they say now
+            worker.terminate()
+        for worker in self._fleet.workers:
+            await asyncio.to_thread(worker.wait, 30)
+
+    def _look_back(self) -> None:
+        report, lines = self._report, self._fleet.lines()
+        ends = {(line.number, line.token): line.at for line in lines if line.event == "end"}
+        done = {number for number, _ in ends}
+        report.submitted = len(self._ids)
+        report.executed = len(done & self._ids.keys())
+        report.lost = sorted(self._ids.keys() - done)
+        report.stale = len(self._fleet.events("job.stale"))
+        report.faults = Counter(fault.kind for fault in self._faults)
+        for number, runs in self._fleet.starts().items():
+            for run in runs[:-1]:
+                report.again += 1
+                if not self._is_explained(run, ends.get((number, run.token))):
+                    report.unexplained.append(f"job {number}, token {run.token}, worker {run.pid}, at {run.at:.3f}")
+        self._measure_notice(lines, ends)
+
+    def _is_explained(self, run: Line, ended_at: float | None) -> bool:
+        """Whether this run was in flight at a fault: of its own worker, or of the broker."""
+        told_at = float("inf") if ended_at is None else ended_at + TOLD_S
+        for fault in self._faults:
+            began_at, over_at = fault.began_at, fault.ended_at
+            if not fault.pid:
+                began_at, over_at = began_at - TOLD_S, over_at + AFTER_S
+            if fault.pid in (0, run.pid) and run.at <= over_at and began_at <= told_at:
+                return True
+        return False
+
+    def _measure_notice(self, lines: list[Line], ends: dict[tuple[int, int], float]) -> None:
+        """From a death to the first of its jobs that is ready again."""
+        back: dict[str, list[float]] = defaultdict(list)
+        for event in self._fleet.events("job.redelivered"):
+            back[event["job_id"]].append(datetime.fromisoformat(event["timestamp"]).timestamp())
+        held: dict[int, set[int]] = defaultdict(set)
+        for line in lines:
+            if line.event == "start" and (line.number, line.token) not in ends:
+                held[line.pid].add(line.number)
+        for pid, at in self._fleet.killed.items():
+            known = [self._ids[number] for number in held[pid] if number in self._ids]
+            after = [moment - at for job_id in known for moment in back[job_id] if moment > at]
+            if not after:
+                continue
+            self._report.deaths_noticed += 1
+            noticed_s = min(after)
+            others = [fault for fault in self._faults if fault.pid != pid and fault.kind != "kills"]
+            if any(f.began_at - LEASE_S < at + LEASE_S + NOTICE_S and at < f.ended_at + AFTER_S for f in others):
+                self._report.noticed_in_outage_s = max(self._report.noticed_in_outage_s, noticed_s)
+            else:
+                self._report.noticed_s = max(self._report.noticed_s, noticed_s)
+
+
+class _Done:
+    """How many jobs the ledger has an end of; it reads only what is new."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._ledger = fleet.ledger
+        self._read_to = 0
+        self._numbers: set[bytes] = set()
+
+    def count(self) -> int:
+        with self._ledger.open("rb") as ledger:
+            ledger.seek(self._read_to)
+            new = ledger.read()
+        self._read_to += len(new)
+        for line in new.splitlines():
+            event, number, *_ = line.split()
+            if event == b"end":
+                self._numbers.add(number)
+        return len(self._numbers)
+
+
+def check(report: Report) -> None:
+    """The promises."""
+    assert not report.lost, f"lost: {report.lost[:20]}"
+    assert report.states == {JobState.SUCCEEDED: report.submitted}
+    assert not report.unexplained, report.unexplained[:20]
+    assert report.noticed_s <= LEASE_S + NOTICE_S
+    assert not report.died, "a worker ended though nobody told it to"
+    assert report.refused_after_s <= 15
