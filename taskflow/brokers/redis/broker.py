@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from taskflow.brokers.base import BeatReply
 from taskflow.brokers.redis import wire
+from taskflow.brokers.redis.doubts import doubts_about
 from taskflow.brokers.redis.link import Link, SyncLink
 from taskflow.brokers.redis.listening import Listening
 from taskflow.brokers.redis.reading import FinalsReader
@@ -54,6 +55,12 @@ class RedisBroker:
         self._link = Link(url, namespace, wall)
         self._listening = Listening(self._link)
         self._reader = FinalsReader(self._link)
+        self._doubts: tuple[str, ...] = ()
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """As `Doubtful.doubts`."""
+        return self._doubts
 
     async def open(self) -> None:
         """As `Broker.open`."""
@@ -61,15 +68,16 @@ class RedisBroker:
             return
         self._link.open()
         try:
-            await self._link.run("states", "[]")
+            self._doubts = await doubts_about(self._link)
+            await self._link.run("hello")
         except BaseException:
             await self.close()
             raise
 
     async def close(self) -> None:
         """Whoever waits returns."""
-        await self._reader.close()
         await self._link.close()
+        await self._reader.close()
         await self._listening.close()
 
     # ---- what the runtime asks ----
