@@ -57,6 +57,18 @@ class Proxy:
         """Requests get through, replies vanish; `mend` breaks the connections that miss some."""
         self._do(lambda: setattr(self, "_swallows_replies", True))
 
+    def strand(self) -> None:
+        """Nothing arrives any more on the connections that are open now, and nobody is told; new ones work.
+
+        As after a failover, when the address moves to another machine.
+        """
+
+        def strand() -> None:
+            for link in self._links:
+                link.is_stranded = True
+
+        self._do(strand)
+
     def reset(self) -> None:
         """Break every open connection, once; new ones are welcome."""
         self._do(self._break)
@@ -107,11 +119,11 @@ class Proxy:
 
     async def _end(self) -> None:
         self._server.close()
+        self._flows.set()
         self._break()
         others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        if others:
+            await asyncio.wait(others, timeout=_START_S / 2)
 
     def _break(self, only: Callable[[_Link], bool] = lambda _: True) -> None:
         for link in [link for link in self._links if only(link)]:
@@ -152,21 +164,28 @@ class Proxy:
                 due_at, chunk = await under_way.get()
                 await asyncio.sleep(max(0.0, due_at - self._loop.time()))
                 await self._flows.wait()
+                if not chunk:
+                    return
+                if link.is_stranded:
+                    link.has_lost = True
+                    continue
                 if is_reply and self._swallows_replies:
                     link.has_lost = True
                     continue
                 writer.write(chunk)
                 await writer.drain()
-                if not chunk:
-                    return
 
         async def take() -> None:
             while chunk := await reader.read(_CHUNK):
                 await under_way.put((self._loop.time() + self._delay_s, chunk))
             await under_way.put((self._loop.time() + self._delay_s, b""))
 
-        with suppress(OSError):
-            await asyncio.gather(take(), deliver())
+        try:
+            async with asyncio.TaskGroup() as both:
+                both.create_task(take())
+                both.create_task(deliver())
+        except* OSError:
+            pass  # broken: so is the other way
 
 
 class _Link:
@@ -175,6 +194,7 @@ class _Link:
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self._writers = [writer]
         self.has_lost = False
+        self.is_stranded = False
 
     def add(self, writer: asyncio.StreamWriter) -> None:
         self._writers.append(writer)

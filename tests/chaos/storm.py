@@ -30,7 +30,9 @@ BATCH, EVERY_S, MOST_OPEN = 25, 0.15, 400  # what is submitted, while no more th
 NOTICE_S = 2.0  # beyond the lease: by then a dead worker's jobs are ready again
 TOLD_S = 0.5  # a job that ended this long before a fault may not have been settled: it was in flight
 AFTER_S = LEASE_S + 3.0  # beyond a fault of the server, until all is as usual again
-BACKLOG = 200_000  # more than any storm submits
+# The server and the network are broken for the first of these seconds, and then left alone for the second, so that a
+# dead worker can be noticed, and a job run twice be explained, without them.
+STORM_S, CALM_S = 10.0, 10.0
 
 
 class Fault(NamedTuple):
@@ -72,7 +74,7 @@ class Report:
             f"{self.executed:,} executed, {len(self.lost)} lost, {self.again:,} run again "
             f"({len(self.unexplained)} of them not in flight at a fault), {self.stale:,} stale settlements refused; "
             f"{len(self.noticed_s)} dead workers noticed within {max(self.noticed_s, default=0):.2f} s "
-            f"(lease {LEASE_S:g} s), {len(self.noticed_in_outage_s)} amid other faults within "
+            f"(lease {LEASE_S:g} s), {len(self.noticed_in_outage_s)} while the server was broken within "
             f"{max(self.noticed_in_outage_s, default=0):.2f} s; submit refused {self.refused} times, within {self.refused_after_s:.1f} s; faults: {faults}"
         )
 
@@ -166,40 +168,20 @@ class Storm:
             self._fleet.start("-c", str(SLOTS))
 
     async def _break_the_server(self, give_up_at: float) -> None:
-        place, rng = self._place, self._rng
-        server, proxy = place.server, place.proxy
-        assert server is not None
-        assert proxy is not None
-
-        async def lasting(
-            begin: Callable[[], object], end: Callable[[], object], least_s: float, most_s: float
-        ) -> None:
-            await asyncio.to_thread(begin)
-            try:
-                await asyncio.sleep(rng.uniform(least_s, most_s))
-            finally:
-                await asyncio.to_thread(end)
-
-        kinds: dict[str, Callable[[], Awaitable[None]]] = {
-            "crashes of the server": lambda: lasting(server.kill, server.start, 0.0, 1.5),
-            "restarts of the server": lambda: lasting(server.stop, server.start, 0.0, 0.5),
-            "hangs of the server": lambda: lasting(server.pause, server.resume, 0.3, 2.5),
-            "cuts": lambda: lasting(proxy.cut, proxy.mend, 0.2, 2.5),
-            "black holes": lambda: lasting(proxy.drop, proxy.mend, 0.3, 2.5),
-            "lost replies": lambda: lasting(proxy.swallow_replies, proxy.mend, 0.1, 1.0),
-            "slow lines": lambda: lasting(lambda: proxy.delay(0.15), proxy.mend, 1.0, 2.0),
-            "resets": lambda: lasting(proxy.reset, proxy.mend, 0.0, 0.1),
-            "dropped clients": lambda: lasting(place.drop_clients, proxy.mend, 0.0, 0.1),
-            "forgotten scripts": lambda: lasting(place.forget_scripts, proxy.mend, 0.0, 0.1),
-            "refused writes": lambda: lasting(place.refuse_writes, place.take_writes, 0.3, 2.0),
-        }
+        rng = self._rng
+        kinds = kinds_of_fault(self._place)
         left: list[str] = []
+        calm_from = time.monotonic() + min(STORM_S, self._report.seconds / 2)
         while time.monotonic() < give_up_at:
-            await asyncio.sleep(rng.uniform(0.5, 2.5))
+            await asyncio.sleep(rng.uniform(0.5, 2.0))
+            if time.monotonic() > calm_from:
+                await asyncio.sleep(min(CALM_S, give_up_at - time.monotonic()))
+                calm_from = time.monotonic() + STORM_S
+                continue
             if not left:  # all of them, in another order each time
                 left = rng.sample(list(kinds), len(kinds))
             kind, began_at = left.pop(), time.time()
-            await kinds[kind]()
+            await kinds[kind](rng.uniform(0.1, 2.5))
             self._faults.append(Fault(kind, began_at, time.time()))
 
     # ---- what came of it ----
@@ -265,9 +247,42 @@ class Storm:
             after = [moment - at for job_id in known for moment in back[job_id] if moment > at]
             if not after:
                 continue
-            others = [fault for fault in self._faults if fault.pid != pid and fault.kind != "kills"]
-            is_amid = any(f.began_at - LEASE_S < at + LEASE_S + NOTICE_S and at < f.ended_at + AFTER_S for f in others)
+            is_amid = any(
+                not fault.pid and fault.began_at < at + LEASE_S + NOTICE_S and at < fault.ended_at + AFTER_S
+                for fault in self._faults
+            )
             (self._report.noticed_in_outage_s if is_amid else self._report.noticed_s).append(min(after))
+
+
+def kinds_of_fault(place: Place) -> dict[str, Callable[[float], Awaitable[None]]]:
+    """What can be done to the server and the way to it: each takes the seconds that it lasts, and mends it then."""
+    server, proxy = place.server, place.proxy
+    assert server is not None
+    assert proxy is not None
+
+    def lasting(begin: Callable[[], object], end: Callable[[], object]) -> Callable[[float], Awaitable[None]]:
+        async def last(seconds: float) -> None:
+            await asyncio.to_thread(begin)
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                await asyncio.to_thread(end)
+
+        return last
+
+    return {
+        "crashes of the server": lasting(server.kill, server.start),
+        "restarts of the server": lasting(server.stop, server.start),
+        "hangs of the server": lasting(server.pause, server.resume),
+        "cuts": lasting(proxy.cut, proxy.mend),
+        "black holes": lasting(proxy.drop, proxy.mend),
+        "lost replies": lasting(proxy.swallow_replies, proxy.mend),
+        "slow lines": lasting(lambda: proxy.delay(0.15), proxy.mend),
+        "resets": lasting(proxy.reset, proxy.mend),
+        "dropped clients": lasting(place.drop_clients, proxy.mend),
+        "forgotten scripts": lasting(place.forget_scripts, proxy.mend),
+        "refused writes": lasting(place.refuse_writes, place.take_writes),
+    }
 
 
 class _Done:

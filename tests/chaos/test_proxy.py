@@ -120,6 +120,19 @@ def test_replies_that_are_swallowed_never_come_and_their_connection_breaks(line:
         assert ask(client, b"again") == b"again"
 
 
+def test_a_stranded_connection_hears_nothing_more_and_a_new_one_works(line: tuple[Proxy, list[bytes]]) -> None:
+    proxy, got = line
+    with dial(proxy) as old:
+        assert ask(old, b"1") == b"1"
+        proxy.strand()
+        old.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            ask(old, b"2")
+    with dial(proxy) as new:
+        assert ask(new, b"3") == b"3"
+    assert got == [b"1", b"3"]
+
+
 def test_a_reset_breaks_what_is_open_and_a_cut_refuses_what_is_new(line: tuple[Proxy, list[bytes]]) -> None:
     proxy, _ = line
     with dial(proxy) as client:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-SHORT_S = 12.0
+SHORT_S = 14.0
 SOAK_S = 60 * float(os.environ.get("TASKFLOW_SOAK_MINUTES", "10"))
 
 

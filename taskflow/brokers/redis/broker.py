@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     )
     from taskflow.core.job import Claim, Job
 
+# How long a beat waits for its answer, in leases: one over a connection that is dead without our knowing (a failover, a
+# router that forgot it) leaves the time for another over a new one, before the worker stops trusting itself.
+_PATIENCE = 1 / 4
 _ROWS = 1_000  # that one script of an operator's verb looks at: others have their turn in between
 
 
@@ -128,7 +131,7 @@ class RedisBroker:
 
     def sync_beat(self) -> SyncBeat | None:
         """As `Broker.sync_beat`."""
-        return RedisBeat(self._link.sync())
+        return RedisBeat(self._link.sync)
 
     async def leave(self, worker: str) -> None:
         """As `Broker.leave`: the lease ends now, the next `reclaim` takes what is left."""
@@ -277,19 +280,23 @@ class RedisBroker:
 class RedisBeat:
     """Beats over a connection of its own, from a thread that no handler can block. See `SyncBeat`."""
 
-    def __init__(self, link: SyncLink) -> None:
-        self._link = link
+    def __init__(self, connect: Callable[[float], SyncLink]) -> None:
+        self._connect = connect
+        self._link: SyncLink | None = None
         self._lock = threading.Lock()
 
     def beat(self, worker: str, tokens: Mapping[str, int], lease_s: float) -> BeatReply:
         """As `Broker.beat`."""
         with self._lock:
+            if self._link is None:
+                self._link = self._connect(lease_s * _PATIENCE)
             return _beat_reply(tokens, self._link.run("beat", worker, repr(lease_s), wire.text(dict(tokens))))
 
     def close(self) -> None:
         """Give the connection back. Idempotent."""
         with self._lock:
-            self._link.close()
+            if self._link is not None:
+                self._link.close()
 
 
 def _beat_reply(tokens: Mapping[str, int], answer: Sequence[Sequence[bytes]]) -> BeatReply:
