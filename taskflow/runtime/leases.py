@@ -147,6 +147,10 @@ class Leases:
     def _still_held(self, job_ids: tuple[str, ...], sent: Mapping[str, int]) -> dict[str, int]:
         return {job_id: sent[job_id] for job_id in job_ids if job_id in sent and self.find(job_id, sent[job_id])}
 
+    def _until_next_s(self, sent_at: float) -> float:
+        """From beat to beat, not from answer to beat: a slow server must not be asked more seldom than a quick one."""
+        return max(0.0, sent_at + self._lease_s / _BEATS_PER_LEASE - self._clock.now())
+
     async def _beat_here(self) -> None:
         """For a broker that lives in this process: a loop that is blocked blocks the broker, too."""
         pause_s = self._lease_s / _BEATS_PER_LEASE
@@ -158,9 +162,9 @@ class Leases:
             except BrokerError:
                 pause_s = self._lease_s / (_BEATS_PER_LEASE * _HURRY)
                 continue
-            pause_s = self._lease_s / _BEATS_PER_LEASE
             self._trust(sent_at)
             self._heard(tokens, reply)
+            pause_s = self._until_next_s(sent_at)
 
     async def _watch(self) -> None:
         """Notice that no beat got through in time."""
@@ -183,8 +187,8 @@ class Leases:
                     pause_s = self._lease_s / (_BEATS_PER_LEASE * _HURRY)
                     loop.call_soon_threadsafe(self._calls.failed, "beat", error, pause_s)
                     continue
-                pause_s = self._lease_s / _BEATS_PER_LEASE
                 self._trust(sent_at)
+                pause_s = self._until_next_s(sent_at)
                 loop.call_soon_threadsafe(self._calls.answered, "beat", self._clock.now() - sent_at)
                 loop.call_soon_threadsafe(self._heard, tokens, reply)
         except RuntimeError:

@@ -103,3 +103,37 @@ async def test_whoever_submits_hears_within_seconds_that_the_server_is_away(remo
     assert took_s < 10
     assert (caught.value.retry_after_s or 0) > 0
     assert job.id
+
+
+async def test_a_server_that_takes_half_a_second_to_answer_costs_time_and_nothing_else(remote: Place) -> None:
+    flow = remote.flow()
+    assert remote.proxy is not None
+    remote.proxy.delay(0.25)  # each way
+    with Fleet(remote, WORKER__LEASE_S=2) as fleet:
+        fleet.start("-c", "10")
+        async with flow:
+            work = flow.find("work")
+            jobs = await work.submit_many([work.call(number, 0.05) for number in range(30)])
+            long = await work.submit(30, 4.0)
+            for job in (*jobs, long):
+                await job.result(timeout=30)
+        starts, lost = fleet.starts(), fleet.events("worker.lease_lost")
+
+    assert {number: len(runs) for number, runs in starts.items()} == dict.fromkeys(range(31), 1)
+    assert not lost
+
+
+async def test_a_worker_that_finds_no_server_says_so_and_exits_3(remote: Place) -> None:
+    assert remote.server is not None
+    await asyncio.to_thread(remote.server.stop)
+    try:
+        with Fleet(remote) as fleet:
+            worker = fleet.start()
+            code = await asyncio.to_thread(worker.wait, 20)
+            said = fleet.logs()
+    finally:
+        await asyncio.to_thread(remote.server.start)
+
+    assert code == 3
+    assert "Traceback" not in said
+    assert "cannot be reached" in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from taskflow.brokers.redis.listening import Listening
 from taskflow.brokers.redis.reading import FinalsReader
 from taskflow.core import gate as gating
 from taskflow.core.job import JobState
-from taskflow.errors import BrokerError, JobNotFound
+from taskflow.errors import BrokerError, BrokerUnavailable, JobNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -38,9 +39,10 @@ if TYPE_CHECKING:
     )
     from taskflow.core.job import Claim, Job
 
-# How long a beat waits for its answer, in leases: one over a connection that is dead without our knowing (a failover, a
-# router that forgot it) leaves the time for another over a new one, before the worker stops trusting itself.
-_PATIENCE = 1 / 4
+# How long a beat waits for its answer, in leases. One over a connection that is dead without our knowing (a failover, a
+# router that forgot it) leaves the time for another over a new one, before the worker stops trusting itself; each that
+# fails leaves the next more time, as the server may only be slow.
+_PATIENCE, _MOST_PATIENCE = 1 / 4, 1.0
 _ROWS = 1_000  # that one script of an operator's verb looks at: others have their turn in between
 
 
@@ -283,14 +285,27 @@ class RedisBeat:
     def __init__(self, connect: Callable[[float], SyncLink]) -> None:
         self._connect = connect
         self._link: SyncLink | None = None
+        self._patience = _PATIENCE
         self._lock = threading.Lock()
 
     def beat(self, worker: str, tokens: Mapping[str, int], lease_s: float) -> BeatReply:
         """As `Broker.beat`."""
         with self._lock:
             if self._link is None:
-                self._link = self._connect(lease_s * _PATIENCE)
-            return _beat_reply(tokens, self._link.run("beat", worker, repr(lease_s), wire.text(dict(tokens))))
+                self._link = self._connect(lease_s * self._patience)
+            began = time.monotonic()
+            try:
+                answer = self._link.run("beat", worker, repr(lease_s), wire.text(dict(tokens)))
+            except BrokerUnavailable:
+                self._give_up_on(self._link, min(_MOST_PATIENCE, 2 * self._patience))
+                raise
+            if self._patience > _PATIENCE and time.monotonic() - began < lease_s * _PATIENCE / 2:
+                self._give_up_on(self._link, _PATIENCE)  # it is quick again: so is the next connection given up
+            return _beat_reply(tokens, answer)
+
+    def _give_up_on(self, link: SyncLink, patience: float) -> None:
+        self._link, self._patience = None, patience
+        link.close()
 
     def close(self) -> None:
         """Give the connection back. Idempotent."""
