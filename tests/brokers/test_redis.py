@@ -552,6 +552,18 @@ async def test_work_wakes_a_worker_of_another_machine(broker: RedisBroker, names
         assert ids(await got) == [one.id]
 
 
+async def test_short_wait_does_not_end_a_longer_one(broker: RedisBroker, namespace: str) -> None:
+    async with opened(valkey_url(), namespace=namespace) as other:
+        got = asyncio.create_task(claimed_soon(other))
+        await idle(broker)
+
+        await broker.wait(ask(), 0.01)
+
+        assert await broker._link.ask("PTTL", f"{{{namespace}}}:idle:q") > 1_000 * (LONG_S - 60)
+        await submit(broker, job())
+        assert len(await got) == 1
+
+
 async def test_job_that_becomes_due_sooner_shortens_the_wait(broker: RedisBroker) -> None:
     await submit(broker, job(delay_s=LONG_S))
     got = asyncio.create_task(claimed_soon(broker))

@@ -211,15 +211,8 @@ class RedisBroker:
 
     async def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
         """As `Operator.states`."""
-        found: dict[str, JobState] = {}
-        for at in range(0, len(job_ids), _ROWS):
-            some = job_ids[at : at + _ROWS]
-            answer: bytes = await self._link.run("states", wire.text(some))
-            for job_id, digit in zip(some, answer.decode(), strict=True):
-                state = wire.STATES[int(digit)]
-                if state is not None:
-                    found[job_id] = state
-        return found
+        found = zip(job_ids, map(int, await self._letters("states", job_ids)), strict=True)
+        return {job_id: state for job_id, digit in found if (state := wire.STATES[digit]) is not None}
 
     async def jobs(
         self, *, state: JobState | None = None, queue: str | None = None, task: str | None = None, limit: int = 100
@@ -239,13 +232,11 @@ class RedisBroker:
 
     async def cancel(self, job_ids: Sequence[str]) -> list[Cancelled]:
         """As `Operator.cancel`."""
-        answer: bytes = await self._link.run("cancel", wire.text(job_ids))
-        return [wire.CANCELLED[letter] for letter in answer.decode()]
+        return [wire.CANCELLED[letter] for letter in await self._letters("cancel", job_ids)]
 
     async def retry(self, job_ids: Sequence[str]) -> list[Retried]:
         """As `Operator.retry`."""
-        answer: bytes = await self._link.run("retry", wire.text(job_ids))
-        return [wire.RETRIED[letter] for letter in answer.decode()]
+        return [wire.RETRIED[letter] for letter in await self._letters("retry", job_ids)]
 
     async def purge(self, *, state: JobState, queue: str | None = None, task: str | None = None) -> int:
         """As `Operator.purge`, in bounded steps. What runs is not touched."""
@@ -258,6 +249,14 @@ class RedisBroker:
             count += purged
             if after == 0:
                 return count
+
+    async def _letters(self, verb: str, job_ids: Sequence[str]) -> str:
+        """What the script of this verb answers: a letter or digit for each id."""
+        answers: list[str] = []
+        for at in range(0, len(job_ids), _ROWS):
+            answer: bytes = await self._link.run(verb, wire.text(job_ids[at : at + _ROWS]))
+            answers.append(answer.decode())
+        return "".join(answers)
 
     async def pause(self, queue: str) -> None:
         """As `Operator.pause`."""
