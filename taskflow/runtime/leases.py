@@ -153,7 +153,7 @@ class Leases:
 
     async def _beat_here(self) -> None:
         """For a broker that lives in this process: a loop that is blocked blocks the broker, too."""
-        pause_s = self._lease_s / _BEATS_PER_LEASE
+        pause_s = self._until_next_s(self._beat_at)
         while True:
             await self._clock.sleep(pause_s)
             sent_at, tokens = self._clock.now(), self._vouched()
@@ -177,7 +177,7 @@ class Leases:
 
     def _beat_there(self, beat: SyncBeat, loop: asyncio.AbstractEventLoop) -> None:
         """The thread. It only ever talks to its own connection, and tells the loop what it heard."""
-        pause_s = self._lease_s / _BEATS_PER_LEASE
+        pause_s = self._until_next_s(self._beat_at)
         try:
             while not self._stop.wait(pause_s):
                 sent_at, tokens = self._clock.now(), self._vouched()
