@@ -491,6 +491,7 @@ local function flush()
   for id, row in pairs(changed) do add('HSET', P .. 'hot', id, pack(row)) end
   changed = {}
   for _, gate in pairs(gates) do
+    if gate.dirty or gate.recount then call('ZADD', P .. 'gates', 'NX', 0, gate.name) end
     if gate.dirty then
       call('HSET', P .. 'gate:' .. gate.name, 'live', num(gate.live), 'tat', num(gate.tat))
       gate.dirty = false
