@@ -1,6 +1,6 @@
 """A restart of the server under load: jobs a second before and after, and whether any job was lost.
 
-    python -m benchmarks.restart [--only redis|postgres] [--rounds 3] [--crash] [--jobs 40000]
+    python -m benchmarks.restart [--only redis|postgres] [--rounds 3] [--crash] [--jobs 100000]
 
 One worker of 100 slots runs jobs that write two lines to a ledger; the server is stopped in order (or, with `--crash`,
 killed) and started at once. *before*: the seconds up to the stop. *after*: as many seconds, from two seconds after the
@@ -31,7 +31,7 @@ async def measure(place: Place, *, jobs: int, crash: bool) -> tuple[float, float
     """Rates before and after, seconds without an end, jobs lost, jobs run again."""
     assert place.server is not None
     flow = place.flow()
-    with Fleet(place, WORKER__LEASE_S=10, QUEUE__MAX_SIZE=1_000_000) as fleet:
+    with Fleet(place, WORKER__LEASE_S=10) as fleet:
         async with flow:
             work = flow.find("work")
             ids: list[str] = []
@@ -55,7 +55,7 @@ async def measure(place: Place, *, jobs: int, crash: bool) -> tuple[float, float
                 states.update((await flow.broker.states(ids[start : start + 1_000])).values())
         at = ends(fleet)
         numbers = Counter(line.number for line in fleet.lines() if line.event == "end")
-    back_at = next(moment for moment in at if moment > down_at + 0.05)
+    back_at = next((moment for moment in at if moment > down_at + 0.05), float("inf"))
     from_at = back_at + SETTLED_S
     if at[-1] < from_at + WINDOW_S:
         raise SystemExit(f"{place.name}: all jobs were done before the end of the measurement; give more --jobs")
@@ -73,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=SERVERS)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=40_000)
+    parser.add_argument("--jobs", type=int, default=100_000)
     parser.add_argument("--crash", action="store_true")
     arguments = parser.parse_args()
     fsync = "always" if arguments.crash else "everysec"

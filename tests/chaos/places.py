@@ -61,6 +61,7 @@ class Place:
         return {
             "TASKFLOW_BROKER__URL": self.worker_url if url is None else url,
             "TASKFLOW_BROKER__NAMESPACE": self.namespace,
+            "TASKFLOW_QUEUE__MAX_SIZE": "1000000",
         }
 
     def flow(self, *, is_direct: bool = True) -> TaskFlow:
