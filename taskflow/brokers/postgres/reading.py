@@ -96,9 +96,7 @@ async def show(pool: Pool, job_id: str) -> JobInfo | None:
     return _info(rows[0]) if rows else None
 
 
-async def jobs(
-    pool: Pool, state: JobState | None, queue: str | None, task: str | None, limit: int
-) -> list[JobInfo]:
+async def jobs(pool: Pool, state: JobState | None, queue: str | None, task: str | None, limit: int) -> list[JobInfo]:
     """As `Operator.jobs`."""
     conditions = ["true"]
     values: list[Any] = [limit]

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from taskflow.brokers.base import BeatReply
+from taskflow.brokers.patience import Patience
 from taskflow.brokers.redis import wire
 from taskflow.brokers.redis.doubts import doubts_about
 from taskflow.brokers.redis.link import Link, SyncLink
@@ -39,10 +40,6 @@ if TYPE_CHECKING:
     )
     from taskflow.core.job import Claim, Job
 
-# How long a beat waits for its answer, in leases. One over a connection that is dead without our knowing (a failover, a
-# router that forgot it) leaves the time for another over a new one, before the worker stops trusting itself; each that
-# fails leaves the next more time, as the server may only be slow.
-_PATIENCE, _MOST_PATIENCE = 1 / 4, 1.0
 _ROWS = 1_000  # that one script of an operator's verb looks at: others have their turn in between
 
 
@@ -284,27 +281,31 @@ class RedisBeat:
     def __init__(self, connect: Callable[[float], SyncLink]) -> None:
         self._connect = connect
         self._link: SyncLink | None = None
-        self._patience = _PATIENCE
+        self._answer_s = 0.0  # that the link was made with
+        self._patience = Patience()
         self._lock = threading.Lock()
 
     def beat(self, worker: str, tokens: Mapping[str, int], lease_s: float) -> BeatReply:
         """As `Broker.beat`."""
         with self._lock:
-            if self._link is None:
-                self._link = self._connect(lease_s * self._patience)
+            link = self._made(self._patience.answer_s(lease_s))
             began = time.monotonic()
             try:
-                answer = self._link.run("beat", worker, repr(lease_s), wire.text(dict(tokens)))
+                answer = link.run("beat", worker, repr(lease_s), wire.text(dict(tokens)))
             except BrokerUnavailable:
-                self._give_up_on(self._link, min(_MOST_PATIENCE, 2 * self._patience))
+                self._patience.failed()
                 raise
-            if self._patience > _PATIENCE and time.monotonic() - began < lease_s * _PATIENCE / 2:
-                self._give_up_on(self._link, _PATIENCE)  # it is quick again: so is the next connection given up
+            self._patience.answered(time.monotonic() - began, lease_s)
             return _beat_reply(tokens, answer)
 
-    def _give_up_on(self, link: SyncLink, patience: float) -> None:
-        self._link, self._patience = None, patience
-        link.close()
+    def _made(self, answer_s: float) -> SyncLink:
+        """The link. The driver knows one timeout for all of its life: another takes another."""
+        if self._link is not None and self._answer_s != answer_s:
+            self._link.close()
+            self._link = None
+        if self._link is None:
+            self._link, self._answer_s = self._connect(answer_s), answer_s
+        return self._link
 
     def close(self) -> None:
         """Give the connection back. Idempotent."""
