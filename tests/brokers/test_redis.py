@@ -6,14 +6,17 @@ What every broker promises is in `test_contract.py`.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
+from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from taskflow.brokers.base import Accepted, Doubtful, Settled
+from taskflow.brokers.base import Accepted, Doubtful, Settled, Settlement
 from taskflow.brokers.redis import RedisBroker
 from taskflow.brokers.redis.scripts import script
 from taskflow.core import bucket
@@ -45,7 +48,7 @@ from .words import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from taskflow.core.job import Job
 
@@ -695,3 +698,59 @@ def test_scripts_admit_and_count_as_the_core_does(fields: dict[str, Any], family
 
 def test_servers_of_others_are_never_stopped() -> None:
     assert outside_url() is None or valkey_url() == outside_url()
+
+
+# ---- all at once ----
+
+
+async def test_nothing_is_lost_while_connections_are_cut_and_scripts_forgotten(server: ValkeyServer) -> None:
+    jobs = [
+        job(lane=str(number % 5), gates=("smtp",) * (number % 3 == 0), priority=number % 2) for number in range(600)
+    ]
+    ran: Counter[str] = Counter()
+    settled: set[str] = set()
+
+    async def until_heard(verb: Callable[[], Awaitable[Any]]) -> Any:
+        while True:
+            try:
+                return await verb()
+            except BrokerUnavailable:
+                await asyncio.sleep(0.005)
+
+    async def work(broker: RedisBroker, worker: str) -> None:
+        while len(settled) < len(jobs):
+            claims = await until_heard(lambda: claim(broker, worker, limit=7))
+            ran.update(ids(claims))
+            held = {one.job_id: one.token for one in claims}
+            await until_heard(partial(broker.beat, worker, held, 60.0))
+            await until_heard(partial(broker.beat, worker, held, 60.0))  # what a lost reply claimed is given back
+            words = [Settlement(one.job_id, one.token, DONE) for one in claims]
+            replies = await until_heard(partial(broker.settle, words))
+            assert all(reply.answer is not Settled.STALE for reply in replies)
+            settled.update(ids(claims))
+            await until_heard(lambda: reclaim(broker, max_lost=1_000))
+
+    async def disturb() -> None:
+        for number in itertools.count():
+            await asyncio.sleep(0.02)
+            await asyncio.to_thread(server.ask, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            if number % 3 == 0:
+                await asyncio.to_thread(server.ask, "SCRIPT", "FLUSH")
+
+    async with opened(server.url) as one, opened(server.url) as two, opened(server.url) as three:
+        await one.gate("smtp", gating.Declare(limit=10))
+        await until_heard(lambda: submit(one, *jobs))
+        disturbing = asyncio.create_task(disturb())
+        async with asyncio.timeout(30):
+            await asyncio.gather(*(work(broker, f"w{number}") for number, broker in enumerate((one, two, three))))
+        disturbing.cancel()
+        await asyncio.gather(disturbing, return_exceptions=True)
+
+        states = await until_heard(lambda: one.states([each.id for each in jobs]))
+        (counts,) = await until_heard(one.counts)
+        (gate,) = await until_heard(one.gates)
+
+    assert {*states.values()} == {JobState.SUCCEEDED}
+    assert len(states) == len(ran) == len(jobs)
+    assert (counts.ready, counts.scheduled, counts.running) == (0, 0, 0)
+    assert gate.live == 0
