@@ -471,8 +471,12 @@ class Worker:
     # --- what the beats say ------------------------------------------
 
     def _on_lost(self, lost: Mapping[str, int]) -> None:
-        """Another worker may have them: stop what runs of them, forget what has not started."""
-        stopped = self._stop_holding(lost)
+        """Another worker may have them: stop what runs of them, forget what has not started.
+
+        But not a handler that has completed its job by itself: that is why the broker counts it as running no more.
+        """
+        completed = {walk.claim.job_id for walk in self._running_of(lost) if walk.completion is not None}
+        stopped = self._stop_holding({job_id: token for job_id, token in lost.items() if job_id not in completed})
         if stopped:
             self._emit(events.LeaseLost(self.name, stopped, "the broker gave them to others"))
 
