@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.chaos.places import DURABLE, SERVERS, Place, on_postgres, on_redis, on_sqlite
+from tests.chaos.places import COMPLETING, DURABLE, SERVERS, Place, on_postgres, on_redis, on_sqlite
 from tests.chaos.proxy import Proxy
 
 if TYPE_CHECKING:
@@ -54,6 +54,12 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
 @pytest.fixture(params=SERVERS)
 def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     """Each broker that is a server."""
+    yield from _place(request.param, request, tmp_path)
+
+
+@pytest.fixture(params=COMPLETING)
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """Each broker that completes a job within a transaction."""
     yield from _place(request.param, request, tmp_path)
 
 

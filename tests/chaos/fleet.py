@@ -45,6 +45,7 @@ class Fleet(AbstractContextManager["Fleet"]):
             "TASKFLOW_LOG__FORMAT": "json",
             "TASKFLOW_WORKER__LEASE_S": "1",
             "CHAOS_LEDGER": str(self.ledger),
+            "CHAOS_DATABASE": place.url,
             **{f"TASKFLOW_{name}": str(value) for name, value in settings.items()},
         }
         self.workers: list[subprocess.Popen[bytes]] = []

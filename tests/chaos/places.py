@@ -8,8 +8,9 @@ import sqlite3
 import time
 from contextlib import closing
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from taskflow import Settings, TaskFlow
 from tests.chaos import app
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 
 SERVERS = tuple(name for name in ("redis", "postgres") if find_spec(f"taskflow.brokers.{name}") is not None)
 DURABLE = ("sqlite", *SERVERS)
+KINDS = {"sqlite": "SqliteBroker", "redis": "RedisBroker", "postgres": "PostgresBroker"}
+# Those that complete a job within its handler's own transaction.
+COMPLETING = tuple(
+    name for name in DURABLE if hasattr(getattr(import_module(f"taskflow.brokers.{name}"), KINDS[name]), "complete_in")
+)
 _numbers = itertools.count(1)
 
 
@@ -55,6 +61,17 @@ class Place:
     forget_scripts: Callable[[], object] = lambda: None
     refuse_writes: Callable[[], object] = lambda: None  # as a replica does
     take_writes: Callable[[], object] = lambda: None
+
+    def run(self, statement: str) -> list[tuple[Any, ...]]:
+        """One statement in the database that the jobs live in."""
+        if self.name == "sqlite":
+            with closing(sqlite3.connect(self.folder / "jobs.db")) as connection, connection:
+                return connection.execute(statement).fetchall()
+        import psycopg
+
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            cursor = connection.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
 
     def settings(self, url: str | None = None) -> dict[str, str]:
         """The environment of whoever works here."""

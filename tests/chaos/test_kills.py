@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 
 from taskflow.core.job import JobState
-from tests.chaos.fleet import Fleet, until
+from tests.chaos.fleet import Fleet, Line, until
 
 if TYPE_CHECKING:
     from taskflow import TaskFlow
@@ -143,6 +143,35 @@ async def test_a_worker_that_was_stopped_past_its_lease_changes_nothing(place: P
             await until(lambda: stale_settlements(port), seconds=15, what="the zombie's word is refused")
 
             assert await flow.broker.show(job.id) == before
+
+
+async def test_a_zombie_cannot_complete_its_job_and_its_transaction_rolls_back(database: Place) -> None:
+    flow = database.flow()
+    with Fleet(database, WORKER__LEASE_S=0.5) as fleet:
+        async with flow:
+            database.run("CREATE TABLE IF NOT EXISTS chaos_effects (number bigint, token bigint)")
+            database.run("DELETE FROM chaos_effects")
+            zombie = fleet.start()
+            job = await flow.find("transfer").submit(1, 1.0)
+            await until(lambda: fleet.starts()[1], seconds=15, what="the first worker runs it")
+            fleet.stop(zombie)
+            fleet.start()
+            await job.result(timeout=20)
+            before = await flow.broker.show(job.id)
+
+            zombie.send_signal(signal.SIGCONT)
+            await until(lambda: said(fleet, "stale"), seconds=15, what="the zombie's complete_in raises")
+            port = int(re.findall(r'"port": ?(\d+)', (database.folder / "worker-1.log").read_text())[-1])
+            await until(lambda: stale_settlements(port), seconds=15, what="it is counted")
+
+            assert await flow.broker.show(job.id) == before
+    (ended,) = said(fleet, "end")
+    assert [line.pid for line in said(fleet, "stale")] == [zombie.pid]
+    assert database.run("SELECT number, token FROM chaos_effects") == [(1, ended.token)]
+
+
+def said(fleet: Fleet, event: str) -> list[Line]:
+    return [line for line in fleet.lines() if line.event == event]
 
 
 async def stale_settlements(port: int) -> float:
