@@ -128,7 +128,7 @@ class RedisBroker:
 
     def sync_beat(self) -> SyncBeat | None:
         """As `Broker.sync_beat`."""
-        return RedisBeat(self._link.sync())
+        return RedisBeat(self._link)
 
     async def leave(self, worker: str) -> None:
         """As `Broker.leave`: the lease ends now, the next `reclaim` takes what is left."""
@@ -276,19 +276,24 @@ class RedisBroker:
 class RedisBeat:
     """Beats over a connection of its own, from a thread that no handler can block. See `SyncBeat`."""
 
-    def __init__(self, link: SyncLink) -> None:
-        self._link = link
+    def __init__(self, link: Link) -> None:
+        self._made_of = link
+        self._link: SyncLink | None = None
         self._lock = threading.Lock()
 
     def beat(self, worker: str, tokens: Mapping[str, int], lease_s: float) -> BeatReply:
-        """As `Broker.beat`."""
+        """As `Broker.beat`; waits no longer for an answer than a third of the lease, when the next beat is due."""
         with self._lock:
+            if self._link is None:
+                self._link = self._made_of.sync(lease_s / 3)
             return _beat_reply(tokens, self._link.run("beat", worker, repr(lease_s), wire.text(dict(tokens))))
 
     def close(self) -> None:
         """Give the connection back. Idempotent."""
         with self._lock:
-            self._link.close()
+            link, self._link = self._link, None
+            if link is not None:
+                link.close()
 
 
 def _beat_reply(tokens: Mapping[str, int], answer: Sequence[Sequence[bytes]]) -> BeatReply:
