@@ -13,21 +13,14 @@ import pytest
 
 from taskflow import ConfigError, JobNotFound, Retry, Settings, StaleClaim, TaskFlow
 from taskflow import current_job as here
-from taskflow.brokers.base import Retention, Transactional
-from taskflow.brokers.postgres import PostgresBroker
 from taskflow.settings import BrokerSettings
 from tests.brokers.conftest import postgres
-from tests.runtime.test_transactions import DONE, Told
+from tests.runtime.test_transactions import DONE, Told, lose_its_worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-pytestmark = [
-    pytest.mark.anyio,
-    pytest.mark.skipif(
-        not issubclass(PostgresBroker, Transactional), reason="the broker on PostgreSQL has no transactional verbs yet"
-    ),
-]
+pytestmark = pytest.mark.anyio
 
 PATIENCE_S = 20.0
 
@@ -103,13 +96,46 @@ async def test_jobs_run_if_and_only_if_the_transaction_they_were_submitted_in_co
     assert results == list(range(1, 600))
 
 
-async def test_connection_of_another_kind_is_refused(flow: TaskFlow) -> None:
+async def test_connection_that_cannot_be_used_is_refused(flow: TaskFlow, orders: Orders) -> None:
     @flow.task
     async def work() -> None: ...
 
-    async with flow:
-        with pytest.raises(ConfigError):
+    async with flow, orders.connected() as connection:
+        with pytest.raises(ConfigError, match="got a object"):
             await work.options(connection=object()).submit()
+        with pytest.raises(ConfigError, match="no transaction is open"):
+            await work.options(connection=connection).submit()
+        assert await flow.broker.jobs() == []
+
+
+async def test_connection_to_another_database_is_refused(flow: TaskFlow, orders: Orders) -> None:
+    other = TaskFlow(
+        settings=flow.settings.model_copy(update={"broker": BrokerSettings(url=postgres().url, namespace="elsewhere")})
+    )
+
+    @other.task
+    async def work() -> None: ...
+
+    async with other, orders.connected() as connection:
+        await connection.execute("DROP SCHEMA elsewhere CASCADE")
+        with pytest.raises(ConfigError, match="no schema 'elsewhere'"):
+            async with connection.transaction():
+                await work.options(connection=connection).submit()
+
+
+async def test_plain_psycopg_connection_will_do_and_begins_by_itself(flow: TaskFlow) -> None:
+    @flow.task
+    async def work(number: int) -> int:
+        return number
+
+    async with flow.worker():
+        with psycopg.connect(postgres().url) as connection:
+            job = await work.options(connection=connection, key="k", delay=0).submit(3)
+            again = await work.options(connection=connection, key="k").submit(4)
+        result = await job.result(PATIENCE_S)
+
+    assert again.id == job.id
+    assert result == 3
 
 
 @pytest.mark.parametrize("end", ["returns", "raises", "times out"])
@@ -156,15 +182,14 @@ async def test_transaction_that_is_rolled_back_leaves_the_job_to_its_retries(flo
 
 
 async def test_lost_claim_raises_so_that_what_the_handler_did_is_rolled_back(flow: TaskFlow, orders: Orders) -> None:
+    runs: list[int] = []
     raised: list[StaleClaim] = []
 
     @flow.task
     async def work() -> int:
-        if not raised:
-            (row,) = await flow.broker.jobs()
-            assert row.worker is not None
-            await flow.broker.leave(row.worker)  # as if its lease had ended
-            await flow.broker.reclaim(max_lost=3, retention=Retention())
+        runs.append(here().token)
+        if len(runs) == 1:
+            await lose_its_worker(flow)
         try:
             async with orders.connected() as connection, connection.transaction():
                 await orders.add(connection)
@@ -179,6 +204,6 @@ async def test_lost_claim_raises_so_that_what_the_handler_did_is_rolled_back(flo
         result = await (await work.submit()).result(PATIENCE_S)
 
     assert result == 7
-    assert len(raised) == 1
+    assert (len(runs), len(raised)) == (2, 1)
     assert await orders.count() == 1
     assert told.summary()[1:] == (["succeeded"], 1)
