@@ -13,8 +13,10 @@ import pytest
 
 from taskflow import ConfigError, JobNotFound, Retry, Settings, StaleClaim, TaskFlow
 from taskflow import current_job as here
+from taskflow.brokers.base import Retention, Settled
 from taskflow.settings import BrokerSettings
 from tests.brokers.conftest import postgres
+from tests.brokers.words import ask
 from tests.runtime.test_transactions import DONE, Told, lose_its_worker
 
 if TYPE_CHECKING:
@@ -207,3 +209,22 @@ async def test_lost_claim_raises_so_that_what_the_handler_did_is_rolled_back(flo
     assert (len(runs), len(raised)) == (2, 1)
     assert await orders.count() == 1
     assert told.summary()[1:] == (["succeeded"], 1)
+
+
+async def test_job_whose_completion_is_not_committed_yet_is_nobody_elses(flow: TaskFlow, orders: Orders) -> None:
+    @flow.task(queue="q")
+    async def work() -> None: ...
+
+    async with flow, orders.connected() as connection:
+        job = await work.submit()
+        (mine,) = await flow.broker.claim(ask("w1"))
+        async with connection.transaction():
+            answer = await flow.broker.complete_in(connection, mine.job_id, mine.token, b"1")  # type: ignore[attr-defined]
+            await flow.broker.leave("w1")
+            taken_back = await flow.broker.reclaim(max_lost=3, retention=Retention())
+            others = await flow.broker.claim(ask("w2"))
+        state = await job.status()
+
+    assert answer is Settled.APPLIED
+    assert (taken_back, others) == ([], [])
+    assert state == "succeeded"
