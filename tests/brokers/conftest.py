@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     from taskflow.brokers.base import FullBroker
 
 _numbers = itertools.count(1)
+_NAMES = ("memory", "sqlite", "redis", "postgres")
 
-BROKERS = [
-    name for name in ("memory", "sqlite", "redis", "postgres") if find_spec(f"taskflow.brokers.{name}") is not None
-]
+BROKERS = [name for name in _NAMES if find_spec(f"taskflow.brokers.{name}") is not None]
 
 
 def made(name: str, folder: Path) -> FullBroker:
@@ -36,14 +35,14 @@ def made(name: str, folder: Path) -> FullBroker:
         from taskflow.brokers.sqlite import SqliteBroker
 
         return SqliteBroker(folder / "taskflow.db")
-    if name == "postgres":
-        from taskflow.brokers.postgres import PostgresBroker
-
-        return PostgresBroker(postgres().url, namespace=f"test_{next(_numbers)}")
     if name == "redis":
         from taskflow.brokers.redis import RedisBroker
 
         return RedisBroker(valkey_url(), namespace=new_namespace())
+    if name == "postgres":
+        from taskflow.brokers.postgres import PostgresBroker
+
+        return PostgresBroker(postgres().url, namespace=f"test_{next(_numbers)}")
     raise AssertionError(name)
 
 

@@ -470,6 +470,7 @@ async def test_a_lost_job_is_stopped_and_what_it_says_then_counts_for_nothing() 
 
     lost, stale = heard(flow, events.LeaseLost), heard(flow, events.SettlementStale)
     async with flow.test() as t:
+        await t.advance(3)  # only now is this worker a judge of who is dead
         job = await work.submit()
         await all_blocked()
         t.running.worker.pause()

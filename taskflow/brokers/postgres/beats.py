@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from taskflow.brokers.base import BeatReply
+from taskflow.brokers.patience import Patience
 from taskflow.brokers.postgres import errors, schema
 
 if TYPE_CHECKING:
@@ -23,11 +25,13 @@ class PostgresBeat:
     def __init__(self, address: Address, namespace: str, shift_s: Callable[[], float]) -> None:
         self._address, self._name, self._shift_s = address, schema.quoted(namespace), shift_s
         self._lock = threading.Lock()
+        self._patience = Patience()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connection: asyncpg.Connection | None = None
+        self._statement: asyncpg.prepared_stmt.PreparedStatement
 
     def beat(self, worker: str, tokens: Mapping[str, int], lease_s: float) -> BeatReply:
-        """As `Broker.beat`; waits no longer than a third of the lease, when the next beat is due."""
+        """As `Broker.beat`."""
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
@@ -35,22 +39,25 @@ class PostgresBeat:
                 return self._loop.run_until_complete(self._beat(worker, tokens, lease_s))
             except BaseException as error:
                 self._drop()
+                self._patience.failed()
                 if errors.is_translated(error):
                     raise errors.translated(error, self._address.where) from error
                 raise
 
     async def _beat(self, worker: str, tokens: Mapping[str, int], lease_s: float) -> BeatReply:
-        async with asyncio.timeout(lease_s / 3):
-            if self._connection is None or self._connection.is_closed():
+        if self._connection is None or self._connection.is_closed():
+            async with asyncio.timeout(self._patience.connect_s(lease_s)):
                 self._connection = await self._address.connect()
-            row = await self._connection.fetchrow(
-                f"SELECT * FROM {self._name}.beat_v1($1, $2, $3, $4, $5)",
-                worker,
-                list(tokens),
-                list(tokens.values()),
-                lease_s,
-                self._shift_s(),
+                # Tokens go as text: for an array of numbers the driver asks the server eight times what that is.
+                self._statement = await self._connection.prepare(
+                    f"SELECT * FROM {self._name}.beat_v1($1, $2, $3::text[]::bigint[], $4, $5)"
+                )
+        began = time.monotonic()
+        async with asyncio.timeout(self._patience.answer_s(lease_s)):
+            row = await self._statement.fetchrow(
+                worker, list(tokens), [str(token) for token in tokens.values()], lease_s, self._shift_s()
             )
+        self._patience.answered(time.monotonic() - began, lease_s)
         return BeatReply(tuple(row[0]), tuple(row[1]))
 
     def _drop(self) -> None:
