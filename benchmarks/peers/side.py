@@ -33,7 +33,8 @@ class Stamps:
 
     @staticmethod
     def make(path: Path, room: int) -> Stamps:
-        path.write_bytes(bytes(8 * (room + 1)))
+        with path.open("wb") as file:
+            file.truncate(8 * (room + 1))
         return Stamps(path)
 
     def stamp(self) -> None:
