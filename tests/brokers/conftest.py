@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.servers.valkey import forget_namespace, new_namespace, valkey_url
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
     from taskflow.brokers.base import FullBroker
 
-BROKERS = [name for name in ("memory", "sqlite") if find_spec(f"taskflow.brokers.{name}") is not None]
+BROKERS = [name for name in ("memory", "sqlite", "redis") if find_spec(f"taskflow.brokers.{name}") is not None]
 
 
 def made(name: str, folder: Path) -> FullBroker:
@@ -26,6 +28,10 @@ def made(name: str, folder: Path) -> FullBroker:
         from taskflow.brokers.sqlite import SqliteBroker
 
         return SqliteBroker(folder / "taskflow.db")
+    if name == "redis":
+        from taskflow.brokers.redis import RedisBroker
+
+        return RedisBroker(valkey_url(), namespace=new_namespace())
     raise AssertionError(name)
 
 
@@ -40,3 +46,5 @@ async def broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     await broker.open()
     yield broker
     await broker.close()
+    if request.param == "redis":
+        forget_namespace(broker._link.namespace)

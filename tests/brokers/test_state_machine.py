@@ -37,6 +37,7 @@ from taskflow.core import gate as gating
 from taskflow.core.decision import Bury, Cancel, Complete, Expire, Release, Retry, Snooze
 from taskflow.core.job import FINAL, SUSPECT_AFTER, TRANSITIONS, Claim, Job, JobState, is_buried
 from taskflow.core.specs import CircuitBreaker
+from tests.servers.valkey import forget_namespace, new_namespace, valkey_url
 
 from .words import BOOM, LONG_S
 
@@ -781,6 +782,33 @@ class SqliteMachine(BrokerMachine):
         return SqliteBroker(folder / "taskflow.db", wall=clock.wall)
 
 
+class RedisMachine(BrokerMachine):
+    def make(self, clock: FakeClock, folder: Path) -> FullBroker:
+        from taskflow.brokers.redis import RedisBroker
+
+        self.namespace = new_namespace()
+        return RedisBroker(valkey_url(), namespace=self.namespace, wall=clock.wall)
+
+    def teardown(self) -> None:
+        super().teardown()
+        if hasattr(self, "namespace"):
+            forget_namespace(self.namespace)
+
+    @rule()
+    def flush_scripts(self) -> None:
+        """As a restart or a failover does."""
+        self.run(self.broker._link.ask("SCRIPT", "FLUSH"))
+
+    @rule()
+    def lose_the_connection(self) -> None:
+        """The client is gone in the middle of whatever it did; another one goes on."""
+        from taskflow.brokers.redis import RedisBroker
+
+        self.run(self.broker.close())
+        self.broker = RedisBroker(valkey_url(), namespace=self.namespace, wall=self.clock.wall)
+        self.run(self.broker.open())
+
+
 # A failure is shrunk before it is reported: that takes minutes.
 pytestmark = pytest.mark.timeout(600)
 QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
@@ -794,4 +822,10 @@ if find_spec("taskflow.brokers.sqlite") is not None:
     TestSqlite = SqliteMachine.TestCase
     TestSqlite.settings = settings(
         max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=QUIET, print_blob=True
+    )
+
+if find_spec("taskflow.brokers.redis") is not None:
+    TestRedis = RedisMachine.TestCase
+    TestRedis.settings = settings(
+        max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=QUIET, print_blob=True
     )

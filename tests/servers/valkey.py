@@ -6,6 +6,8 @@ at `TASKFLOW_TEST_REDIS_SERVER`, `valkey-server` or `redis-server` on PATH, the 
 
 from __future__ import annotations
 
+import atexit
+import itertools
 import os
 import shutil
 import signal
@@ -13,6 +15,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,6 +24,7 @@ import pytest
 if TYPE_CHECKING:
     from types import TracebackType
 
+_numbers = itertools.count(1)
 _START_S, _END_S = 15.0, 15.0
 
 
@@ -180,6 +184,32 @@ class ValkeyServer:
                 return one.recv(64).startswith(b"+PONG")  # -LOADING while it reads its data
         except OSError:
             return False
+
+
+@cache
+def _shared() -> ValkeyServer:
+    server = ValkeyServer().start()
+    atexit.register(server.close)
+    return server
+
+
+def valkey_url() -> str:
+    """A server for whoever keeps to a namespace of its own: the one from outside, or one for all tests of this run."""
+    return outside_url() or _shared().url
+
+
+def new_namespace() -> str:
+    """One that no other test has, of this run or of another at the same server."""
+    return f"test-{os.getpid()}-{next(_numbers)}"
+
+
+def forget_namespace(namespace: str) -> None:
+    """Delete all its keys."""
+    import redis
+
+    with redis.Redis.from_url(valkey_url(), socket_timeout=5.0) as client:
+        for key in client.scan_iter(match=f"{{{namespace}}}:*", count=1_000):
+            client.unlink(key)
 
 
 def _free_port() -> int:

@@ -1,0 +1,292 @@
+"""The broker on Redis and Valkey: the verbs. Each is one script, atomic at the server, by the server's clock."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from taskflow.brokers.base import BeatReply
+from taskflow.brokers.redis import wire
+from taskflow.brokers.redis.link import Link, SyncLink
+from taskflow.brokers.redis.listening import Listening
+from taskflow.brokers.redis.reading import FinalsReader
+from taskflow.core import gate as gating
+from taskflow.core.job import JobState
+from taskflow.errors import BrokerError, JobNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from taskflow.brokers.base import (
+        Cancelled,
+        ClaimRequest,
+        Final,
+        JobInfo,
+        Note,
+        QueueCounts,
+        Receipt,
+        Reclaimed,
+        Retention,
+        Retried,
+        Settled,
+        Settlement,
+        SettleReply,
+        SyncBeat,
+    )
+    from taskflow.core.job import Claim, Job
+
+_ROWS = 1_000  # that one script of an operator's verb looks at: others have their turn in between
+
+
+class RedisBroker:
+    """Jobs on one Redis (6.2 or newer) or Valkey server, shared by any number of machines.
+
+    All keys begin with `{namespace}:`. As durable as the server: with `appendonly yes` jobs survive its restart.
+    `wall` gives scripts another time than the server's: for tests alone.
+    """
+
+    name = "redis"
+    is_durable = True
+
+    def __init__(self, url: str, *, namespace: str = "taskflow", wall: Callable[[], float] | None = None) -> None:
+        self._link = Link(url, namespace, wall)
+        self._listening = Listening(self._link)
+        self._reader = FinalsReader(self._link)
+
+    async def open(self) -> None:
+        """As `Broker.open`."""
+        if self._link.is_open:
+            return
+        self._link.open()
+        try:
+            await self._link.run("states", "[]")
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Whoever waits returns."""
+        await self._reader.close()
+        await self._link.close()
+        await self._listening.close()
+
+    # ---- what the runtime asks ----
+
+    async def submit(self, jobs: Sequence[Job], bounds: Mapping[str, int]) -> list[Receipt]:
+        """As `Broker.submit`. A queue that `bounds` does not name has no bound."""
+        receipts: list[Receipt] = []
+        for at in range(0, len(jobs), _ROWS):
+            some = jobs[at : at + _ROWS]
+            receipts += wire.receipts(some, await self._link.run("submit", *wire.submission(some, bounds)))
+        return receipts
+
+    async def claim(self, request: ClaimRequest) -> list[Claim]:
+        """As `Broker.claim`."""
+        worker, queues, limit, gated, suspects, lease_s = request
+        answer = await self._link.run("claim", worker, wire.text(queues), limit, gated, suspects, repr(lease_s))
+        return wire.claims(answer)
+
+    async def wait(self, request: ClaimRequest, timeout_s: float) -> None:
+        """As `Broker.wait`."""
+        if timeout_s <= 0:
+            return
+        await self._listening.ready()
+        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._listening.add(woken, queues=request.queues)
+        try:
+            delay_s = float(
+                await self._link.run(
+                    "wait", wire.text(request.queues), request.gated, request.suspects, repr(timeout_s)
+                )
+            )
+            if delay_s > 0:
+                await asyncio.wait((woken,), timeout=delay_s)
+        finally:
+            self._listening.remove(woken, queues=request.queues)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[SettleReply]:
+        """As `Broker.settle`."""
+        replies: list[SettleReply] = []
+        for at in range(0, len(settlements), _ROWS):
+            words = wire.settlements(settlements[at : at + _ROWS])
+            replies += wire.settle_replies(await self._link.run("settle", *words))
+        return replies
+
+    async def beat(self, worker: str, tokens: Mapping[str, int], lease_s: float) -> BeatReply:
+        """As `Broker.beat`."""
+        return _beat_reply(tokens, await self._link.run("beat", worker, repr(lease_s), wire.text(dict(tokens))))
+
+    def sync_beat(self) -> SyncBeat | None:
+        """As `Broker.sync_beat`."""
+        return RedisBeat(self._link.sync())
+
+    async def leave(self, worker: str) -> None:
+        """As `Broker.leave`: the lease ends now, the next `reclaim` takes what is left."""
+        await self._link.run("leave", worker)
+
+    async def note(self, notes: Sequence[Note]) -> list[Settled]:
+        """As `Broker.note`."""
+        answer: bytes = await self._link.run("note", *wire.notes(notes))
+        return [wire.SETTLED[letter] for letter in answer.decode()]
+
+    async def finals(self, job_ids: Sequence[str], timeout_s: float) -> dict[str, Final]:
+        """As `Broker.finals`. Thousands may wait, each for its own job: they share what is asked and heard."""
+        if not job_ids:
+            return {}
+        if timeout_s <= 0:
+            return self._ended(job_ids, await self._reader.read(job_ids, 0.0))
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        await self._listening.ready()
+        while (left_s := deadline - loop.time()) > 0:
+            told: asyncio.Future[None] = loop.create_future()
+            self._listening.add(told, job_ids=job_ids)
+            try:
+                found = self._ended(job_ids, await self._reader.read(job_ids, left_s))
+                if found:
+                    return found
+                await asyncio.wait((told,), timeout=left_s)
+            finally:
+                self._listening.remove(told, job_ids=job_ids)
+            if not self._link.is_open:
+                raise BrokerError(f"{self._link.where} was closed while a job's end was waited for")
+            if told.done():
+                await self._listening.ready()
+        return {}
+
+    @staticmethod
+    def _ended(job_ids: Sequence[str], known: Mapping[str, Final | None]) -> dict[str, Final]:
+        if not known:
+            raise JobNotFound(
+                f"no such job is kept: {', '.join(islice(job_ids, 3))}; the id is wrong, or its retention is over"
+            )
+        return {job_id: final for job_id, final in known.items() if final is not None}
+
+    async def gate(self, name: str, change: gating.GateChange, generation: int | None = None) -> gating.Gate:
+        """As `Broker.gate`."""
+        now, record = await self._link.run("gate_read", name)
+        while True:
+            before = wire.gate(name, record)
+            if generation is not None and generation != before.generation:
+                return before
+            after = gating.change(before, change, now=float(now))
+            values = wire.text(wire.gate_change(before, after))
+            record, is_stored = await self._link.run("gate_store", name, before.generation, values)
+            if is_stored:
+                return wire.gate(name, record)
+
+    async def reclaim(self, *, max_lost: int, retention: Retention) -> list[Reclaimed]:
+        """As `Broker.reclaim`."""
+        result_s, finished_s, dead_s, rows = retention
+        answer = await self._link.run(
+            "reclaim", max_lost, rows, repr(float(result_s)), repr(float(finished_s)), repr(float(dead_s))
+        )
+        return wire.reclaimed(answer)
+
+    async def counts(self) -> list[QueueCounts]:
+        """As `Broker.counts`."""
+        return wire.queue_counts(await self._link.run("counts"))
+
+    # ---- what a person asks ----
+
+    async def show(self, job_id: str) -> JobInfo | None:
+        """As `Operator.show`."""
+        answer = await self._link.run("list", wire.text([job_id]), 0, "", "", 1, 0, 0)
+        return next(iter(wire.infos(answer)), None)
+
+    async def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
+        """As `Operator.states`."""
+        found: dict[str, JobState] = {}
+        for at in range(0, len(job_ids), _ROWS):
+            some = job_ids[at : at + _ROWS]
+            answer: bytes = await self._link.run("states", wire.text(some))
+            for job_id, digit in zip(some, answer.decode(), strict=True):
+                state = wire.STATES[int(digit)]
+                if state is not None:
+                    found[job_id] = state
+        return found
+
+    async def jobs(
+        self, *, state: JobState | None = None, queue: str | None = None, task: str | None = None, limit: int = 100
+    ) -> list[JobInfo]:
+        """As `Operator.jobs`."""
+        infos: list[JobInfo] = []
+        below: str | bytes | int = 0
+        number = 0 if state is None else wire.NUMBERS[state]
+        while len(infos) < limit:
+            some = min(_ROWS, limit - len(infos))
+            answer = await self._link.run("list", "false", number, queue or "", task or "", some, below, _ROWS)
+            infos += wire.infos(answer)
+            below = answer[0]
+            if below == 0:
+                break
+        return infos
+
+    async def cancel(self, job_ids: Sequence[str]) -> list[Cancelled]:
+        """As `Operator.cancel`."""
+        answer: bytes = await self._link.run("cancel", wire.text(job_ids))
+        return [wire.CANCELLED[letter] for letter in answer.decode()]
+
+    async def retry(self, job_ids: Sequence[str]) -> list[Retried]:
+        """As `Operator.retry`."""
+        answer: bytes = await self._link.run("retry", wire.text(job_ids))
+        return [wire.RETRIED[letter] for letter in answer.decode()]
+
+    async def purge(self, *, state: JobState, queue: str | None = None, task: str | None = None) -> int:
+        """As `Operator.purge`, in bounded steps. What runs is not touched."""
+        if state is JobState.RUNNING:
+            return 0
+        count = after = 0
+        while True:
+            purged: int
+            purged, after = await self._link.run("purge", wire.NUMBERS[state], queue or "", task or "", after, _ROWS)
+            count += purged
+            if after == 0:
+                return count
+
+    async def pause(self, queue: str) -> None:
+        """As `Operator.pause`."""
+        await self._link.run("pause", queue, 1)
+
+    async def resume(self, queue: str) -> None:
+        """As `Operator.resume`."""
+        await self._link.run("pause", queue, 0)
+
+    async def gates(self) -> list[gating.Gate]:
+        """As `Operator.gates`, by name."""
+        found = await self._link.run("gates")
+        gates = [wire.gate(found[at].decode(), found[at + 1]) for at in range(0, len(found), 2)]
+        return sorted(gates, key=lambda gate: gate.name)
+
+    async def finish_batch(self, batch: str) -> None:
+        """As `Operator.finish_batch`."""
+        while await self._link.run("finish_batch", batch, _ROWS):
+            pass
+
+
+class RedisBeat:
+    """Beats over a connection of its own, from a thread that no handler can block. See `SyncBeat`."""
+
+    def __init__(self, link: SyncLink) -> None:
+        self._link = link
+        self._lock = threading.Lock()
+
+    def beat(self, worker: str, tokens: Mapping[str, int], lease_s: float) -> BeatReply:
+        """As `Broker.beat`."""
+        with self._lock:
+            return _beat_reply(tokens, self._link.run("beat", worker, repr(lease_s), wire.text(dict(tokens))))
+
+    def close(self) -> None:
+        """Give the connection back. Idempotent."""
+        with self._lock:
+            self._link.close()
+
+
+def _beat_reply(tokens: Mapping[str, int], answer: Sequence[Sequence[bytes]]) -> BeatReply:
+    held, cancel = ({job_id.decode() for job_id in ids} for ids in answer)
+    return BeatReply(
+        tuple(job_id for job_id in tokens if job_id not in held),
+        tuple(job_id for job_id in tokens if job_id in cancel),
+    )

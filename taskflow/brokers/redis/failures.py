@@ -1,0 +1,60 @@
+"""What the driver's and the server's errors mean, in our words. None of them holds a password."""
+
+from __future__ import annotations
+
+import redis.exceptions as theirs
+
+from taskflow.errors import BrokerError, BrokerUnavailable, ConfigError
+
+# The server's word → kind, what happened and what to do, when to come back. Scripts of 6.2 put words of their own
+# before it, so it is looked for anywhere in the message.
+_WORDS = (
+    ("LOADING", "loading", "reads its data from the disk: it answers once it has all of it", 1.0),
+    ("READONLY", "read_only", "is a read-only replica: point TASKFLOW_BROKER__URL at the primary", 1.0),
+    ("OOM", "full", "has no memory left: raise maxmemory, or let jobs drain", 5.0),
+    ("MISCONF", "full", "cannot write to its disk: free space there, and look at the server's log", 5.0),
+    ("NOREPLICAS", "no_replicas", "has too few replicas to take a write (min-replicas-to-write)", 1.0),
+    ("CLUSTERDOWN", "cluster", "is in a cluster that has no owner for its keys now", 1.0),
+    ("TRYAGAIN", "cluster", "is in a cluster that moves its keys now", 0.5),
+    ("MASTERDOWN", "cluster", "is a replica that has lost its primary", 1.0),
+    ("BUSY", "busy", "is busy with somebody's long script", 1.0),
+    ("UNKILLABLE", "busy", "is busy with somebody's long script", 1.0),
+)
+_MOVED = ("MOVED", "ASK ", "CROSSSLOT")
+_REFUSED = ("NOAUTH", "WRONGPASS", "invalid password", "invalid username", "AUTH called", "no password is set")
+
+
+def translated(error: Exception, where: str) -> BrokerError | ConfigError:
+    """Our error for one of theirs, met at the server `where`. The caller chains the cause."""
+    said = str(error)
+    if isinstance(error, theirs.AuthenticationError | theirs.AuthorizationError) or any(w in said for w in _REFUSED):
+        return ConfigError(
+            f"{where} refuses user or password: check those of TASKFLOW_BROKER__URL (redis://USER:PASSWORD@HOST)"
+        )
+    if isinstance(error, theirs.NoPermissionError) or "NOPERM" in said:
+        return ConfigError(
+            f"{where} forbids this user what a broker needs: allow it the keys and channels of its namespace, and the "
+            f"commands of taskflow's scripts ({said[:200]})"
+        )
+    if any(said.startswith(word) or f" {word}" in said for word in _MOVED):
+        return ConfigError(
+            f"{where} is a node of a cluster that does not own the keys of this namespace: point TASKFLOW_BROKER__URL "
+            "at the node that does"
+        )
+    for word, kind, what, retry_after_s in _WORDS:
+        if word in said or (word == "LOADING" and isinstance(error, theirs.BusyLoadingError)):
+            return BrokerUnavailable(f"{where} {what}. Nothing was changed", retry_after_s=retry_after_s, kind=kind)
+    if isinstance(error, theirs.TimeoutError | TimeoutError):
+        return BrokerUnavailable(
+            f"{where} did not answer in time: it hangs, is overloaded, or the network drops its packets",
+            retry_after_s=1.0,
+            kind="timeout",
+        )
+    if isinstance(error, theirs.ConnectionError | OSError):
+        return BrokerUnavailable(
+            f"{where} cannot be reached ({type(error.__cause__ or error).__name__}): is it up, and is the address of "
+            "TASKFLOW_BROKER__URL right?",
+            retry_after_s=1.0,
+            kind="connection",
+        )
+    return BrokerError(f"{where} refused a command ({said[:500]}): this is a bug of taskflow, please report it")

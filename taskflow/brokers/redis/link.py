@@ -1,0 +1,132 @@
+"""The way to the server: a few connections, scripts by hash, errors in our words, every wait with a bound."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import redis
+import redis.asyncio
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisError
+from redis.retry import Retry
+
+from taskflow.brokers.redis.failures import translated
+from taskflow.brokers.redis.scripts import script
+from taskflow.errors import BrokerError, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CONNECTIONS = 4  # at most, and one more that listens: a script runs alone at the server anyway
+CONNECT_S = 5.0
+ANSWER_S = 5.0  # a script of a thousand jobs takes some 20 ms
+
+
+class Link:
+    """One broker's connections. `wall` gives scripts another time than the server's: for tests alone."""
+
+    def __init__(self, url: str, namespace: str, wall: Callable[[], float] | None) -> None:
+        self.namespace = namespace
+        self.prefix = f"{{{namespace}}}:"
+        self._url, self._wall = url, wall
+        self._client: Any = None  # the driver's own types are incomplete
+        self._listener: Any = None
+        self.where = where(url)
+
+    @property
+    def is_open(self) -> bool:
+        return self._client is not None
+
+    def open(self) -> None:
+        """Connections are made when they are needed."""
+        pool = redis.asyncio.BlockingConnectionPool.from_url(
+            self._url, max_connections=CONNECTIONS, timeout=ANSWER_S, **options(ANSWER_S)
+        )
+        self._client = redis.asyncio.Redis.from_pool(pool)
+        self._listener = redis.asyncio.Redis.from_url(self._url, **options(ANSWER_S))
+
+    async def close(self) -> None:
+        """Idempotent."""
+        for client in (self._client, self._listener):
+            if client is not None:
+                await client.aclose()
+        self._client = self._listener = None
+
+    def pubsub(self) -> Any:
+        """The connection that listens."""
+        return self._opened(self._listener).pubsub()
+
+    async def run(self, verb: str, *args: str | bytes | float) -> Any:
+        """What the script of this verb answers. It is not repeated: a lost reply is the caller's to judge."""
+        client = self._opened(self._client)
+        found = script(verb)
+        time = "" if self._wall is None else repr(self._wall())
+        try:
+            try:
+                return await client.execute_command("EVALSHA", found.sha, 1, self.prefix, time, *args)
+            except NoScriptError:  # a restart, a failover, SCRIPT FLUSH: nothing has run
+                return await client.execute_command("EVAL", found.text, 1, self.prefix, time, *args)
+        except (RedisError, OSError) as error:
+            raise translated(error, self.where) from error
+
+    async def ask(self, *command: str) -> Any:
+        """What the server answers to a command of its own."""
+        try:
+            return await self._opened(self._client).execute_command(*command)
+        except (RedisError, OSError) as error:
+            raise translated(error, self.where) from error
+
+    def sync(self) -> SyncLink:
+        """A connection of its own, for a thread."""
+        return SyncLink(self._url, self.prefix, self._wall, self.where)
+
+    def _opened(self, client: Any) -> Any:
+        if client is None:
+            raise BrokerError(f"the broker at {self.where} is not open: call open() first, and nothing after close()")
+        return client
+
+
+class SyncLink:
+    """As `Link`, for one thread at a time."""
+
+    def __init__(self, url: str, prefix: str, wall: Callable[[], float] | None, place: str) -> None:
+        self._client: Any = redis.Redis.from_url(url, **options(ANSWER_S))
+        self._prefix, self._wall, self._where = prefix, wall, place
+
+    def run(self, verb: str, *args: str | bytes | float) -> Any:
+        """As `Link.run`."""
+        found = script(verb)
+        time = "" if self._wall is None else repr(self._wall())
+        try:
+            try:
+                return self._client.execute_command("EVALSHA", found.sha, 1, self._prefix, time, *args)
+            except NoScriptError:
+                return self._client.execute_command("EVAL", found.text, 1, self._prefix, time, *args)
+        except (RedisError, OSError) as error:
+            raise translated(error, self._where) from error
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._client.close()
+
+
+def options(answer_s: float) -> dict[str, Any]:
+    """What every connection is made with. The driver repeats nothing: a claim would be lost."""
+    return {
+        "protocol": 2,
+        "decode_responses": False,
+        "socket_timeout": answer_s,
+        "socket_connect_timeout": CONNECT_S,
+        "socket_keepalive": True,
+        "retry": Retry(NoBackoff(), 0),
+    }
+
+
+def where(url: str) -> str:
+    """The server's address as it may be shown: neither user nor password. Raises `ConfigError` for no address."""
+    try:
+        made = redis.asyncio.ConnectionPool.from_url(url).connection_kwargs
+    except ValueError as error:
+        raise ConfigError(f"TASKFLOW_BROKER__URL is no address of a Redis server: {error}") from None
+    place = made.get("path") or f"{made.get('host', 'localhost')}:{made.get('port', 6379)}"
+    return f"Redis at {place}, database {made.get('db', 0)},"

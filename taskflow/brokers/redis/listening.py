@@ -1,0 +1,122 @@
+"""One connection that listens, for all that wait here: for work, and for jobs to end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError
+
+from taskflow.brokers.redis.failures import translated
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from taskflow.brokers.redis.link import Link
+
+_QUIET_S = 20.0  # then the connection is asked whether it lives
+_ANSWER_S = 5.0
+
+
+class Listening:
+    """Who waits, by queue and by job id. Listens from the first `ready` on, until `close` or a lost connection."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._work, self._ends = f"{link.prefix}work".encode(), f"{link.prefix}ends".encode()
+        self._by_queue: dict[str, set[asyncio.Future[None]]] = {}
+        self._by_job: dict[str, set[asyncio.Future[None]]] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._subscribed: asyncio.Future[None] | None = None
+
+    async def ready(self) -> None:
+        """From now on no word is missed, as long as the connection holds. Raises `BrokerUnavailable`."""
+        if self._task is None or self._task.done():
+            self._subscribed = asyncio.get_running_loop().create_future()
+            self._task = asyncio.create_task(self._listen(self._subscribed), name="taskflow-redis-listen")
+        assert self._subscribed is not None
+        if not self._subscribed.done():
+            await asyncio.shield(self._subscribed)
+        else:
+            self._subscribed.result()
+
+    async def close(self) -> None:
+        """Whoever waits returns."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait((task,))
+        self._wake_all()
+
+    def add(self, future: asyncio.Future[None], *, queues: Iterable[str] = (), job_ids: Iterable[str] = ()) -> None:
+        """`future` gets its result when there may be work in one of the queues, or one of the jobs has ended."""
+        for waiting, names in ((self._by_queue, queues), (self._by_job, job_ids)):
+            for name in names:
+                waiting.setdefault(name, set()).add(future)
+
+    def remove(self, future: asyncio.Future[None], *, queues: Iterable[str] = (), job_ids: Iterable[str] = ()) -> None:
+        for waiting, names in ((self._by_queue, queues), (self._by_job, job_ids)):
+            for name in names:
+                found = waiting.get(name)
+                if found is not None:
+                    found.discard(future)
+                    if not found:
+                        del waiting[name]
+
+    async def _listen(self, subscribed: asyncio.Future[None]) -> None:
+        pubsub = None
+        try:
+            pubsub = self._link.pubsub()
+            await pubsub.subscribe(self._work, self._ends)
+            await self._hear(pubsub, subscribed)
+        except (RedisError, OSError) as error:
+            if not subscribed.done():
+                failure = translated(error, self._link.where)
+                failure.__cause__ = error
+                subscribed.set_exception(failure)
+                subscribed.exception()  # whoever waited for it may be gone
+        finally:
+            if not subscribed.done():
+                subscribed.cancel()
+            self._wake_all()  # what was said meanwhile nobody knows
+            if pubsub is not None:
+                with contextlib.suppress(RedisError, OSError):
+                    await pubsub.aclose()
+
+    async def _hear(self, pubsub: Any, subscribed: asyncio.Future[None]) -> None:
+        confirmed, is_asked = 0, False
+        while True:
+            message = await pubsub.get_message(timeout=_ANSWER_S if is_asked or confirmed < 2 else _QUIET_S)
+            if message is None:
+                if is_asked or confirmed < 2:
+                    return  # it is dead
+                await pubsub.ping()
+                is_asked = True
+                continue
+            is_asked = False
+            if message["type"] == "subscribe":
+                confirmed += 1
+                if confirmed == 2 and not subscribed.done():
+                    subscribed.set_result(None)
+            elif message["type"] == "message":
+                self._tell(message["channel"], message["data"].decode())
+
+    def _tell(self, channel: bytes, said: str) -> None:
+        if channel == self._work:
+            for future in self._by_queue.get(said, ()):
+                _resolve(future)
+        else:
+            for job_id in said.split():
+                for future in self._by_job.get(job_id, ()):
+                    _resolve(future)
+
+    def _wake_all(self) -> None:
+        for waiting in (*self._by_queue.values(), *self._by_job.values()):
+            for future in waiting:
+                _resolve(future)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

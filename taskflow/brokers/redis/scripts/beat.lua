@@ -1,0 +1,21 @@
+-- ARGV: time, worker, lease, tokens (JSON, id → token). Answers JSON: the ids that are held, of them those to cancel.
+
+local worker, tokens = ARGV[2], cjson.decode(ARGV[4])
+call('ZADD', P .. 'workers', num(now + ARGV[3]), worker)
+local claims = P .. 'claims:' .. worker
+local all, held, cancel = call('HGETALL', claims), {}, {}
+for i = 1, #all, 2 do
+  local id = all[i]
+  local token, missed, cancelled = all[i + 1]:match('^(%d+) (%d+) (%d)$')
+  if tokens[id] == tonumber(token) then
+    held[#held + 1] = id
+    if cancelled == '1' then cancel[#cancel + 1] = id end
+    if missed ~= '0' then add('HSET', claims, id, token .. ' 0 ' .. cancelled) end
+  else
+    missed = missed + 1
+    add('HSET', claims, id, format('%s %d %s', token, missed, cancelled))
+    if missed >= 2 then add('SADD', P .. 'late', worker) end
+  end
+end
+send_all()
+return { held, cancel }
