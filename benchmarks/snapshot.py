@@ -191,7 +191,7 @@ def main() -> None:
         if options.only != "snapshot":
             print(f"\n| claim of 100, ms p50 / p99 | 1,000 ready | {options.ready:,} ready | ratio |")
             print("|---|---:|---:|---:|")
-            urls = servers(options.brokers.split(","), folder, stack, aof=False)
+            urls, _ = servers(options.brokers.split(","), folder, stack, aof=False)
             for kind, where in urls.items():
                 long_line(kind, where, options.ready)
 

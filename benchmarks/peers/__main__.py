@@ -7,9 +7,9 @@ disk; PostgreSQL runs with fsync and synchronous commit on. Every contestant has
 pins conflict) and uvloop, and the settings that its module in `contestants` tells: the best that we know of each.
 
 *drain*: jobs a second, from instants that the job bodies write, the first 5 % dropped; *CPU*: what the worker process
-spent for each of these jobs, which noise on a shared machine changes less. *submit*: a thousand at a time where there
-is a way for that, else 32 singles in flight. *start* and *result*: one job at a time, the worker idle before. Medians
-of the rounds, with their minimum and maximum; the contestants take turns, and the order rotates.
+and the server spent for each of these jobs, which noise on a shared machine changes less. *submit*: a thousand at a
+time where there is a way for that, else 32 singles in flight. *start* and *result*: one job at a time, the worker idle
+before. Medians of the rounds, with their minimum and maximum; the contestants take turns, and the order rotates.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def interpreter(entry: Entry, venvs: Path) -> Path:
 
 def show(entries: list[Entry]) -> None:
     print(f"| | {COLUMNS} |")
-    print("|---|---:|---:|---:|---:|---:|")
+    print("|---|---:|---:|---:|---:|---:|---:|")
     for entry in entries:
         print(f"| {entry.name}, {entry.engine} | {entry.rates.row()} |")
     for ours in (entry for entry in entries if entry.name == "taskflow"):
@@ -110,9 +110,9 @@ def main() -> None:
                     valkey.ask("FLUSHALL")
                 url = valkey.url if entry.engine == "redis" else postgres.database()
                 jobs = max(100, int(entry.jobs * options.scale))
-                processes.round(python, entry.module, url, jobs, options.trips, entry.rates)
-                last = f"{entry.rates.drain[-1]:,.0f}/s, CPU {entry.rates.cpu_us[-1]:.0f} us"
-                print(f"round {number + 1}: {entry.name} on {entry.engine}: {last}", file=sys.stderr)
+                server = (valkey if entry.engine == "redis" else postgres).pid
+                processes.round(python, entry.module, url, jobs, options.trips, entry.rates, server)
+                print(f"round {number + 1}: {entry.name} on {entry.engine}: {entry.rates.last}", file=sys.stderr)
     print(f"CPython {platform.python_version()}, {os.cpu_count()} CPUs, {options.rounds} rounds")
     show(entries)
 
