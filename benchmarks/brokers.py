@@ -51,8 +51,8 @@ Table = dict[str, dict[str, list[float]]]  # rates by row and broker
 
 
 @asynccontextmanager
-async def opened(url: str) -> AsyncIterator[FullBroker]:
-    settings = Settings.from_env({"TASKFLOW_BROKER__URL": url})
+async def opened(url: str, namespace: str = "taskflow") -> AsyncIterator[FullBroker]:
+    settings = Settings.from_env({"TASKFLOW_BROKER__URL": url, "TASKFLOW_BROKER__NAMESPACE": namespace})
     broker = make_broker(settings, LoopClock())
     await broker.open()
     try:
