@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 import anyio
 
+from taskflow.brokers.base import Doubtful
+from taskflow.core import events
 from taskflow.errors import ConfigError
 from taskflow.runtime.shield import to_its_end
 from taskflow.runtime.worker import Stopped, Worker, WorkerParts
@@ -104,6 +106,9 @@ class RunningWorker:
                 task.definition.check_found()
             worker = Worker(self._parts())
             self._observe(worker, stack)
+            if isinstance(flow.broker, Doubtful):
+                for doubt in flow.broker.doubts:
+                    flow.bus.emit(events.BrokerDoubted(doubt))
             for lifespan in flow.lifespans:
                 await stack.enter_async_context(lifespan())
             declared = {name: task.declared for name, task in flow.tasks.items()}

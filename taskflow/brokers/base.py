@@ -362,5 +362,15 @@ class Completing(Protocol):
         ...
 
 
+@runtime_checkable
+class Doubtful(Protocol):
+    """A broker whose server can be set up so that it loses jobs."""
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What `open` found: a sentence each, with what to do. Nobody's fault, so no error."""
+        ...
+
+
 class FullBroker(Broker, Operator, Protocol):
     """Both halves: what every broker of this package is."""

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import click
 
+from taskflow.brokers.base import Doubtful
 from taskflow.brokers.sqlite import schema
 from taskflow.cli.exits import Exit
 from taskflow.cli.loading import load_app
@@ -192,17 +193,20 @@ def _broker(settings: Settings) -> Finding:
         file = sqlite_file(settings)
         if file is not None:
             return _ok("broker", _look_at(file, settings.broker.busy_timeout_s))
-        run_async(_reach(settings))
+        doubts = run_async(_reach(settings))
     except ConfigError as error:
         return next(iter(_failed("broker", error)))
     except BrokerError as error:
         return Finding("broker", Verdict.FAILED, f"{settings.broker.shown_url}: {error}", Exit.BROKER)
-    return _ok("broker", f"{settings.broker.shown_url} is reachable")
+    reached = f"{settings.broker.shown_url} is reachable"
+    return _warning("broker", f"{reached}, but {'; '.join(doubts)}") if doubts else _ok("broker", reached)
 
 
-async def _reach(settings: Settings) -> None:
+async def _reach(settings: Settings) -> tuple[str, ...]:
+    """What its server may cost, if it can be reached."""
     async with open_broker(settings) as broker:
         await broker.counts()
+        return broker.doubts if isinstance(broker, Doubtful) else ()
 
 
 def _look_at(file: Path, wait_s: float) -> str:

@@ -218,6 +218,13 @@ class BrokerRecovered:
 
 
 @dataclass(frozen=True, slots=True)
+class BrokerDoubted:
+    """The broker's server is set up so that it may lose jobs. `message` says how, and what to do."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerStarted:
     """A worker claims from now on."""
 
@@ -324,6 +331,7 @@ Event = (
     | BatchClaimed
     | BrokerFailed
     | BrokerRecovered
+    | BrokerDoubted
     | WorkerStarted
     | WorkerDraining
     | WorkerStopped

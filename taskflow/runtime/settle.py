@@ -40,7 +40,7 @@ class Settler:
         clock: Clock,
         emit: Callable[[events.Event], None],
         forget: Callable[[Walk], None],
-        on_held: Callable[[], None],
+        on_told: Callable[[], None],
         on_word: Callable[[GateWord, Gate], None],
     ) -> None:
         self._broker = broker
@@ -48,7 +48,7 @@ class Settler:
         self._clock = clock
         self._emit = emit
         self._forget = forget
-        self._on_held = on_held
+        self._on_told = on_told
         self._on_word = on_word
         self._words: deque[GateWord] = deque()
         self._holds: dict[str, GateHold] = {}  # gates that are to be closed, for the longest time that was asked for
@@ -121,6 +121,7 @@ class Settler:
                     # must get through.
                     await self._tell_each(batch)
                 self._telling = []
+                self._on_told()  # a claim may have waited for it: no worker runs far ahead of what it told
                 if not self._pending:
                     self._announce_quiet()
         finally:
@@ -181,7 +182,7 @@ class Settler:
                 self._emit(events.GateHeld(gate, for_s, reason))
             if self._holds[gate] is hold:  # no longer one was asked for meanwhile
                 del self._holds[gate]
-        self._on_held()
+        self._on_told()
 
     async def _tell_each(self, batch: list[Walk]) -> None:
         for walk in batch:

@@ -55,6 +55,7 @@ LOG_EVENTS: dict[str, LogEvent] = {
     "worker.lease_lost": LogEvent("WARNING", "worker lost its claims and stopped what ran of them"),
     "broker.failed": LogEvent("WARNING", "broker failed"),
     "broker.recovered": LogEvent("INFO", "broker answers again"),
+    "broker.doubted": LogEvent("WARNING", "broker may lose jobs"),
     "loop.stalled": LogEvent("WARNING", "something blocked the event loop"),
     "gate.held": LogEvent("INFO", "gate is closed"),
     "breaker.open": LogEvent("WARNING", "circuit breaker opened"),
@@ -105,6 +106,7 @@ class LogListener:
             (self._on_unknown, events.TaskUnknown),
             (self._on_failed, events.BrokerFailed),
             (self._on_recovered, events.BrokerRecovered),
+            (self._on_doubted, events.BrokerDoubted),
             (self._on_worker_started, events.WorkerStarted),
             (self._on_draining, events.WorkerDraining),
             (self._on_stopped, events.WorkerStopped),
@@ -231,6 +233,9 @@ class LogListener:
 
     def _on_recovered(self, event: events.BrokerRecovered) -> None:
         announce("broker.recovered", operation=event.operation, duration_s=round(event.after_s, 3))
+
+    def _on_doubted(self, event: events.BrokerDoubted) -> None:
+        announce("broker.doubted", reason=event.message)
 
     def _on_worker_started(self, event: events.WorkerStarted) -> None:
         announce(

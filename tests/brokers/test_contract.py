@@ -1838,6 +1838,22 @@ async def test_spent_rate_of_a_keyed_gate_is_never_forgotten(broker: FullBroker)
     assert await claim(broker) == []
 
 
+async def test_forgotten_gate_is_known_again_when_its_job_comes_back_from_the_dead(broker: FullBroker) -> None:
+    (one,) = through("smtp")
+    await submit(broker, one)
+    await settle(broker, await claim_one(broker), Bury(BOOM))
+
+    async def forgotten() -> bool:
+        await reclaim(broker)
+        return await broker.gates() == []
+
+    await eventually(forgotten)
+    await broker.retry([one.id])
+    await claim_one(broker)
+
+    assert [(gate.name, gate.live) for gate in await broker.gates()] == [("smtp", 1)]
+
+
 # ---- expiry ----
 
 

@@ -827,5 +827,5 @@ if find_spec("taskflow.brokers.sqlite") is not None:
 if find_spec("taskflow.brokers.redis") is not None:
     TestRedis = RedisMachine.TestCase
     TestRedis.settings = settings(
-        max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=QUIET, print_blob=True
+        max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=QUIET, print_blob=True
     )

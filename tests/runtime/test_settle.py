@@ -38,15 +38,15 @@ class Bench:
         rng = random.Random(1)
         broker = self.faults if broker is None else broker(self.memory)
         calls = BrokerCalls(self.clock, rng, self.events.append)
-        self.held_again = 0
+        self.told = 0
         self.heard: list[tuple[GateWord, Gate]] = []
         self.settler = Settler(
-            broker, calls, self.clock, self.events.append, self._forget, self._on_held, self._on_word
+            broker, calls, self.clock, self.events.append, self._forget, self._on_told, self._on_word
         )
         self.task = asyncio.create_task(self.settler.run())
 
-    def _on_held(self) -> None:
-        self.held_again += 1
+    def _on_told(self) -> None:
+        self.told += 1
 
     def _on_word(self, word: GateWord, gate: Gate) -> None:
         self.heard.append((word, gate))
@@ -100,6 +100,19 @@ async def test_what_piles_up_during_one_round_trip_is_the_next_batch() -> None:
 
     assert sizes == [1, 3]
     assert bench.held == {}
+    await bench.stop()
+
+
+async def test_whoever_waits_for_what_is_unsettled_hears_when_it_was_told() -> None:
+    bench = Bench()
+    (claim,) = await bench.claim("a")
+    seen: list[int] = []
+    bench.settler._on_told = lambda: seen.append(bench.settler.unsettled)
+
+    bench.end(claim)
+    await all_blocked()
+
+    assert seen == [0]
     await bench.stop()
 
 

@@ -79,6 +79,7 @@ ALL_EVENTS: list[Event] = [
     events.BatchClaimed("mail", 12),
     events.BrokerFailed("claim", "timeout", "redis://app:hunter2@db:6379 does not answer", 0.5),
     events.BrokerRecovered("claim", 3.0),
+    events.BrokerDoubted("the server keeps no log: set appendonly yes"),
     events.WorkerStarted("w1", ("mail",), 100, ("send",)),
     events.WorkerDraining("w1", 3, 25.0),
     events.WorkerStopped("w1", 0),

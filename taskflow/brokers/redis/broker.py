@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from taskflow.brokers.base import BeatReply
 from taskflow.brokers.redis import wire
+from taskflow.brokers.redis.doubts import doubts_about
 from taskflow.brokers.redis.link import Link, SyncLink
 from taskflow.brokers.redis.listening import Listening
 from taskflow.brokers.redis.reading import FinalsReader
@@ -54,6 +55,12 @@ class RedisBroker:
         self._link = Link(url, namespace, wall)
         self._listening = Listening(self._link)
         self._reader = FinalsReader(self._link)
+        self._doubts: tuple[str, ...] = ()
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """As `Doubtful.doubts`."""
+        return self._doubts
 
     async def open(self) -> None:
         """As `Broker.open`."""
@@ -61,15 +68,16 @@ class RedisBroker:
             return
         self._link.open()
         try:
-            await self._link.run("states", "[]")
+            self._doubts = await doubts_about(self._link)
+            await self._link.run("hello")
         except BaseException:
             await self.close()
             raise
 
     async def close(self) -> None:
         """Whoever waits returns."""
-        await self._reader.close()
         await self._link.close()
+        await self._reader.close()
         await self._listening.close()
 
     # ---- what the runtime asks ----
@@ -198,15 +206,8 @@ class RedisBroker:
 
     async def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
         """As `Operator.states`."""
-        found: dict[str, JobState] = {}
-        for at in range(0, len(job_ids), _ROWS):
-            some = job_ids[at : at + _ROWS]
-            answer: bytes = await self._link.run("states", wire.text(some))
-            for job_id, digit in zip(some, answer.decode(), strict=True):
-                state = wire.STATES[int(digit)]
-                if state is not None:
-                    found[job_id] = state
-        return found
+        found = zip(job_ids, map(int, await self._letters("states", job_ids)), strict=True)
+        return {job_id: state for job_id, digit in found if (state := wire.STATES[digit]) is not None}
 
     async def jobs(
         self, *, state: JobState | None = None, queue: str | None = None, task: str | None = None, limit: int = 100
@@ -226,13 +227,11 @@ class RedisBroker:
 
     async def cancel(self, job_ids: Sequence[str]) -> list[Cancelled]:
         """As `Operator.cancel`."""
-        answer: bytes = await self._link.run("cancel", wire.text(job_ids))
-        return [wire.CANCELLED[letter] for letter in answer.decode()]
+        return [wire.CANCELLED[letter] for letter in await self._letters("cancel", job_ids)]
 
     async def retry(self, job_ids: Sequence[str]) -> list[Retried]:
         """As `Operator.retry`."""
-        answer: bytes = await self._link.run("retry", wire.text(job_ids))
-        return [wire.RETRIED[letter] for letter in answer.decode()]
+        return [wire.RETRIED[letter] for letter in await self._letters("retry", job_ids)]
 
     async def purge(self, *, state: JobState, queue: str | None = None, task: str | None = None) -> int:
         """As `Operator.purge`, in bounded steps. What runs is not touched."""
@@ -245,6 +244,14 @@ class RedisBroker:
             count += purged
             if after == 0:
                 return count
+
+    async def _letters(self, verb: str, job_ids: Sequence[str]) -> str:
+        """What the script of this verb answers: a letter or digit for each id."""
+        answers: list[str] = []
+        for at in range(0, len(job_ids), _ROWS):
+            answer: bytes = await self._link.run(verb, wire.text(job_ids[at : at + _ROWS]))
+            answers.append(answer.decode())
+        return "".join(answers)
 
     async def pause(self, queue: str) -> None:
         """As `Operator.pause`."""

@@ -6,22 +6,29 @@ import redis.exceptions as theirs
 
 from taskflow.errors import BrokerError, BrokerUnavailable, ConfigError
 
-# The server's word → kind, what happened and what to do, when to come back. Scripts of 6.2 put words of their own
-# before it, so it is looked for anywhere in the message.
-_WORDS = (
-    ("LOADING", "loading", "reads its data from the disk: it answers once it has all of it", 1.0),
-    ("READONLY", "read_only", "is a read-only replica: point TASKFLOW_BROKER__URL at the primary", 1.0),
-    ("OOM", "full", "has no memory left: raise maxmemory, or let jobs drain", 5.0),
-    ("MISCONF", "full", "cannot write to its disk: free space there, and look at the server's log", 5.0),
-    ("NOREPLICAS", "no_replicas", "has too few replicas to take a write (min-replicas-to-write)", 1.0),
-    ("CLUSTERDOWN", "cluster", "is in a cluster that has no owner for its keys now", 1.0),
-    ("TRYAGAIN", "cluster", "is in a cluster that moves its keys now", 0.5),
-    ("MASTERDOWN", "cluster", "is a replica that has lost its primary", 1.0),
-    ("BUSY", "busy", "is busy with somebody's long script", 1.0),
-    ("UNKILLABLE", "busy", "is busy with somebody's long script", 1.0),
+_POINT = "point TASKFLOW_BROKER__URL at"
+
+# The server's word, the driver's class for it, which swallows the word; our kind; what happened and what to do; when
+# to come back. Scripts of 6.2 put words of their own before the server's, so it is looked for anywhere.
+_WORDS: tuple[tuple[str, type[Exception] | None, str, str, float], ...] = (
+    ("LOADING", theirs.BusyLoadingError, "loading", "reads its data from the disk: it answers once it has it all", 1.0),
+    ("READONLY", theirs.ReadOnlyError, "read_only", f"is a read-only replica: {_POINT} the primary", 1.0),
+    ("OOM", theirs.OutOfMemoryError, "full", "has no memory left: raise maxmemory, or let jobs drain", 5.0),
+    ("MISCONF", None, "full", "cannot write to its disk: free space there, and look at the server's log", 5.0),
+    ("NOREPLICAS", None, "no_replicas", "has too few replicas to take a write (min-replicas-to-write)", 1.0),
+    ("MASTERDOWN", theirs.MasterDownError, "cluster", "is a replica that has lost its primary", 1.0),
+    ("CLUSTERDOWN", theirs.ClusterDownError, "cluster", "is in a cluster that has no owner for its keys now", 1.0),
+    ("TRYAGAIN", theirs.TryAgainError, "cluster", "is in a cluster that moves its keys now", 0.5),
+    ("BUSY ", None, "busy", "is busy with somebody's long script", 1.0),
+    ("UNKILLABLE", None, "busy", "is busy with somebody's long script", 1.0),
 )
-_MOVED = ("MOVED", "ASK ", "CROSSSLOT")
+_MOVED = ("MOVED ", "ASK ", "non local key")
 _REFUSED = ("NOAUTH", "WRONGPASS", "invalid password", "invalid username", "AUTH called", "no password is set")
+
+
+def is_forbidden(error: BaseException | None) -> bool:
+    """Whether the server forbids this user a command, a key or a channel."""
+    return isinstance(error, theirs.NoPermissionError) or "NOPERM" in str(error) or "ACL failure" in str(error)
 
 
 def translated(error: Exception, where: str) -> BrokerError | ConfigError:
@@ -31,18 +38,17 @@ def translated(error: Exception, where: str) -> BrokerError | ConfigError:
         return ConfigError(
             f"{where} refuses user or password: check those of TASKFLOW_BROKER__URL (redis://USER:PASSWORD@HOST)"
         )
-    if isinstance(error, theirs.NoPermissionError) or "NOPERM" in said:
+    if is_forbidden(error):
         return ConfigError(
             f"{where} forbids this user what a broker needs: allow it the keys and channels of its namespace, and the "
             f"commands of taskflow's scripts ({said[:200]})"
         )
-    if any(said.startswith(word) or f" {word}" in said for word in _MOVED):
+    if isinstance(error, theirs.AskError) or any(word in said for word in _MOVED):
         return ConfigError(
-            f"{where} is a node of a cluster that does not own the keys of this namespace: point TASKFLOW_BROKER__URL "
-            "at the node that does"
+            f"{where} is a node of a cluster that does not own the keys of this namespace: {_POINT} the node that does"
         )
-    for word, kind, what, retry_after_s in _WORDS:
-        if word in said or (word == "LOADING" and isinstance(error, theirs.BusyLoadingError)):
+    for word, known, kind, what, retry_after_s in _WORDS:
+        if word in said or (known is not None and isinstance(error, known)):
             return BrokerUnavailable(f"{where} {what}. Nothing was changed", retry_after_s=retry_after_s, kind=kind)
     if isinstance(error, theirs.TimeoutError | TimeoutError):
         return BrokerUnavailable(

@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 
 CONNECTIONS = 4  # at most, and one more that listens: a script runs alone at the server anyway
 CONNECT_S = 5.0
-ANSWER_S = 5.0  # a script of a thousand jobs takes some 20 ms
+ANSWER_S = 5.0  # a script of a thousand jobs takes some 20 ms; the URL's socket_timeout says otherwise
+
+# What every connection is made with. The driver repeats nothing: a claim would be lost.
+OPTIONS: dict[str, Any] = {
+    "protocol": 2,
+    "socket_timeout": ANSWER_S,
+    "socket_connect_timeout": CONNECT_S,
+    "retry": Retry(NoBackoff(), 0),
+}
 
 
 class Link:
@@ -39,18 +47,23 @@ class Link:
 
     def open(self) -> None:
         """Connections are made when they are needed."""
+        self._client = redis.asyncio.Redis.from_pool(self._pool(CONNECTIONS))
+        self._listener = redis.asyncio.Redis.from_pool(self._pool(1))
+
+    def _pool(self, connections: int) -> redis.asyncio.BlockingConnectionPool:
         pool = redis.asyncio.BlockingConnectionPool.from_url(
-            self._url, max_connections=CONNECTIONS, timeout=ANSWER_S, **options(ANSWER_S)
+            self._url, max_connections=connections, timeout=ANSWER_S, **OPTIONS
         )
-        self._client = redis.asyncio.Redis.from_pool(pool)
-        self._listener = redis.asyncio.Redis.from_url(self._url, **options(ANSWER_S))
+        pool.connection_kwargs["decode_responses"] = False  # whatever the URL says: payloads are bytes
+        return pool
 
     async def close(self) -> None:
         """Idempotent."""
-        for client in (self._client, self._listener):
+        clients = (self._client, self._listener)
+        self._client = self._listener = None  # first: whoever wakes meanwhile must not begin anew
+        for client in clients:
             if client is not None:
                 await client.aclose()
-        self._client = self._listener = None
 
     def pubsub(self) -> Any:
         """The connection that listens."""
@@ -90,7 +103,8 @@ class SyncLink:
     """As `Link`, for one thread at a time."""
 
     def __init__(self, url: str, prefix: str, wall: Callable[[], float] | None, place: str) -> None:
-        self._client: Any = redis.Redis.from_url(url, **options(ANSWER_S))
+        self._client: Any = redis.Redis.from_url(url, **OPTIONS)
+        self._client.connection_pool.connection_kwargs["decode_responses"] = False
         self._prefix, self._wall, self._where = prefix, wall, place
 
     def run(self, verb: str, *args: str | bytes | float) -> Any:
@@ -108,18 +122,6 @@ class SyncLink:
     def close(self) -> None:
         """Idempotent."""
         self._client.close()
-
-
-def options(answer_s: float) -> dict[str, Any]:
-    """What every connection is made with. The driver repeats nothing: a claim would be lost."""
-    return {
-        "protocol": 2,
-        "decode_responses": False,
-        "socket_timeout": answer_s,
-        "socket_connect_timeout": CONNECT_S,
-        "socket_keepalive": True,
-        "retry": Retry(NoBackoff(), 0),
-    }
 
 
 def where(url: str) -> str:

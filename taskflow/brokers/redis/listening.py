@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+import redis.exceptions
 from redis.exceptions import RedisError
 
 from taskflow.brokers.redis.failures import translated
+from taskflow.errors import BrokerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,26 +29,28 @@ class Listening:
         self._work, self._ends = f"{link.prefix}work".encode(), f"{link.prefix}ends".encode()
         self._by_queue: dict[str, set[asyncio.Future[None]]] = {}
         self._by_job: dict[str, set[asyncio.Future[None]]] = {}
-        self._task: asyncio.Task[None] | None = None
-        self._subscribed: asyncio.Future[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._subscribed: asyncio.Future[None] | None = None  # None while nobody listens
 
     async def ready(self) -> None:
         """From now on no word is missed, as long as the connection holds. Raises `BrokerUnavailable`."""
-        if self._task is None or self._task.done():
+        if self._subscribed is None:
             self._subscribed = asyncio.get_running_loop().create_future()
-            self._task = asyncio.create_task(self._listen(self._subscribed), name="taskflow-redis-listen")
-        assert self._subscribed is not None
+            task = asyncio.create_task(self._listen(self._subscribed), name="taskflow-redis-listen")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         if not self._subscribed.done():
             await asyncio.shield(self._subscribed)
-        else:
-            self._subscribed.result()
 
     async def close(self) -> None:
         """Whoever waits returns."""
-        task, self._task = self._task, None
-        if task is not None:
+        for task in self._tasks:
             task.cancel()
-            await asyncio.wait((task,))
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        subscribed, self._subscribed = self._subscribed, None
+        if subscribed is not None and not subscribed.done():  # its task had not even begun
+            _fail(subscribed, BrokerError(f"{self._link.where} was closed"))
         self._wake_all()
 
     def add(self, future: asyncio.Future[None], *, queues: Iterable[str] = (), job_ids: Iterable[str] = ()) -> None:
@@ -74,11 +78,12 @@ class Listening:
             if not subscribed.done():
                 failure = translated(error, self._link.where)
                 failure.__cause__ = error
-                subscribed.set_exception(failure)
-                subscribed.exception()  # whoever waited for it may be gone
+                _fail(subscribed, failure)
         finally:
+            if self._subscribed is subscribed:
+                self._subscribed = None
             if not subscribed.done():
-                subscribed.cancel()
+                _fail(subscribed, BrokerError(f"{self._link.where} was closed"))
             self._wake_all()  # what was said meanwhile nobody knows
             if pubsub is not None:
                 with contextlib.suppress(RedisError, OSError):
@@ -90,7 +95,7 @@ class Listening:
             message = await pubsub.get_message(timeout=_ANSWER_S if is_asked or confirmed < 2 else _QUIET_S)
             if message is None:
                 if is_asked or confirmed < 2:
-                    return  # it is dead
+                    raise redis.exceptions.TimeoutError("the connection that listens is dead")
                 await pubsub.ping()
                 is_asked = True
                 continue
@@ -115,6 +120,11 @@ class Listening:
         for waiting in (*self._by_queue.values(), *self._by_job.values()):
             for future in waiting:
                 _resolve(future)
+
+
+def _fail(future: asyncio.Future[None], error: Exception) -> None:
+    future.set_exception(error)
+    future.exception()  # whoever waited for it may be gone: asyncio need not tell
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

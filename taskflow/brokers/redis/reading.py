@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from taskflow.brokers.redis import wire
+from taskflow.errors import BrokerError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +24,10 @@ class Question:
         self.job_ids: dict[str, None] = {}
         self.wait_s = 0.0
         self.answer: asyncio.Future[dict[str, Final | None]] = asyncio.get_running_loop().create_future()
+
+    def fail(self, error: Exception) -> None:
+        self.answer.set_exception(error)
+        self.answer.exception()  # whoever asked may be gone: asyncio need not tell
 
 
 class FinalsReader:
@@ -50,14 +55,13 @@ class FinalsReader:
             self._next = None
             try:
                 answer = await self._answered([*question.job_ids], question.wait_s)
-            except BaseException as error:
-                if isinstance(error, Exception):
-                    question.answer.set_exception(error)
-                    question.answer.exception()  # whoever asked may be gone
-                    continue
-                question.answer.cancel()
+            except asyncio.CancelledError:
+                question.fail(BrokerError("the broker was closed while a job's end was asked for"))
                 raise
-            question.answer.set_result(answer)
+            except Exception as error:  # noqa: BLE001 - it is raised where it was asked
+                question.fail(error)
+            else:
+                question.answer.set_result(answer)
 
     async def _answered(self, job_ids: list[str], wait_s: float) -> dict[str, Final | None]:
         found: dict[str, Final | None] = {}
@@ -71,3 +75,6 @@ class FinalsReader:
         if task is not None and not task.done():
             task.cancel()
             await asyncio.wait((task,))
+        question, self._next = self._next, None
+        if question is not None:
+            question.fail(BrokerError("the broker was closed while a job's end was asked for"))

@@ -13,7 +13,7 @@ local function stir_due_gates()
   local due = call('ZRANGEBYSCORE', P .. 'openings', '-inf', num(now), 'LIMIT', 0, STIRS)
   if #due == 0 then return end
   call('ZREM', P .. 'openings', unpack(due))
-  for i = 1, #due do stir(gate_of(due[i])) end
+  for i = 1, #due do stir(due[i]) end
 end
 
 local function promote(queue) -- scheduled jobs that are due become ready

@@ -7,8 +7,8 @@ for field, value in pairs(cjson.decode(ARGV[4])) do
   if value then call('HSET', key, field, value) else call('HDEL', key, field) end
 end
 call('ZADD', P .. 'gates', 'NX', 0, name)
-stir(gate_of(name))
+stir(name)
 local kids = call('SMEMBERS', P .. 'gate-kids:' .. name)
-for i = 1, #kids do stir(gate_of(kids[i])) end
+for i = 1, #kids do stir(kids[i]) end
 flush()
 return { call('HGETALL', key), 1 }

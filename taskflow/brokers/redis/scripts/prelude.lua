@@ -219,11 +219,11 @@ local function waiting_ring(queue, gate)
   return P .. 'held:' .. #queue.name .. ':' .. queue.name .. ':' .. gate.name
 end
 
-local function stir(gate) -- it may have opened: the next claim from each queue with lanes waiting at it looks
-  local names = call('SMEMBERS', P .. 'gate-queues:' .. gate.name)
+local function stir(gate) -- a name. It may have opened: the next claim from each queue with lanes waiting there looks
+  local names = call('SMEMBERS', P .. 'gate-queues:' .. gate)
   for i = 1, #names do
     local queue = queue_of(names[i])
-    call('ZADD', P .. 'stirred:' .. queue.name, 'NX', next_turn(queue), gate.name)
+    call('ZADD', P .. 'stirred:' .. queue.name, 'NX', next_turn(queue), gate)
     queue.wake = true
   end
 end
@@ -449,7 +449,7 @@ local function free()
   for name, of in pairs(freed) do
     local gate = gate_of(name)
     give_back(gate, of[1], of[2])
-    stir(gate)
+    stir(name)
   end
   freed = {}
 end
@@ -491,6 +491,7 @@ local function flush()
   for id, row in pairs(changed) do add('HSET', P .. 'hot', id, pack(row)) end
   changed = {}
   for _, gate in pairs(gates) do
+    if gate.dirty or gate.recount then call('ZADD', P .. 'gates', 'NX', 0, gate.name) end
     if gate.dirty then
       call('HSET', P .. 'gate:' .. gate.name, 'live', num(gate.live), 'tat', num(gate.tat))
       gate.dirty = false

@@ -8,7 +8,7 @@ local ids, refused, answers = {}, {}, {}
 for i = 1, #jobs do ids[i] = jobs[i][1] end
 load_rows(ids)
 local seq = call('HINCRBY', P .. 'numbers', 'seq', #jobs) - #jobs
-local batches, named = {}, {}
+local batches = {}
 
 local function refusal(names, queue, bound) -- why there is no place, and when there should be
   local accepted, line, over = 3, queue.name, queue.count[READY] + queue.count[SCHEDULED] - bound
@@ -59,14 +59,7 @@ local function accept(job)
     batches[batch] = true
     call('SADD', P .. 'batches', batch)
   end
-  for i = 1, #names do
-    local gate = gate_of(names[i])
-    if not named[gate.name] then
-      named[gate.name] = true
-      call('ZADD', P .. 'gates', 'NX', 0, gate.name)
-    end
-    add_queued(gate, queue, 1)
-  end
+  for i = 1, #names do add_queued(gate_of(names[i]), queue, 1) end
   add('ZADD', P .. 'expiries', num(row[EXPIRES]), member(id, row))
   add('ZADD', P .. 'jobs', seq, id)
   place(id, row)

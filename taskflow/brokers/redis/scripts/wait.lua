@@ -22,7 +22,9 @@ for i = 1, #asked do
   end
 end
 if at <= now then return '0' end
+local ms = ceil(min(timeout, 86400) * 1000) + 1000
 for i = 1, #asked do
-  call('SET', P .. 'idle:' .. asked[i], 1, 'PX', ceil(min(timeout, 86400) * 1000) + 1000)
+  local idle = P .. 'idle:' .. asked[i]
+  if call('PTTL', idle) < ms then call('SET', idle, 1, 'PX', ms) end -- others may wait for longer
 end
 return num(at - now)

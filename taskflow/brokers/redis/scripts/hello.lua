@@ -1,0 +1,4 @@
+-- What a user must be allowed, before it matters: keys and channels of the namespace, from within scripts.
+
+call('EXISTS', P .. 'numbers')
+call('PUBLISH', P .. 'work', '')
