@@ -1,6 +1,7 @@
-"""What held gates cost the jobs that do not need them, and what their mass release costs a claim: memory and SQLite.
+"""What held gates cost the jobs that do not need them, and what their mass release costs a claim, on each broker.
 
-    python benchmarks/held_lanes.py [--held 100000] [--rest 20000] [--gates 10000] [--rounds 3] [--only PART]
+    python -m benchmarks.held_lanes [--held 100000] [--rest 20000] [--gates 10000] [--rounds 3] [--only PART]
+                                    [--brokers memory,sqlite,redis,postgres]
 
 First: `--rest` jobs are claimed and settled in batches of 100, alone, and beside `--held` jobs in 100 lanes whose gates
 are held: in two processes that take turns, so that what else the machine does hits both; the median round counts.
@@ -21,13 +22,16 @@ import tempfile
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.brokers import BROKERS, servers
+from taskflow import Settings
+from taskflow.app import make_broker
 from taskflow.brokers.base import ClaimRequest, FullBroker, Settlement
-from taskflow.brokers.memory import MemoryBroker
-from taskflow.brokers.sqlite import SqliteBroker
+from taskflow.clock import LoopClock
 from taskflow.core.decision import Complete
 from taskflow.core.gate import Hold, Release
 from taskflow.core.job import Claim, Job
@@ -45,8 +49,10 @@ SHAPES = {
 }
 
 
-def made(kind: str, folder: Path) -> FullBroker:
-    return MemoryBroker() if kind == "memory" else SqliteBroker(folder / f"{uuid.uuid4().hex}.db")
+def made(url: str) -> FullBroker:
+    """With nothing in it: a namespace of its own parts it from the others on one server."""
+    names = {"TASKFLOW_BROKER__URL": url, "TASKFLOW_BROKER__NAMESPACE": f"n{uuid.uuid4().hex}"}
+    return make_broker(Settings.from_env(names), LoopClock())
 
 
 async def put(broker: FullBroker, jobs: list[Job]) -> None:
@@ -61,12 +67,12 @@ def job(n: int, **fields: object) -> Job:
 # ---- beside held lanes ----
 
 
-def contestant(orders: Connection, kind: str, folder: Path, shape: str, rest: int, held: int) -> None:
+def contestant(orders: Connection, url: str, shape: str, rest: int, held: int) -> None:
     """A process of its own with a broker: at each order it claims and settles some batches, and tells the seconds.
 
     Only one works at a time, and they take turns: what else the machine does hits both.
     """
-    asyncio.run(contest(orders, made(kind, folder), shape, rest, held))
+    asyncio.run(contest(orders, made(url), shape, rest, held))
 
 
 async def contest(orders: Connection, broker: FullBroker, shape: str, rest: int, held: int) -> None:
@@ -78,28 +84,31 @@ async def contest(orders: Connection, broker: FullBroker, shape: str, rest: int,
     gc.collect()
     orders.send(None)
     while batches := orders.recv():
-        claim_s, began = 0.0, time.perf_counter()
-        for _ in range(batches):
+        claim_s, seen, began = 0.0, 0, time.perf_counter()
+        while seen < batches * BATCH:  # a claim that parks lanes may find fewer than it asked for
             asked = time.perf_counter()
-            claims = await broker.claim(REQUEST)
+            claims = await broker.claim(REQUEST._replace(limit=min(BATCH, batches * BATCH - seen)))
             claim_s += time.perf_counter() - asked
-            assert len(claims) == BATCH
+            seen += len(claims)
             assert all(one.gates in ((), ("open",)) for one in claims)
             await broker.settle([Settlement(one.job_id, one.token, DONE) for one in claims])
         orders.send((claim_s, time.perf_counter() - began))
     await broker.close()
 
 
-def in_turn(kind: str, shape: str, options: argparse.Namespace, folder: Path) -> list[tuple[float, float]]:
+def two(kind: str, url: Callable[[], str]) -> list[str]:
+    """Where two brokers are at once. A Redis server is emptied for each URL, and namespaces part them."""
+    return [url()] * 2 if kind == "redis" else [url(), url()]
+
+
+def in_turn(urls: list[str], shape: str, options: argparse.Namespace) -> list[tuple[float, float]]:
     """Seconds of claims, and of claims and settlements: of those alone, and of those beside held ones."""
     spent = [(0.0, 0.0), (0.0, 0.0)]
     ours: list[Connection] = []
     processes = []
-    for held in (0, options.held):
+    for url, held in zip(urls, (0, options.held), strict=True):
         mine, theirs = multiprocessing.Pipe()
-        process = multiprocessing.Process(
-            target=contestant, args=(theirs, kind, folder, shape, options.rest, held), daemon=True
-        )
+        process = multiprocessing.Process(target=contestant, args=(theirs, url, shape, options.rest, held), daemon=True)
         process.start()
         ours.append(mine)
         processes.append(process)
@@ -116,11 +125,8 @@ def in_turn(kind: str, shape: str, options: argparse.Namespace, folder: Path) ->
     return spent
 
 
-def beside_held(kind: str, shape: str, options: argparse.Namespace) -> None:
-    rounds = []
-    for _ in range(options.rounds):
-        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            rounds.append(in_turn(kind, shape, options, Path(folder)))
+def beside_held(kind: str, url: Callable[[], str], shape: str, options: argparse.Namespace) -> None:
+    rounds = [in_turn(two(kind, url), shape, options) for _ in range(options.rounds)]
     for index, what in enumerate(("claim", "claim + settle")):
         ratio = statistics.median(alone[index] / beside[index] for alone, beside in rounds)
         alone, beside = (options.rest / statistics.median(one[which][index] for one in rounds) for which in (0, 1))
@@ -183,9 +189,9 @@ OPENINGS: dict[str, tuple[Opening, str]] = {
 }
 
 
-async def released(kind: str, folder: Path, opening: str, gates: int) -> tuple[list[Took], list[Took]]:
+async def released(url: str, opening: str, gates: int) -> tuple[list[Took], list[Took]]:
     """What each claim took while the gates were parked, and from the opening until all jobs were claimed."""
-    broker = made(kind, folder)
+    broker = made(url)
     await broker.open()
     open_them, how = OPENINGS[opening]
     if how == "family":
@@ -211,12 +217,11 @@ async def released(kind: str, folder: Path, opening: str, gates: int) -> tuple[l
     return parking, took
 
 
-def mass_release(kind: str, opening: str, options: argparse.Namespace) -> None:
+def mass_release(kind: str, url: Callable[[], str], opening: str, options: argparse.Namespace) -> None:
     parking: list[Took] = []
     took: list[Took] = []
     for _ in range(max(1, options.rounds // 2)):
-        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            before, after = asyncio.run(released(kind, Path(folder), opening, options.gates))
+        before, after = asyncio.run(released(url(), opening, options.gates))
         parking += before
         took += after
     print(f"{kind:7} {opening:32} claims {shown(took)}   (claims that park: {shown(parking)})", flush=True)
@@ -237,18 +242,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--only", choices=["beside", "release"])
+    parser.add_argument("--brokers", default=",".join(BROKERS))
     options = parser.parse_args()
-    print(f"CPython {platform.python_version()}, SQLite with synchronous=FULL, {options.rounds} rounds")
-    if options.only != "release":
-        print(f"{options.rest:,} jobs alone -> beside {options.held:,} held ones in {LANES} lanes")
-        for kind in ("memory", "sqlite"):
-            for shape in SHAPES:
-                beside_held(kind, shape, options)
-    if options.only != "beside":
-        print(f"{options.gates:,} gates of two jobs each, all open at once")
-        for kind in ("memory", "sqlite"):
-            for opening in OPENINGS:
-                mass_release(kind, opening, options)
+    print(f"CPython {platform.python_version()}, {options.rounds} rounds")
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder, ExitStack() as stack:
+        urls, _ = servers(options.brokers.split(","), Path(folder), stack, aof=False)
+        if options.only != "release":
+            print(f"{options.rest:,} jobs alone -> beside {options.held:,} held ones in {LANES} lanes")
+            for kind, url in urls.items():
+                for shape in SHAPES:
+                    beside_held(kind, url, shape, options)
+        if options.only != "beside":
+            print(f"{options.gates:,} gates of two jobs each, all open at once")
+            for kind, url in urls.items():
+                for opening in OPENINGS:
+                    mass_release(kind, url, opening, options)
 
 
 if __name__ == "__main__":
