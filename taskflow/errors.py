@@ -125,6 +125,6 @@ class BrokerUnavailable(BrokerError):
 
     code = "broker_unavailable"
 
-    def __init__(self, message: str = "", *, retry_after_s: float | None = None, kind: str = "other") -> None:
+    def __init__(self, message: str = "", *, retry_after_s: float = 1.0, kind: str = "other") -> None:
         super().__init__(message, retry_after_s=retry_after_s)
         self.kind = kind

@@ -20,6 +20,7 @@ from taskflow.runtime.shield import to_its_end
 from taskflow.runtime.worker import Stopped, Worker, WorkerParts
 from taskflow.settings import DEFAULT_HTTP_PORT
 from taskflow.settings.sharing import shared_gates
+from taskflow.telemetry import turned_away
 from taskflow.telemetry.health import Health
 from taskflow.telemetry.metrics import Metrics
 from taskflow.version import __version__
@@ -190,6 +191,7 @@ class RunningWorker:
             longest_running_s=worker.longest_running_s,
             draining=lambda: worker.is_draining,
             abandoned_threads=lambda: worker.abandoned_threads,
+            turned_away=turned_away.counts,
         )
         policies = [task.definition.policy(flow.settings) for task in flow.tasks.values()]
         self.metrics.declare(

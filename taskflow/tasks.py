@@ -14,7 +14,7 @@ from pydantic_core import from_json, to_json
 from taskflow.brokers.base import Cancelled, Final
 from taskflow.core import events, specs
 from taskflow.core.job import MAX_LANE_BYTES, Job, JobState
-from taskflow.errors import JobCancelled, JobExpired, JobFailed, JobNotFound, PayloadError
+from taskflow.errors import ConfigError, JobCancelled, JobExpired, JobFailed, JobNotFound, PayloadError
 from taskflow.runtime.codec import envelope
 from taskflow.runtime.ids import new_job_id
 from taskflow.runtime.task import Named, TaskDef, gate_names, is_lane
@@ -242,8 +242,15 @@ class Task(Generic[P, R, C]):
         lane: str | None = None,
         correlation_id: str | None = None,
         job_id: str | None = None,
+        connection: Any = None,
     ) -> TaskWithOptions[P, R, C]:
-        """This task, submitted otherwise. Durations are seconds; `key` is unique until its job is final."""
+        """This task, submitted otherwise. Durations are seconds; `key` is unique until its job is final.
+
+        With `connection`, yours to the database in which the jobs live (an `sqlite3.Connection`, or one of asyncpg or
+        psycopg), the job exists if and only if your transaction commits; nobody sees it before, and its handle finds
+        nothing. Nothing is waited for, repeated, committed or rolled back: `QueueFull` and `BrokerUnavailable` are
+        raised at once, and leave the transaction to you.
+        """
         return TaskWithOptions(
             self,
             Options(
@@ -259,6 +266,7 @@ class Task(Generic[P, R, C]):
                 correlation_id=correlation_id,
                 job_id=job_id,
             ),
+            connection,
         )
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
@@ -270,17 +278,22 @@ class Task(Generic[P, R, C]):
         """Put many jobs in the queue, in batches. All arguments are validated before the first one is sent."""
         return await self._submit_calls(calls, None)
 
-    async def _submit(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Options) -> JobHandle[R]:
+    async def _submit(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Options, connection: Any = None
+    ) -> JobHandle[R]:
         definition = self.definition
         try:
             job = self.prepare(definition.codec.bind(args, kwargs), options)
         except PayloadError:
             self._refused(options)
             raise
-        (job_id,) = await self._flow.client.submit([job])
+        client = self._flow.client
+        (job_id,) = await (client.submit([job]) if connection is None else client.submit_in(connection, [job]))
         return JobHandle(self._flow, job_id, definition)
 
-    async def _submit_calls(self, calls: Iterable[Call[R]], options: Options | None) -> list[JobHandle[R]]:
+    async def _submit_calls(
+        self, calls: Iterable[Call[R]], options: Options | None, connection: Any = None
+    ) -> list[JobHandle[R]]:
         name, origin = self.name, Origin.here()
         jobs = []
         with _no_collection():
@@ -294,7 +307,8 @@ class Task(Generic[P, R, C]):
                 except PayloadError:
                     self._refused(said)
                     raise
-        ids = await self._flow.client.submit(jobs) if jobs else []
+        client = self._flow.client
+        ids = await (client.submit(jobs) if connection is None else client.submit_in(connection, jobs)) if jobs else []
         flow, definition = self._flow, self.definition
         return [JobHandle(flow, job_id, definition) for job_id in ids]
 
@@ -377,23 +391,29 @@ class _Plan(NamedTuple):
 class TaskWithOptions(Generic[P, R, C]):
     """A task and how to submit it."""
 
-    __slots__ = ("_options", "_task")
+    __slots__ = ("_connection", "_options", "_task")
 
-    def __init__(self, task: Task[P, R, C], options: Options) -> None:
+    def __init__(self, task: Task[P, R, C], options: Options, connection: Any = None) -> None:
         self._task = task
         self._options = options
+        self._connection = connection
 
     async def submit(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R]:
         """As `Task.submit`."""
-        return await self._task._submit(args, kwargs, self._options)  # noqa: SLF001 - its own other half
+        return await self._task._submit(args, kwargs, self._options, self._connection)  # noqa: SLF001 - its other half
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         """As `Task.call`, with these options."""
+        if self._connection is not None:
+            raise ConfigError(
+                f"{self._task.name}.options(connection=): all jobs of a batch go into one transaction: say "
+                f"{self._task.name}.options(connection=...).submit_many([{self._task.name}.call(...)])"
+            )
         return self._task.call(*args, **kwargs)._replace(options=self._options)
 
     async def submit_many(self, calls: Iterable[Call[R]]) -> list[JobHandle[R]]:
         """As `Task.submit_many`, with these options for all."""
-        return await self._task._submit_calls(calls, self._options)  # noqa: SLF001
+        return await self._task._submit_calls(calls, self._options, self._connection)  # noqa: SLF001
 
 
 AnyTask = Task[..., Any, Any]

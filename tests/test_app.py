@@ -14,9 +14,13 @@ import pytest
 from taskflow import (
     BrokerUnavailable,
     Bulkhead,
+    BulkheadFull,
     CircuitBreaker,
     ConfigError,
+    Pipeline,
     RateLimit,
+    RateLimited,
+    Registry,
     Retry,
     Settings,
     TaskFlow,
@@ -383,3 +387,34 @@ async def test_the_environment_tunes_a_task_without_a_deploy() -> None:
         await t.advance(5)
 
         assert await job.status() == "dead"
+
+
+async def test_metrics_count_the_calls_that_the_limiters_of_pipelines_turned_away() -> None:
+    flow = make_flow()
+    registry = Registry()
+    crowd = Pipeline(Bulkhead("turned-away-crowd", 1), registry=registry)
+    quick = Pipeline(RateLimit("turned-away-quick", "1/h"), registry=registry)
+
+    async def work() -> None: ...
+
+    async with flow.test() as t:
+        read = t.running.metrics.registry.get_sample_value
+
+        def told() -> list[float | None]:
+            name = "taskflow_limiter_rejections_total"
+            return [
+                read(name, {"limiter": "turned-away-crowd", "reason": "bulkhead_full"}),
+                read(name, {"limiter": "turned-away-quick", "reason": "rate_limited"}),
+            ]
+
+        await quick.call(work)
+        async with crowd.guard():
+            before = told()
+            for _ in range(2):
+                with pytest.raises(BulkheadFull):
+                    await crowd.call(work)
+            with pytest.raises(RateLimited):
+                await quick.call(work)
+        after = told()
+
+    assert (before, after) == ([0, 0], [2, 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Awaitable, Coroutine
 from typing import Any, assert_type
 
@@ -79,6 +80,11 @@ async def with_options() -> None:
     chosen = deliver.options(delay=60, key="ada", priority=9)
     assert_type(await chosen.submit("ada", urgent=True), JobHandle[dict[str, int]])
     assert_type(chosen.call("ada"), Call[dict[str, int]])
+
+    theirs = deliver.options(connection=sqlite3.connect("taskflow.db"))
+    assert_type(await theirs.submit("ada"), JobHandle[dict[str, int]])
+    assert_type(await theirs.submit_many([deliver.call("ada")]), list[JobHandle[dict[str, int]]])
+    assert_type(await current_job().complete_in(object(), 1), None)
 
     await chosen.submit(7)  # type: ignore[arg-type]
     await chosen.submit("ada", delay=60)  # type: ignore[call-arg]

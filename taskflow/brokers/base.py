@@ -352,7 +352,7 @@ class Transactional(Protocol):
 
 @runtime_checkable
 class Completing(Protocol):
-    """What only a server's transactions give: a job that is done if and only if the caller's transaction commits."""
+    """What only a database gives, too: a job that is done if and only if the caller's transaction commits."""
 
     async def complete_in(self, connection: Any, job_id: str, token: int, result: bytes | None) -> Settled:
         """Settle this claim as succeeded, within the caller's transaction. The later settle of this token is *already*.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from taskflow.errors import BulkheadFull, ConfigError, DeadlineExceeded
 from taskflow.policies.guard import Waiting
 from taskflow.policies.scope import deadline_at
+from taskflow.telemetry import turned_away
 
 if TYPE_CHECKING:
     from taskflow.clock import Clock
@@ -33,6 +34,7 @@ class Slots:
         self._clock = clock
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._held_s = 0.0
+        turned_away.declare(spec.name, BulkheadFull.code)
 
     @property
     def waiting(self) -> int:
@@ -110,6 +112,7 @@ class Slots:
                 waiter.set_result(None)
 
     def _full(self, what: str) -> BulkheadFull:
+        turned_away.count(self.spec.name, BulkheadFull.code)
         wait_s = self._held_s * (len(self._waiters) + 1) / self.limit
         return BulkheadFull(
             f"{self.spec.name}: all {self.limit} slots are taken, and {what}",

@@ -11,6 +11,7 @@ from taskflow.policies.classes import known_class
 from taskflow.policies.guard import Waiting
 from taskflow.policies.hints import asked_wait_s
 from taskflow.policies.scope import deadline_at
+from taskflow.telemetry import turned_away
 
 if TYPE_CHECKING:
     from taskflow.clock import Clock
@@ -31,6 +32,7 @@ class Turns:
         self._clock = clock
         self._interval_s, self._burst = spec.interval_s, spec.burst or 1
         self._tat = clock.now()
+        turned_away.declare(spec.name, RateLimited.code)
 
     def is_idle(self, now: float, idle_s: float) -> bool:
         """Whether nothing is lost by forgetting it: the bucket is full."""
@@ -53,6 +55,7 @@ class Turns:
             return None
         wait_s = turn - now
         if wait_s > self.spec.wait:
+            turned_away.count(self.spec.name, RateLimited.code)
             raise RateLimited(
                 f"{self.spec.name}: the rate of {self.spec.rate} is used up; the next turn is in {wait_s:.3g} s",
                 retry_after_s=wait_s,

@@ -1,7 +1,8 @@
 """What a call hands to the calls inside it: its deadline, and that somebody retries it already.
 
-One context variable holds a chain of scopes. A scope counts only until its call has ended: a background task that was
-started inside must not inherit a deadline for ever.
+One context variable holds a chain of scopes; a job's time is that of its attempt, and costs a job without policies
+nothing. A scope counts only until its call has ended: a background task that was started inside must not inherit a
+deadline for ever.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import math
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
+
+from taskflow.telemetry.context import job_context
 
 if TYPE_CHECKING:
     from taskflow.clock import Clock
@@ -31,7 +34,15 @@ current: ContextVar[Scope | None] = ContextVar("taskflow_scope", default=None)
 
 
 def deadline_at(clock: Clock) -> float:
-    """The nearest deadline of the calls that run here, on `clock`; infinite if there is none."""
+    """The nearest deadline of the calls, and of the job, that run here, on `clock`; infinite if there is none."""
+    nearest, job = calls_end_at(clock), job_context.get()
+    if job is not None and (left_s := job.deadline_in_s()) != math.inf:
+        nearest = min(nearest, clock.now() + left_s)
+    return nearest
+
+
+def calls_end_at(clock: Clock) -> float:
+    """As `deadline_at`, of the calls alone: for whoever would cancel what the worker itself cancels at that instant."""
     scope, nearest = current.get(), math.inf
     while scope is not None:
         if not scope.is_over and scope.at != math.inf:
@@ -42,8 +53,9 @@ def deadline_at(clock: Clock) -> float:
 
 
 def remaining_s() -> float:
-    """Seconds until the nearest deadline of the calls that run here; infinite if there is none."""
-    scope, least = current.get(), math.inf
+    """Seconds until the nearest deadline of the calls, and of the job, that run here; infinite if there is none."""
+    scope, job = current.get(), job_context.get()
+    least = math.inf if job is None else job.deadline_in_s()
     while scope is not None:
         if not scope.is_over and scope.at != math.inf:
             least = min(least, scope.at - scope.clock.now())

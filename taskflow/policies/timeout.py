@@ -10,7 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from taskflow.errors import DeadlineExceeded
-from taskflow.policies.scope import Scope, current, deadline_at
+from taskflow.policies.scope import Scope, calls_end_at, current
 
 if TYPE_CHECKING:
     from taskflow.clock import Clock, Timer
@@ -53,7 +53,7 @@ class TimeoutGuard:
     def enter(self, now: float) -> Expiry:
         clock, outer = self._clock, current.get()
         at, is_own = now + self._seconds, True
-        if outer is not None and (outer_at := deadline_at(clock)) < at:
+        if outer is not None and (outer_at := calls_end_at(clock)) < at:
             if outer_at <= now:
                 raise DeadlineExceeded(f"{self._name}: not called, since the caller's deadline has passed")
             at, is_own = outer_at, False

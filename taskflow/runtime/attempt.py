@@ -10,6 +10,7 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from taskflow.brokers.base import Completing, Settled
 from taskflow.core import events
 from taskflow.core.backoff import exponential
 from taskflow.core.decision import Release, decide
@@ -25,7 +26,7 @@ from taskflow.runtime.leases import OVERTIME_S
 from taskflow.runtime.processes import NoProcess
 from taskflow.runtime.slot import CANCELLED, SHUTDOWN, TIMEOUT, Slot, Stopped
 from taskflow.runtime.threads import NoThread
-from taskflow.runtime.walk import NEVER, GateHold, Notebook, Walk
+from taskflow.runtime.walk import NEVER, Completion, GateHold, Notebook, Walk
 from taskflow.telemetry.context import job_context
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from contextvars import Token
 
-    from taskflow.brokers.base import Broker, Note, Settled
+    from taskflow.brokers.base import Broker, Note
     from taskflow.clock import Clock
     from taskflow.core.decision import Decision
     from taskflow.core.job import Claim
@@ -95,7 +96,7 @@ class Attempts:
         self._threads = threads
         self._processes = processes
         self.is_watched = False
-        self._notebook = Notebook(self._keep, clock)
+        self._notebook = Notebook(self._keep, clock, self._complete_in)
         self.running: dict[Walk, None] = {}  # in order: a seed replays the same
         self.ended = 0
         self.cut_off = 0  # handlers that were stopped by a shutdown
@@ -233,7 +234,10 @@ class Attempts:
                     else:
                         thread = self._threads.start(partial(task.start, **walk.args))
                         result = await _join(thread)
-                    outcome = outcomes.succeeded(task, result, max_bytes=self._max_result_bytes)
+                    if walk.completion is None:
+                        outcome = outcomes.succeeded(task, result, max_bytes=self._max_result_bytes)
+                    else:
+                        outcome = Succeeded(walk.completion.result)
             except BaseException as error:  # noqa: BLE001 - whatever a handler raises is an outcome; the rest is raised
                 outcome = self._outcome_of(walk, policy, slot.caught(error))
             finally:
@@ -333,6 +337,19 @@ class Attempts:
     async def _keep(self, note: Note) -> Settled:
         """Progress and checkpoints wait through an outage: one that is ours is no reason for the handler to fail."""
         (answer,) = await self._calls.until_heard("note", lambda: self._broker.note([note]))
+        return answer
+
+    async def _complete_in(self, walk: Walk, connection: Any, result: Any) -> Settled:
+        """Not repeated, unlike all else: an error leaves the transaction to its owner."""
+        broker = self._broker
+        if not isinstance(broker, Completing):
+            raise ConfigError(
+                f"complete_in(): jobs live in {broker.name}, which knows no transactions; return the result instead"
+            )
+        data = walk.definition.codec.dump_result(result, max_bytes=self._max_result_bytes)
+        answer = await broker.complete_in(connection, walk.claim.job_id, walk.claim.token, data)
+        if answer is Settled.APPLIED:
+            walk.completion = Completion(data)
         return answer
 
     def hand_back(self, running: Walk) -> None:

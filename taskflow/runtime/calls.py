@@ -1,8 +1,15 @@
-"""Round trips to the broker: timed, counted, and repeated through an outage with capped jittered backoff."""
+"""Round trips to the broker: timed, counted, and repeated through an outage with capped jittered backoff.
+
+What waits to be repeated does not wait for long once the broker is back: the first operation that gets through again
+(as a rule a beat, the most frequent) has the others try at once.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import traceback
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from taskflow.core import events
@@ -20,6 +27,24 @@ T = TypeVar("T")
 _FIRST_S, _CAP_S = 0.05, 5.0
 
 
+class Pauses:
+    """The waits of one operation that is repeated: each twice as long as the one before, jittered, up to the cap."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._next_s = _FIRST_S
+
+    def reset(self) -> None:
+        """It got through: the next wait is short again."""
+        self._next_s = _FIRST_S
+
+    def next_s(self) -> float:
+        """Seconds to wait this time."""
+        wait_s = self._next_s
+        self._next_s = min(_CAP_S, wait_s * 2)
+        return wait_s * (0.5 + self._rng.random() / 2)
+
+
 class BrokerCalls:
     """Calls the broker on behalf of one worker, and announces how it answers."""
 
@@ -28,6 +53,7 @@ class BrokerCalls:
         self._rng = rng
         self._emit = emit
         self._down_since: dict[str, float] = {}
+        self._pausing: set[asyncio.Future[None]] = set()
 
     async def once(self, operation: str, call: Callable[[], Awaitable[T]]) -> T:
         """One round trip. Raises `BrokerError` after it has been announced."""
@@ -46,35 +72,52 @@ class BrokerCalls:
 
         Raises `BrokerError` that is no outage: the broker refused.
         """
-        wait_s = _FIRST_S
-        clock = self._clock
+        pauses = Pauses(self._rng)
         while True:
-            began = clock.now()
-            try:
-                answer = await call()
-            except BrokerUnavailable as error:
-                pause_s = wait_s * (0.5 + self._rng.random() / 2)
-                self.failed(operation, error, pause_s)
-                await clock.sleep(pause_s)
-                wait_s = min(_CAP_S, wait_s * 2)
-                continue
-            self.answered(operation, clock.now() - began)
-            return answer
+            with suppress(BrokerUnavailable):
+                return await self.or_pause(operation, call, pauses)
+
+    async def or_pause(self, operation: str, call: Callable[[], Awaitable[T]], pauses: Pauses) -> T:
+        """The answer; an outage is raised once it is time to ask again. For who may not want to ask the same again.
+
+        Raises `BrokerUnavailable` then, and at once a `BrokerError` that is no outage: the broker refused.
+        """
+        clock = self._clock
+        began = clock.now()
+        try:
+            answer = await call()
+        except BrokerUnavailable as error:
+            pause_s = pauses.next_s()
+            self.failed(operation, error, pause_s)
+            await self._until_due_or_back(pause_s)
+            raise
+        pauses.reset()
+        self.answered(operation, clock.now() - began)
+        return answer
+
+    async def _until_due_or_back(self, pause_s: float) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        timer = self._clock.call_at(self._clock.now() + pause_s, partial(_wake, waiter))
+        self._pausing.add(waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            self._pausing.discard(waiter)
 
     async def keep_up(self, operation: str, loop: Callable[[], Awaitable[None]]) -> None:
         """Run one of a worker's own loops for ever: what nobody foresaw is announced, and the loop starts again."""
-        wait_s = _FIRST_S
+        pauses = Pauses(self._rng)
         while True:
             began = self._clock.now()
             try:
                 await loop()
             except Exception as error:  # noqa: BLE001 - a worker without this loop would be a zombie
                 if self._clock.now() - began > _CAP_S:
-                    wait_s = _FIRST_S
-                pause_s = wait_s * (0.5 + self._rng.random() / 2)
+                    pauses = Pauses(self._rng)
+                pause_s = pauses.next_s()
                 self.failed(operation, error, pause_s)
                 await self._clock.sleep(pause_s)
-                wait_s = min(_CAP_S, wait_s * 2)
             else:
                 return
 
@@ -97,4 +140,11 @@ class BrokerCalls:
             since = self._down_since.pop(operation, None)
             if since is not None:
                 self._emit(events.BrokerRecovered(operation, self._clock.now() - since))
+                for waiter in self._pausing:
+                    _wake(waiter)
         self._emit(events.BrokerAnswered(operation, took_s))
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -22,7 +22,7 @@ from taskflow.brokers.base import Note, Settled
 from taskflow.clock import LoopClock
 from taskflow.core.job import Claim
 from taskflow.core.outcome import ErrorRecord, Failed, Invalid, Outcome, Rejected, Succeeded
-from taskflow.errors import BrokerError, PayloadError
+from taskflow.errors import BrokerError, ConfigError, PayloadError
 from taskflow.runtime import outcomes
 from taskflow.runtime.control import Snooze
 from taskflow.runtime.frames import Frame, receive_blocking
@@ -163,9 +163,17 @@ class Jobs:
         now = self._clock.now()
         walk = Walk(claim, now)
         walk.correlation_id, walk.traceparent = head["correlation_id"], head["traceparent"]
-        walk.deadline_at, walk.notebook = now + head["remaining_s"], Notebook(self._pipe.keep, self._clock)
+        walk.deadline_at = now + head["remaining_s"]
+        walk.notebook = Notebook(self._pipe.keep, self._clock, _complete_in)
         job_context.set(walk)
         return outcomes.succeeded(task, task.start(**args), max_bytes=head["max_result_bytes"])
+
+
+async def _complete_in(_walk: Walk, _connection: object, _result: object) -> Settled:
+    raise ConfigError(
+        "complete_in() needs the worker's own broker, and this is a child process: leave isolation='process' out, or "
+        "return the result"
+    )
 
 
 def _raised(error: BaseException, where: Where) -> Frame:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from taskflow.brokers.base import Accepted, Cancelled, Receipt
+from taskflow.brokers.base import Accepted, Cancelled, Transactional
 from taskflow.core import events
-from taskflow.errors import BrokerUnavailable, QueueFull, ResultTimeout
+from taskflow.errors import BrokerUnavailable, ConfigError, QueueFull, ResultTimeout
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from taskflow.brokers.base import Final, FullBroker
+    from taskflow.brokers.base import Final, FullBroker, Receipt
     from taskflow.clock import Clock
     from taskflow.core.job import Job
     from taskflow.settings import Settings
@@ -53,8 +53,8 @@ class Client:
         Waits while a queue is full (TASKFLOW_QUEUE__ON_FULL), then raises `QueueFull`, whose `accepted` holds the
         ids of the jobs that are in; the rest is not.
         """
-        bounds = dict.fromkeys({job.queue for job in jobs}, self._settings.queue.max_size)
-        others: dict[str, str] = {}  # submitted id → id of the job that was there already
+        bounds = self._bounds(jobs)
+        others: dict[str, str] = {}
         left = jobs
         give_up_at = self.clock.now() + (self._settings.queue.wait_s if self._settings.queue.on_full == "wait" else 0.0)
         while left:
@@ -68,24 +68,56 @@ class Client:
                     missing = len(left) - start + len(refused)
                     error.add_note(f"of {len(jobs):,} jobs, {len(jobs) - missing:,} are in")
                     raise
-                if all([receipt.accepted is _NEW for receipt in receipts]):  # noqa: C419 - twice as fast
-                    self._announce(events.JobsSubmitted, chunk)
-                    continue
-                answers = list(zip(chunk, receipts, strict=True))
-                for job, receipt in answers:
-                    if receipt.accepted in _REFUSED:
-                        refused.append(job)
-                        wait_s, what = max(wait_s, receipt.retry_after_s), receipt.accepted
-                    elif receipt.job_id != job.id:
-                        others[job.id] = receipt.job_id
-                self._announce(events.JobsSubmitted, [job for job, r in answers if r.accepted is _NEW])
-                self._announce(events.JobsDeduplicated, [job for job, r in answers if r.accepted in _KNOWN])
+                for job, receipt in self._heard(chunk, receipts, others):
+                    refused.append(job)
+                    wait_s, what = max(wait_s, receipt.retry_after_s), receipt.accepted
             left = refused
+            if left and (patience_s := give_up_at - self.clock.now()) <= 0:
+                raise self._full(jobs, left, wait_s, what, others)
             if left:
-                out = {job.id for job in left}
-                accepted = [others.get(job.id, job.id) for job in jobs if job.id not in out]
-                await self._wait_for_room(left, wait_s, what, give_up_at, accepted)
+                # Jittered, so that those who wait do not all come back in the same moment.
+                # And never long without a look: what a queue drains at is known only after a while.
+                pause_s = min(_LOOK_S, max(0.01, wait_s)) * (0.5 + self._rng.random())
+                await self.clock.sleep(min(patience_s, pause_s))
         return [others.get(job.id, job.id) for job in jobs] if others else [job.id for job in jobs]
+
+    async def submit_in(self, connection: object, jobs: Sequence[Job]) -> list[str]:
+        """As `submit`, within the transaction of `connection`, that the caller ends.
+
+        Waits for nothing: raises `QueueFull` at once, and whatever the broker raises. What was accepted before that is
+        in the transaction. Announced when it is accepted: a transaction that is rolled back later is not heard of.
+        """
+        if not isinstance(self.broker, Transactional):
+            raise ConfigError(
+                f"options(connection=): jobs live in {self.broker.name}, which knows no transactions; submit without "
+                "it, or set TASKFLOW_BROKER__URL to the database of that connection"
+            )
+        bounds = self._bounds(jobs)
+        others: dict[str, str] = {}
+        for start in range(0, len(jobs), BATCH):
+            chunk = jobs[start : start + BATCH]
+            receipts = await self.broker.submit_in(connection, chunk, bounds)
+            if refused := self._heard(chunk, receipts, others):
+                left = [*(job for job, _ in refused), *jobs[start + BATCH :]]
+                wait_s = max(receipt.retry_after_s for _, receipt in refused)
+                raise self._full(jobs, left, wait_s, refused[-1][1].accepted, others)
+        return [others.get(job.id, job.id) for job in jobs]
+
+    def _bounds(self, jobs: Sequence[Job]) -> dict[str, int]:
+        return dict.fromkeys({job.queue for job in jobs}, self._settings.queue.max_size)
+
+    def _heard(
+        self, chunk: Sequence[Job], receipts: Sequence[Receipt], others: dict[str, str]
+    ) -> list[tuple[Job, Receipt]]:
+        """Announce what the broker took; returns what it refused. `others`: submitted id → id of the job of its key."""
+        if all([receipt.accepted is _NEW for receipt in receipts]):  # noqa: C419 - twice as fast
+            self._announce(events.JobsSubmitted, chunk)
+            return []
+        answers = list(zip(chunk, receipts, strict=True))
+        others.update((job.id, r.job_id) for job, r in answers if r.accepted not in _REFUSED and r.job_id != job.id)
+        self._announce(events.JobsSubmitted, [job for job, r in answers if r.accepted is _NEW])
+        self._announce(events.JobsDeduplicated, [job for job, r in answers if r.accepted in _KNOWN])
+        return [(job, receipt) for job, receipt in answers if receipt.accepted in _REFUSED]
 
     async def _send(self, jobs: Sequence[Job], bounds: dict[str, int]) -> list[Receipt]:
         """One round trip, and for a moment another. Raises `BrokerUnavailable`: nobody knows then what got through."""
@@ -105,25 +137,22 @@ class Client:
                 # Those that are there already came with the reply that was lost.
                 return receipts if is_first else [_as_new(receipt) for receipt in receipts]
 
-    async def _wait_for_room(
-        self, left: Sequence[Job], wait_s: float, what: Accepted, give_up_at: float, accepted: list[str]
-    ) -> None:
-        patience_s = give_up_at - self.clock.now()
-        if patience_s <= 0:
-            queue = left[0].queue
-            for name in {job.queue for job in left}:
-                self._emit(events.JobsRejected(name, what, sum(job.queue == name for job in left)))
-            share = "" if what is Accepted.QUEUE_FULL else f"the share of gate {left[0].gates} in "
-            error = QueueFull(
-                f"{share}queue {queue!r} is full ({self._settings.queue.max_size:,} jobs, TASKFLOW_QUEUE__MAX_SIZE); "
-                f"try again in {wait_s:.2f} s, or start more workers",
-                retry_after_s=wait_s,
-            )
-            error.accepted = tuple(accepted)
-            raise error
-        # Jittered, so that those who wait do not all come back in the same moment.
-        # And never long without a look: what a queue drains at is known only after a while.
-        await self.clock.sleep(min(patience_s, min(_LOOK_S, max(0.01, wait_s)) * (0.5 + self._rng.random())))
+    def _full(
+        self, jobs: Sequence[Job], left: Sequence[Job], wait_s: float, what: Accepted, others: Mapping[str, str]
+    ) -> QueueFull:
+        """The error for those of `jobs` that are left; announces them."""
+        queue = left[0].queue
+        for name in {job.queue for job in left}:
+            self._emit(events.JobsRejected(name, what, sum(job.queue == name for job in left)))
+        share = "" if what is Accepted.QUEUE_FULL else f"the share of gate {left[0].gates} in "
+        error = QueueFull(
+            f"{share}queue {queue!r} is full ({self._settings.queue.max_size:,} jobs, TASKFLOW_QUEUE__MAX_SIZE); "
+            f"try again in {wait_s:.2f} s, or start more workers",
+            retry_after_s=wait_s,
+        )
+        out = {job.id for job in left}
+        error.accepted = tuple(others.get(job.id, job.id) for job in jobs if job.id not in out)
+        return error
 
     def _announce(self, event: type[events.JobsSubmitted | events.JobsDeduplicated], jobs: Sequence[Job]) -> None:
         for (queue, task), count in Counter([(job.queue, job.task) for job in jobs]).items():

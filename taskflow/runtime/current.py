@@ -80,6 +80,21 @@ class CurrentJob:
         """Show `state` (JSON, a number or whatever helps) to whoever looks at the job. Raises `StaleClaim`."""
         await self._note(Note(self.id, self.token, progress=_json("progress", state)))
 
+    async def complete_in(self, connection: Any, result: Any = None) -> None:
+        """Complete this job within the transaction of `connection`: it has succeeded if and only if that commits.
+
+        What the handler wrote in that transaction, and that the job is done, are one: a worker that lost the job
+        meanwhile gets `StaleClaim` here, and its writes are rolled back with it. So let the error out, commit at once,
+        and return; what is returned then is ignored in favour of `result`. If the transaction rolls back, nothing has
+        been said, and how the handler ends decides as ever: raise, or the job succeeds with `result` all the same.
+        Once it is committed, nothing that the handler still does changes that the job has succeeded.
+
+        `connection` is the caller's own, as for `options(connection=)`. Raises `ConfigError` for one that cannot be
+        used, or jobs that live elsewhere; `PayloadError` if `result` does not fit.
+        """
+        if await self._walk.notebook.complete_in(self._walk, connection, result) is not Settled.APPLIED:
+            raise StaleClaim(f"job {self.id} is no longer this worker's (token {self.token}): roll back what it did")
+
     async def _note(self, note: Note) -> None:
         if await self._walk.notebook.keep(note) is not Settled.APPLIED:
             raise StaleClaim(f"job {self.id} is no longer this worker's (token {self.token}): nothing was kept")

@@ -27,6 +27,9 @@ _BEATS_PER_LEASE = 3
 _HURRY = 4  # times as often while no beat gets through: trust is running out
 # Stop trusting a little before the broker does: the reclaimer must find our handlers already cancelled.
 _TRUST = 0.9
+# A gap this long between two beats, in leases: in a shorter outage nobody's lease ended. After it, the others need a
+# moment to beat again before anybody may say that they are dead.
+_OUTAGE, _GRACE = 2 / 3, 1 / 4
 _TURN_S = 0.01
 _JOIN_S = 5.0
 
@@ -62,6 +65,8 @@ class Leases:
         self._on_distrust = on_distrust
         self.claims: dict[str, Walk] = {}
         self._trusted_until = 0.0
+        self._beat_at = float("-inf")  # when the last beat that was answered was sent
+        self._steady_since = 0.0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -70,6 +75,16 @@ class Leases:
     def is_trusted(self) -> bool:
         """Whether the broker has surely not given our claims to another worker."""
         return self._clock.now() < self._trusted_until
+
+    @property
+    def is_judge(self) -> bool:
+        """Whether this worker may say who is dead.
+
+        Whoever could not beat for most of a lease (the broker was away, the machine stood still) may not: the others
+        were no better off. Each needs the time to beat again, or what it holds, and what ended meanwhile, runs twice.
+        """
+        now = self._clock.now()
+        return now - self._beat_at <= self._lease_s * _OUTAGE and now - self._steady_since >= self._lease_s * _GRACE
 
     def drop(self, walk: Walk) -> None:
         """It is settled, or lost."""
@@ -117,6 +132,9 @@ class Leases:
 
     def _trust(self, sent_at: float) -> None:
         """A beat that was sent then was answered. For the thread, too: a loop that is blocked does not lose trust."""
+        if sent_at - self._beat_at > self._lease_s * _OUTAGE:
+            self._steady_since = self._clock.now()
+        self._beat_at = sent_at
         self._trusted_until = sent_at + self._lease_s * _TRUST
 
     def _heard(self, sent: Mapping[str, int], reply: BeatReply) -> None:
@@ -129,9 +147,13 @@ class Leases:
     def _still_held(self, job_ids: tuple[str, ...], sent: Mapping[str, int]) -> dict[str, int]:
         return {job_id: sent[job_id] for job_id in job_ids if job_id in sent and self.find(job_id, sent[job_id])}
 
+    def _until_next_s(self, sent_at: float) -> float:
+        """From beat to beat, not from answer to beat: a slow server must not be asked more seldom than a quick one."""
+        return max(0.0, sent_at + self._lease_s / _BEATS_PER_LEASE - self._clock.now())
+
     async def _beat_here(self) -> None:
         """For a broker that lives in this process: a loop that is blocked blocks the broker, too."""
-        pause_s = self._lease_s / _BEATS_PER_LEASE
+        pause_s = self._until_next_s(self._beat_at)
         while True:
             await self._clock.sleep(pause_s)
             sent_at, tokens = self._clock.now(), self._vouched()
@@ -140,9 +162,9 @@ class Leases:
             except BrokerError:
                 pause_s = self._lease_s / (_BEATS_PER_LEASE * _HURRY)
                 continue
-            pause_s = self._lease_s / _BEATS_PER_LEASE
             self._trust(sent_at)
             self._heard(tokens, reply)
+            pause_s = self._until_next_s(sent_at)
 
     async def _watch(self) -> None:
         """Notice that no beat got through in time."""
@@ -155,7 +177,7 @@ class Leases:
 
     def _beat_there(self, beat: SyncBeat, loop: asyncio.AbstractEventLoop) -> None:
         """The thread. It only ever talks to its own connection, and tells the loop what it heard."""
-        pause_s = self._lease_s / _BEATS_PER_LEASE
+        pause_s = 0.0  # to connect takes time, of which there is more now than when a beat is due
         try:
             while not self._stop.wait(pause_s):
                 sent_at, tokens = self._clock.now(), self._vouched()
@@ -165,8 +187,8 @@ class Leases:
                     pause_s = self._lease_s / (_BEATS_PER_LEASE * _HURRY)
                     loop.call_soon_threadsafe(self._calls.failed, "beat", error, pause_s)
                     continue
-                pause_s = self._lease_s / _BEATS_PER_LEASE
                 self._trust(sent_at)
+                pause_s = self._until_next_s(sent_at)
                 loop.call_soon_threadsafe(self._calls.answered, "beat", self._clock.now() - sent_at)
                 loop.call_soon_threadsafe(self._heard, tokens, reply)
         except RuntimeError:

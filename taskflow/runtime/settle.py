@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 from taskflow.brokers.base import Settled, Settlement
 from taskflow.core import events
+from taskflow.core.decision import Complete
 from taskflow.core.gate import Hold
+from taskflow.core.job import JobState
 from taskflow.runtime.walk import GateWord
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from taskflow.runtime.walk import GateHold, Walk
 
 
-_STALE = Settled.STALE  # an enum's member costs as much as a call on Python 3.11
+_STALE, _SUCCEEDED = Settled.STALE, JobState.SUCCEEDED  # an enum's member costs as much as a call on Python 3.11
 
 
 class Settler:
@@ -54,6 +56,7 @@ class Settler:
         self._holds: dict[str, GateHold] = {}  # gates that are to be closed, for the longest time that was asked for
         self._started: list[Walk] = []  # handlers that the listeners have not heard of
         self._ended: list[Walk] = []
+        self._unsure: list[Walk] = []  # ended too; whether they succeeded depends on a transaction of their handler's
         self._pending: list[Walk] = []
         self._telling: list[Walk] = []
         self._wake: asyncio.Future[None] | None = None
@@ -78,7 +81,7 @@ class Settler:
     def push(self, walk: Walk, *, was_run: bool = False) -> None:
         """Settle this soon: its `decision` is made. Never waits. `was_run`: a handler has ended."""
         if was_run:
-            self._ended.append(walk)
+            (self._ended if walk.completion is None else self._unsure).append(walk)
         self._pending.append(walk)
         hold = walk.hold
         if isinstance(hold, GateWord):
@@ -101,6 +104,12 @@ class Settler:
         if self._ended:
             batch, self._ended = self._ended, []
             self._emit(events.AttemptsEnded(batch))
+
+    def _announce_unsure(self, told: list[Walk]) -> None:
+        """Tell the listeners of those among `told` that had to wait for the broker's word."""
+        self._ended += [walk for walk in self._unsure if walk in told]
+        self._unsure = [walk for walk in self._unsure if walk not in told]
+        self.announce()
 
     async def run(self) -> None:
         """Settle for ever. What it had in hand when it is cancelled is kept, and another `run` goes on with it."""
@@ -151,12 +160,17 @@ class Settler:
         settled: list[Walk] = []
         for walk, (answer, state) in zip(batch, replies, strict=True):
             forget(walk)
+            if state is _SUCCEEDED and type(walk.decision) is not Complete:
+                # Its transaction committed, by `complete_in`: what came after that is of no account.
+                walk.decision, walk.outcome = Complete(), "succeeded"
             if answer is _STALE or state is None:
                 claim = walk.claim
                 self._emit(events.SettlementStale(claim.job_id, claim.task, claim.queue, claim.token))
             else:  # APPLIED, or ALREADY: an earlier try of this very batch got through and its reply was lost
                 walk.state = state
                 settled.append(walk)
+        if self._unsure:
+            self._announce_unsure(batch)
         if settled:
             self._emit(events.JobsSettled(settled))
 
@@ -190,4 +204,5 @@ class Settler:
                 await self._tell([walk])
             except Exception as error:  # noqa: BLE001 - as above
                 self._forget(walk)  # its lease will end, and another worker has a try
+                self._announce_unsure([walk])
                 self._calls.failed("settle", error, 0.0)

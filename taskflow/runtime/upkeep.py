@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from taskflow.brokers.base import Reclaimed, Retention
 from taskflow.core import events
 from taskflow.core.job import JobState
-from taskflow.errors import BrokerError
+from taskflow.errors import BrokerError, BrokerUnavailable
+from taskflow.runtime.calls import Pauses
 
 if TYPE_CHECKING:
     import random
@@ -36,7 +38,7 @@ class Upkeep:
         rng: random.Random,
         emit: Callable[[events.Event], None],
         on_sample: Callable[[list[QueueCounts], list[Gate]], None],
-        is_trusted: Callable[[], bool],
+        is_judge: Callable[[], bool],
     ) -> None:
         self._broker = broker
         self._calls = calls
@@ -44,7 +46,7 @@ class Upkeep:
         self._rng = rng
         self._emit = emit
         self._on_sample = on_sample
-        self._is_trusted = is_trusted
+        self._is_judge = is_judge
         self._max_lost = settings.worker.max_lost
         keep = settings.retention
         self._retention = Retention(keep.result_s, keep.finished_s, keep.dead_s)
@@ -53,6 +55,7 @@ class Upkeep:
 
     async def run(self) -> None:
         """Keep house for ever."""
+        pauses = Pauses(self._rng)
         sampled_at = float("-inf")
         ahead_s = self._ahead_s()
         judges_from = 0.0
@@ -63,11 +66,10 @@ class Upkeep:
                     # before all had the time to beat again.
                     judges_from = self._clock.now() + self._lease_s
                 ahead_s = self._ahead_s()
-                # Whoever stood still for a lease (a blocked loop, a suspended machine) is no judge of who is dead: the
-                # others may have stood still with it.
-                if self._is_trusted() and self._clock.now() >= judges_from:
-                    for job in await self._calls.until_heard("reclaim", self._reclaim):
-                        self._announce(job)
+                if self._is_judge() and self._clock.now() >= judges_from:
+                    with suppress(BrokerUnavailable):  # announced, and waited out: is it still a judge?
+                        for job in await self._calls.or_pause("reclaim", self._reclaim, pauses):
+                            self._announce(job)
                 if self._clock.now() - sampled_at >= _SAMPLE_S:
                     counts = await self._calls.until_heard("counts", self._broker.counts)
                     self._on_sample(counts, await self._calls.until_heard("gates", self._broker.gates))

@@ -42,11 +42,18 @@ class GateWord(NamedTuple):
     change: Trip | Word
 
 
+class Completion(NamedTuple):
+    """What a handler said by `complete_in`: its result, as JSON. It counts if the handler's transaction commits."""
+
+    result: bytes | None
+
+
 class Notebook(NamedTuple):
-    """Where a handler's notes go, and the clock that its time is measured by."""
+    """Where a handler's notes and its completion go, and the clock that its time is measured by."""
 
     keep: Callable[[Note], Awaitable[Settled]]
     clock: Clock
+    complete_in: Callable[[Walk, Any, Any], Awaitable[Settled]]
 
 
 class Walk:
@@ -64,6 +71,7 @@ class Walk:
         "at",
         "child",
         "claim",
+        "completion",
         "correlation_id",
         "deadline_at",
         "decision",
@@ -106,9 +114,10 @@ class Walk:
         self.admitted: Admitted | None = None
         self.child: Child | None = None  # the process that was taken for it
         self.hold: GateHold | GateWord | None = None
+        self.completion: Completion | None = None
         self.has_ended = False  # its end is with the settler
 
-    # What log lines ask of the job in whose handler they are written (`telemetry.context.JobContext`).
+    # What log lines and policies ask of the job in whose handler they are (`telemetry.context.JobContext`).
 
     @property
     def job_id(self) -> str:
@@ -134,3 +143,7 @@ class Walk:
     def attempt(self) -> int:
         """Counts from 1."""
         return self.claim.attempts + 1
+
+    def deadline_in_s(self) -> float:
+        """Seconds until its time is up; infinite once it has ended."""
+        return NEVER if self.has_ended else self.deadline_at - self.notebook.clock.now()

@@ -26,7 +26,7 @@ from taskflow.core.job import SUSPECT_AFTER
 from taskflow.errors import BrokerError, BrokerUnavailable
 from taskflow.runtime.attempt import Attempts
 from taskflow.runtime.breakers import Breakers
-from taskflow.runtime.calls import BrokerCalls
+from taskflow.runtime.calls import BrokerCalls, Pauses
 from taskflow.runtime.leases import Leases
 from taskflow.runtime.processes import Processes
 from taskflow.runtime.settle import Settler
@@ -140,7 +140,7 @@ class Worker:
             rng=parts.rng,
             emit=emit,
             on_sample=parts.on_sample,
-            is_trusted=lambda: self._leases.is_trusted,
+            is_judge=lambda: self._leases.is_judge,
         )
         self._buffer: deque[Walk] = deque()
         self._idle: deque[asyncio.Future[None]] = deque()
@@ -302,6 +302,7 @@ class Worker:
 
     async def _claim_jobs(self) -> None:
         fruitless = 0
+        pauses = Pauses(self._rng)
         while not self._is_draining:
             request = self._request()
             if request is None:
@@ -310,7 +311,9 @@ class Worker:
                 await self._room
                 continue
             try:
-                claims = await self._calls.until_heard("claim", partial(self._broker.claim, request))
+                claims = await self._calls.or_pause("claim", partial(self._broker.claim, request), pauses)
+            except BrokerUnavailable:
+                continue  # not the same request: by now this worker may hold more, or trust itself no longer
             except BrokerError as error:
                 self._calls.failed("claim", error, 1.0)
                 await self._clock.sleep(1.0)
@@ -468,8 +471,12 @@ class Worker:
     # --- what the beats say ------------------------------------------
 
     def _on_lost(self, lost: Mapping[str, int]) -> None:
-        """Another worker may have them: stop what runs of them, forget what has not started."""
-        stopped = self._stop_holding(lost)
+        """Another worker may have them: stop what runs of them, forget what has not started.
+
+        But not a handler that has completed its job by itself: that is why the broker counts it as running no more.
+        """
+        completed = {walk.claim.job_id for walk in self._running_of(lost) if walk.completion is not None}
+        stopped = self._stop_holding({job_id: token for job_id, token in lost.items() if job_id not in completed})
         if stopped:
             self._emit(events.LeaseLost(self.name, stopped, "the broker gave them to others"))
 

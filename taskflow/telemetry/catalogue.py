@@ -79,7 +79,9 @@ CATALOGUE: dict[str, Family] = {
         "counter", "Changes of state of a circuit breaker, in this worker.", ("breaker", "to")
     ),
     "taskflow_limiter_rejections_total": Family(
-        "counter", "Calls that a bulkhead or rate limit turned away.", ("limiter", "reason")
+        "counter",
+        "Calls that a pipeline's bulkhead or rate limit turned away; jobs wait in their queue instead.",
+        ("limiter", "reason"),
     ),
     "taskflow_job_queue_wait_seconds": Family(
         "histogram", "Time from ready to claimed, without intended delays.", ("queue",), JOB_SECONDS

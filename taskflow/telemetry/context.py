@@ -18,7 +18,7 @@ MAX_ID = 128  # characters; longer than any id in use, short enough for every li
 
 
 class JobContext(Protocol):
-    """What log lines tell of the job in whose handler they were written."""
+    """What log lines tell of the job in whose handler they were written, and policies ask of it."""
 
     @property
     def job_id(self) -> str: ...
@@ -36,6 +36,9 @@ class JobContext(Protocol):
     def correlation_id(self) -> str: ...
     @property
     def traceparent(self) -> str | None: ...
+    def deadline_in_s(self) -> float:
+        """Seconds until its time is up; infinite once it has ended."""
+        ...
 
 
 # The runtime sets it for each attempt; threads of sync handlers run in a copy of the context.

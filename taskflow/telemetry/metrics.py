@@ -118,7 +118,8 @@ class Metrics:
     """Everything that `CATALOGUE` names, in a registry of its own.
 
     `in_flight`, `concurrency_limit`, `longest_running_s`, `draining` and `abandoned_threads` are asked at each scrape,
-    maybe in another thread. One that raises shows as NaN.
+    maybe in another thread. One that raises shows as NaN. `turned_away` says how many calls limiters turned away, by
+    limiter and reason.
     """
 
     def __init__(
@@ -133,12 +134,14 @@ class Metrics:
         longest_running_s: Callable[[], float] | None = None,
         draining: Callable[[], float] | None = None,
         abandoned_threads: Callable[[], float] | None = None,
+        turned_away: Callable[[], Mapping[tuple[str, str], int]] = dict,
     ) -> None:
         self.in_flight = in_flight or _none
         self.concurrency_limit = concurrency_limit or _none
         self.longest_running_s = longest_running_s or _none
         self.draining = draining or _none
         self.abandoned_threads = abandoned_threads or _none
+        self._turned_away = turned_away
         self._now = now
         self._broker = broker
         self._queues: set[str] = set()
@@ -496,6 +499,8 @@ class Metrics:
             ("taskflow_abandoned_threads", self.abandoned_threads),
         ):
             numbers[name][()] = _ask(ask)
+        for limiter, count in self._turned_away().items():
+            numbers["taskflow_limiter_rejections_total"][limiter] = count
         now, oldest = self._now(), self._oldest
         ages = numbers["taskflow_queue_oldest_ready_age_seconds"]
         for (queue,) in ages.copy():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import itertools
+from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.servers.postgres import PostgresServer
 from tests.servers.valkey import forget_namespace, new_namespace, valkey_url
 
 if TYPE_CHECKING:
@@ -15,7 +19,10 @@ if TYPE_CHECKING:
 
     from taskflow.brokers.base import FullBroker
 
-BROKERS = [name for name in ("memory", "sqlite", "redis") if find_spec(f"taskflow.brokers.{name}") is not None]
+_numbers = itertools.count(1)
+_NAMES = ("memory", "sqlite", "redis", "postgres")
+
+BROKERS = [name for name in _NAMES if find_spec(f"taskflow.brokers.{name}") is not None]
 
 
 def made(name: str, folder: Path) -> FullBroker:
@@ -32,7 +39,19 @@ def made(name: str, folder: Path) -> FullBroker:
         from taskflow.brokers.redis import RedisBroker
 
         return RedisBroker(valkey_url(), namespace=new_namespace())
+    if name == "postgres":
+        from taskflow.brokers.postgres import PostgresBroker
+
+        return PostgresBroker(postgres().url, namespace=f"test_{next(_numbers)}")
     raise AssertionError(name)
+
+
+@cache
+def postgres() -> PostgresServer:
+    """The server of this process's tests: each test has a schema of its own in it."""
+    server = PostgresServer().start()
+    atexit.register(server.close)
+    return server
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from taskflow.brokers.base import Accepted, Settled, Settlement
-from taskflow.brokers.sqlite import SqliteBroker, schema
+from taskflow.brokers.sqlite import SqliteBroker, lines, schema, tx
 from taskflow.core import gate as gating
 from taskflow.core.decision import Bury, Complete, Release, Retry, Snooze
 from taskflow.core.job import JobState
@@ -753,3 +753,38 @@ async def test_dead_letters_and_errors_survive_a_restart(path: Path) -> None:
 
     assert [error.message for error in info.errors] == ["boom"]
     assert (info.state, now) == (JobState.DEAD, JobState.READY)
+
+
+# ---- loops ----
+
+
+async def test_answers_of_one_commit_go_to_the_loops_that_asked() -> None:
+    mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    gone = asyncio.new_event_loop()  # of a handler in a thread that has ended since
+    theirs: asyncio.Future[None] = gone.create_future()
+    gone.close()
+
+    await asyncio.to_thread(lines.answer, [lines.Op(lines.nothing, theirs), lines.Op(lines.nothing, mine)])
+
+    async with asyncio.timeout(PATIENCE_S):
+        assert await mine is None
+
+
+# ---- lanes and gates ----
+
+
+async def test_release_of_a_family_opens_more_keys_than_one_claim_looks_at(broker: SqliteBroker, path: Path) -> None:
+    await broker.gate("http", gating.Hold(LONG_S))
+    jobs = [job(lane=str(number), gates=(f"http/{number}",)) for number in range(tx.STIRS + 100)]
+    await submit(broker, *jobs)
+    with closing(sqlite3.connect(path)) as connection:
+        waiting = "SELECT count(*) FROM lane WHERE stand = 1"
+        while connection.execute(waiting).fetchone() != (0,):
+            assert await claim(broker) == []
+
+    await broker.gate("http", gating.Release())
+    taken: set[str] = set()
+    while len(taken) < len(jobs):
+        taken.update(ids(await claimed_soon(broker, limit=1_000, gated=1_000)))
+
+    assert taken == {one.id for one in jobs}

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sqlite3
 import time
+from contextlib import closing, suppress
 
 from taskflow import CircuitBreaker, Retry, TaskFlow, current_job
+from taskflow.errors import StaleClaim
 
 flow = TaskFlow()
 
@@ -57,3 +60,39 @@ async def needs(number: int) -> None:
     write("refused" if is_down else "served", number)
     if is_down:
         raise OSError("it is down")
+
+
+EFFECT = "INSERT INTO chaos_effects VALUES ({}, {})"
+
+
+@flow.task(retry=Retry(attempts=1))
+async def transfer(number: int, seconds: float) -> None:
+    """Writes into its own database and is done, in one transaction. It does not stop when it is told to."""
+    write("start", number)
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(seconds)
+    database = os.environ["CHAOS_DATABASE"]
+    try:
+        await (effect_in_file if database.startswith("sqlite") else effect_on_server)(database, number)
+    except StaleClaim:
+        write("stale", number)
+        raise
+    write("end", number)
+
+
+async def effect_in_file(database: str, number: int) -> None:
+    with closing(sqlite3.connect(database.removeprefix("sqlite:///"))) as connection, connection:
+        connection.execute(EFFECT.format(number, current_job().token))
+        await current_job().complete_in(connection, os.getpid())
+
+
+async def effect_on_server(database: str, number: int) -> None:
+    import asyncpg
+
+    connection = await asyncpg.connect(database)
+    try:
+        async with connection.transaction():
+            await connection.execute(EFFECT.format(number, current_job().token))
+            await current_job().complete_in(connection, os.getpid())
+    finally:
+        await connection.close()

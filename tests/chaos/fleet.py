@@ -1,18 +1,21 @@
-"""Real worker processes on one real file, and the ledger that they write."""
+"""Real worker processes on one real broker, and the ledger that they write outside it."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from tests.chaos.places import Place
 
 REPO = Path(__file__).parents[2]
 
@@ -30,17 +33,19 @@ class Line(NamedTuple):
 class Fleet(AbstractContextManager["Fleet"]):
     """Worker processes that end with the block, whatever happens."""
 
-    def __init__(self, folder: Path, **settings: object) -> None:
-        self.folder = folder
-        self.ledger = folder / "ledger"
+    def __init__(self, place: Place, **settings: object) -> None:
+        self.place = place
+        self.folder = place.folder
+        self.ledger = place.folder / "ledger"
         self.ledger.touch()
         self.env = {
             **{name: value for name, value in os.environ.items() if not name.startswith("TASKFLOW_")},
-            "TASKFLOW_BROKER__URL": f"sqlite:///{folder / 'jobs.db'}",
+            **place.settings(),
             "TASKFLOW_HTTP__PORT": "0",
             "TASKFLOW_LOG__FORMAT": "json",
             "TASKFLOW_WORKER__LEASE_S": "1",
             "CHAOS_LEDGER": str(self.ledger),
+            "CHAOS_DATABASE": place.url,
             **{f"TASKFLOW_{name}": str(value) for name, value in settings.items()},
         }
         self.workers: list[subprocess.Popen[bytes]] = []
@@ -65,20 +70,15 @@ class Fleet(AbstractContextManager["Fleet"]):
         self.workers.remove(worker)
 
     def stop(self, worker: subprocess.Popen[bytes]) -> None:
-        """SIGSTOP, at a moment at which it does not hold the file's lock: one that is stopped within a commit stops all."""
+        """SIGSTOP, at a moment at which it keeps nobody else from the broker."""
         threads = Path(f"/proc/{worker.pid}/task")
         while True:
             worker.send_signal(signal.SIGSTOP)
             while any(stat.read_text().rpartition(")")[2].split()[0] != "T" for stat in threads.glob("*/stat")):
                 """One thread after the other comes to a stop."""
-            try:
-                with closing(sqlite3.connect(self.folder / "jobs.db", timeout=0.3, isolation_level=None)) as probe:
-                    probe.execute("BEGIN IMMEDIATE")
-                    probe.execute("ROLLBACK")
-            except sqlite3.OperationalError:
-                worker.send_signal(signal.SIGCONT)
-            else:
+            if self.place.is_free():
                 return
+            worker.send_signal(signal.SIGCONT)
 
     def restart_dead(self) -> int:
         """Start a new worker for each that died by itself. Returns how many."""
@@ -107,6 +107,11 @@ class Fleet(AbstractContextManager["Fleet"]):
     def logs(self) -> str:
         """What all workers said."""
         return "\n".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("worker-*.log")))
+
+    def events(self, *names: str) -> list[dict[str, Any]]:
+        """The log's lines of these events, of all workers."""
+        wanted = [f'"{name}"' for name in names]
+        return [json.loads(line) for line in self.logs().splitlines() if any(name in line for name in wanted)]
 
     def __exit__(self, *exc: object) -> None:
         for worker in self.workers:

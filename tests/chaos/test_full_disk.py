@@ -7,19 +7,15 @@ import resource
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from taskflow.core.job import JobState
 from tests.chaos.fleet import REPO, Fleet, until
-from tests.chaos.test_kills import flow
 
 if TYPE_CHECKING:
-    from taskflow import TaskFlow
-
-__all__ = ["flow"]  # a fixture
+    from tests.chaos.places import Place
 
 pytestmark = pytest.mark.anyio
 
@@ -42,9 +38,10 @@ def submit(fleet: Fleet, *, limit: int | None) -> subprocess.CompletedProcess[st
 
 
 async def test_a_submit_that_finds_no_space_says_so_and_a_worker_goes_on_once_there_is_some(
-    flow: TaskFlow, tmp_path: Path
+    file: Place,
 ) -> None:
-    with Fleet(tmp_path) as fleet:
+    flow = file.flow()
+    with Fleet(file) as fleet:
         async with flow:
             work = flow.find("work")
             accepted = await work.submit_many([work.call(number, 0.01) for number in range(1, 201)])

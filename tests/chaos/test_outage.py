@@ -1,4 +1,4 @@
-"""Promise 5 with real processes on one real file: an outage costs a dependency a few calls, its jobs nothing."""
+"""Promise 5 with real processes on each durable broker: an outage costs a dependency a few calls, its jobs nothing."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from taskflow import Settings, TaskFlow
 from taskflow.core.job import JobState
-from tests.chaos import app
 from tests.chaos.fleet import Fleet, Line, until
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from tests.chaos.places import Place
 
 pytestmark = pytest.mark.anyio
 
@@ -37,13 +35,11 @@ def late_calls(fleet: Fleet) -> list[tuple[float, float]]:
 
 
 @pytest.mark.timeout(90)
-async def test_a_fleet_probes_what_is_down_one_call_at_a_time_and_no_job_pays_for_it(tmp_path: Path) -> None:
-    flow = TaskFlow(settings=Settings.from_env({"TASKFLOW_BROKER__URL": f"sqlite:///{tmp_path / 'jobs.db'}"}))
-    for task in (app.needs, app.work):
-        flow.task(**task.definition.declared)(task.definition.fn)
-    down = tmp_path / "ledger.down"
+async def test_a_fleet_probes_what_is_down_one_call_at_a_time_and_no_job_pays_for_it(place: Place) -> None:
+    flow = place.flow()
+    down = place.folder / "ledger.down"
     down.touch()
-    with Fleet(tmp_path) as fleet:
+    with Fleet(place) as fleet:
         async with flow:
             needs, work = flow.find("needs"), flow.find("work")
             await needs.submit_many([needs.call(number) for number in range(JOBS)])

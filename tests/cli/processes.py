@@ -21,7 +21,7 @@ from taskflow.brokers.sqlite import SqliteBroker
 from taskflow.cli.main import cli
 
 # `ledger` tells who ran what; `outage` names verbs of the broker that do not answer while it is there, `broken` those
-# that refuse; `looks` grows with each look at the counts.
+# that refuse; `looks` grows with each look at the counts; jobs of `wait` end once there is `let-go`.
 APP = """
 import asyncio, os, pathlib
 from taskflow import Bulkhead, CircuitBreaker, Retry, TaskFlow, current_job
@@ -60,6 +60,12 @@ async def work(number: int, seconds: float = 0.0) -> int:
     await asyncio.sleep(seconds)
     add_line("ledger", f"end {number} {os.getpid()}")
     return number
+
+@flow.task
+async def wait(number: int) -> None:
+    add_line("ledger", f"start {number} {os.getpid()}")
+    while not os.path.exists("let-go"):
+        await asyncio.sleep(0.02)
 
 @flow.task(queue="mail")
 async def send_mail(to: str) -> dict[str, str]:
@@ -145,6 +151,10 @@ class Place(AbstractContextManager["Place"]):
                 await flow.find(task).submit_many([flow.find(task).call(*arguments) for arguments in calls])
 
         asyncio.run(submit())
+
+    def let_go(self) -> None:
+        """Jobs of `wait` may end."""
+        (self.folder / "let-go").touch()
 
     def ledger(self, *events: str) -> list[str]:
         """Numbers of the jobs of which `events` were told, in order."""

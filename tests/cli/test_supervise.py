@@ -9,7 +9,11 @@ from tests.cli.processes import Place, is_alive, until
 
 
 def fleet(place, *words):
-    """A parent whose two children both run a job of `submit`."""
+    """A parent whose two children each run one of two jobs, until `place.let_go()`.
+
+    Jobs that end by themselves might both be run by the child that starts first, on a busy machine.
+    """
+    place.submit("wait", (1,), (2,))
     parent = place.start("worker", "app", "--processes", "2", "-c", "1", *words)
     until(lambda: len(place.ledger("start")) == 2, "two jobs run at once")
     assert len(place.pids()) == 2
@@ -19,11 +23,12 @@ def fleet(place, *words):
 
 def test_jobs_run_in_two_processes_and_sigterm_lets_them_end(tmp_path):
     with Place(tmp_path) as place:
-        place.submit("work", (1, 0.5), (2, 0.5))
         parent = fleet(place)
         children = parent.children()
 
         parent.tell(signal.SIGTERM)
+        until(lambda: parent.err.count("draining; a second") == 2, "both drain")
+        place.let_go()
 
         assert parent.end() == 0
         assert not any(map(is_alive, children))
@@ -32,12 +37,12 @@ def test_jobs_run_in_two_processes_and_sigterm_lets_them_end(tmp_path):
 
 def test_a_child_that_is_killed_is_started_again_and_its_job_runs(tmp_path):
     with Place(tmp_path) as place:
-        place.submit("work", (1, 0.7), (2, 0.7))
         parent = fleet(place)
         victim = min(place.pids())
 
         os.kill(victim, signal.SIGKILL)
         until(lambda: len(parent.children() - {victim}) == 2, "there are two again")
+        place.let_go()
         until(lambda: place.states() == {"succeeded": 2}, "all are done")
         parent.tell(signal.SIGTERM)
 
@@ -47,12 +52,13 @@ def test_a_child_that_is_killed_is_started_again_and_its_job_runs(tmp_path):
 
 def test_ctrl_c_counts_once(tmp_path):
     with Place(tmp_path, WORKER__DRAIN_S=60) as place:
-        place.submit("work", (1, 0.7), (2, 0.7))
         parent = fleet(place)
 
         groups = {os.getpgid(child) for child in parent.children()}
 
         parent.press_ctrl_c()
+        until(lambda: parent.err.count("draining; a second") == 2, "both drain")
+        place.let_go()
 
         assert parent.end() == 0
         assert parent.pid not in groups  # the terminal reaches the parent only, which passes it on
@@ -61,7 +67,6 @@ def test_ctrl_c_counts_once(tmp_path):
 
 def test_ctrl_c_twice_hands_back_at_once(tmp_path):
     with Place(tmp_path, WORKER__DRAIN_S=60) as place:
-        place.submit("work", (1, 60), (2, 60))
         parent = fleet(place)
 
         parent.press_ctrl_c()
@@ -87,12 +92,12 @@ def test_sigterm_while_children_start_ends_all_with_0(tmp_path, children):
 
 def test_children_do_not_outlive_a_parent_that_is_killed(tmp_path):
     with Place(tmp_path) as place:
-        place.submit("work", (1, 0.5), (2, 0.5))
         parent = fleet(place)
         children = parent.children()
 
         parent.tell(signal.SIGKILL)
         parent.end()
+        place.let_go()
 
         until(lambda: not any(map(is_alive, children)), "they end")
         assert place.states() == {"succeeded": 2}
@@ -100,7 +105,6 @@ def test_children_do_not_outlive_a_parent_that_is_killed(tmp_path):
 
 def test_a_paused_fleet_claims_nothing_even_when_a_child_dies(tmp_path):
     with Place(tmp_path) as place:
-        place.submit("work", (1, 60), (2, 60))
         parent = fleet(place)
 
         parent.tell(signal.SIGTSTP)

@@ -8,9 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskflow import CircuitBreaker, ConfigError, Deadline, DeadlineExceeded, Pipeline, Registry, Retry, Timeout
+from taskflow import (
+    CircuitBreaker,
+    ConfigError,
+    Deadline,
+    DeadlineExceeded,
+    JobFailed,
+    Pipeline,
+    Registry,
+    Retry,
+    Timeout,
+)
+from taskflow.core import events
 from taskflow.testing import VirtualClock, virtual_policies
 from tests.policies.made import Body, Hung
+from tests.runtime.made import heard, make_flow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -219,3 +231,51 @@ async def test_each_thread_has_a_state_and_a_clock_of_its_own() -> None:
 
     assert await asyncio.to_thread(asyncio.run, there()) == "up"
     assert pipeline.breaker.snapshot().state == "open"
+
+
+async def test_the_time_of_a_job_reaches_the_policies_in_its_handler() -> None:
+    flow = make_flow()
+    left: list[float | None] = []
+    body = Body(ConnectionError("down"))
+    behind: list[asyncio.Task[float | None]] = []
+    over = asyncio.Event()
+
+    async def in_the_background() -> float | None:
+        await over.wait()
+        return Deadline.remaining_s()
+
+    @flow.task(timeout=30, deadline=10, retry=Retry(attempts=1))
+    async def work() -> None:
+        left.append(Deadline.remaining_s())
+        behind.append(asyncio.create_task(in_the_background()))
+        await api.call(body)
+
+    async with flow.test() as t:
+        api = Pipeline(Retry(attempts=9, base=60, jitter="none"), name="api", registry=Registry(t.clock))
+        job = await work.submit()
+        await t.run_until_idle()
+        with pytest.raises(JobFailed, match="ConnectionError") as failed:
+            await job.result()
+    over.set()
+
+    assert left == [pytest.approx(10)]
+    assert body.runs == 1, "no sleep past the deadline"
+    assert "the deadline comes before the next attempt" in "".join(failed.value.__notes__)
+    assert await behind[0] is None, "what goes on behind the job's back has no deadline for ever"
+
+
+async def test_a_handler_that_waits_in_a_pipeline_when_its_time_is_up_has_timed_out() -> None:
+    flow = make_flow()
+
+    @flow.task(timeout=10, retry=Retry(attempts=1))
+    async def work() -> None:
+        await api.call(Hung())
+
+    ended = heard(flow, events.AttemptEnded)
+    async with flow.test() as t:
+        api = Pipeline(Timeout(60), name="api", registry=Registry(t.clock))
+        await work.submit()
+        await t.advance(11)
+        await t.run_until_idle()
+
+    assert [one.outcome for one in ended] == ["timed_out"]

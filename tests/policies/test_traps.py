@@ -162,8 +162,9 @@ async def test_trap_02_late_result_of_an_earlier_generation(
     probing = asyncio.create_task(pipeline.call(probe))
 
     await clock.advance(2)
-    await asyncio.wait([late])
+    (said,) = await asyncio.gather(late, return_exceptions=True)
 
+    assert said is says
     assert pipeline.breaker.snapshot().state is HALF_OPEN
     probe.let_go()
     await probing

@@ -120,6 +120,25 @@ async def test_trust_counts_from_when_the_beat_was_sent_not_from_its_answer() ->
     await bench.leases.close()
 
 
+async def test_a_broker_that_takes_a_third_of_a_lease_to_answer_is_still_trusted() -> None:
+    clock = VirtualClock()
+
+    class Slow(Faults):
+        async def beat(self, *args: Any) -> BeatReply:
+            reply = await self._broker.beat(*args)
+            await clock.sleep(LEASE_S / 3)
+            return reply
+
+    bench = Bench(Slow, clock)
+    starting = asyncio.create_task(bench.leases.start())
+    await clock.advance(20 * LEASE_S)
+    await starting
+
+    assert bench.leases.is_trusted
+    assert bench.distrusted_at == []
+    await bench.leases.close()
+
+
 async def test_trust_comes_back_with_the_first_beat_after_an_outage() -> None:
     bench = Bench()
     await bench.leases.start()

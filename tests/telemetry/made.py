@@ -39,6 +39,9 @@ class Job(NamedTuple):
     correlation_id: str = "req-1"
     traceparent: str | None = f"00-{'a' * 32}-{'b' * 16}-01"
 
+    def deadline_in_s(self) -> float:
+        return 30.0
+
 
 def claim(task: str = "send", queue: str = "mail", **changed: Any) -> Claim:
     made = Claim(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from taskflow.brokers.base import BeatReply
+from taskflow.brokers.patience import Patience
 from taskflow.brokers.redis import wire
 from taskflow.brokers.redis.doubts import doubts_about
 from taskflow.brokers.redis.link import Link, SyncLink
@@ -15,7 +17,7 @@ from taskflow.brokers.redis.listening import Listening
 from taskflow.brokers.redis.reading import FinalsReader
 from taskflow.core import gate as gating
 from taskflow.core.job import JobState
-from taskflow.errors import BrokerError, JobNotFound
+from taskflow.errors import BrokerError, BrokerUnavailable, JobNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -128,7 +130,7 @@ class RedisBroker:
 
     def sync_beat(self) -> SyncBeat | None:
         """As `Broker.sync_beat`."""
-        return RedisBeat(self._link.sync())
+        return RedisBeat(self._link.sync)
 
     async def leave(self, worker: str) -> None:
         """As `Broker.leave`: the lease ends now, the next `reclaim` takes what is left."""
@@ -276,19 +278,40 @@ class RedisBroker:
 class RedisBeat:
     """Beats over a connection of its own, from a thread that no handler can block. See `SyncBeat`."""
 
-    def __init__(self, link: SyncLink) -> None:
-        self._link = link
+    def __init__(self, connect: Callable[[float], SyncLink]) -> None:
+        self._connect = connect
+        self._link: SyncLink | None = None
+        self._answer_s = 0.0  # that the link was made with
+        self._patience = Patience()
         self._lock = threading.Lock()
 
     def beat(self, worker: str, tokens: Mapping[str, int], lease_s: float) -> BeatReply:
         """As `Broker.beat`."""
         with self._lock:
-            return _beat_reply(tokens, self._link.run("beat", worker, repr(lease_s), wire.text(dict(tokens))))
+            link = self._made(self._patience.answer_s(lease_s))
+            began = time.monotonic()
+            try:
+                answer = link.run("beat", worker, repr(lease_s), wire.text(dict(tokens)))
+            except BrokerUnavailable:
+                self._patience.failed()
+                raise
+            self._patience.answered(time.monotonic() - began, lease_s)
+            return _beat_reply(tokens, answer)
+
+    def _made(self, answer_s: float) -> SyncLink:
+        """The link. The driver knows one timeout for all of its life: another takes another."""
+        if self._link is not None and self._answer_s != answer_s:
+            self._link.close()
+            self._link = None
+        if self._link is None:
+            self._link, self._answer_s = self._connect(answer_s), answer_s
+        return self._link
 
     def close(self) -> None:
         """Give the connection back. Idempotent."""
         with self._lock:
-            self._link.close()
+            if self._link is not None:
+                self._link.close()
 
 
 def _beat_reply(tokens: Mapping[str, int], answer: Sequence[Sequence[bytes]]) -> BeatReply:

@@ -89,9 +89,9 @@ class Link:
         except (RedisError, OSError) as error:
             raise translated(error, self.where) from error
 
-    def sync(self) -> SyncLink:
-        """A connection of its own, for a thread."""
-        return SyncLink(self._url, self.prefix, self._wall, self.where)
+    def sync(self, answer_s: float) -> SyncLink:
+        """A connection of its own, for a thread, that gives up `answer_s` after each word, and is made anew."""
+        return SyncLink(self._url, self.prefix, self._wall, self.where, answer_s=answer_s)
 
     def _opened(self, client: Any) -> Any:
         if client is None:
@@ -102,8 +102,9 @@ class Link:
 class SyncLink:
     """As `Link`, for one thread at a time."""
 
-    def __init__(self, url: str, prefix: str, wall: Callable[[], float] | None, place: str) -> None:
-        self._client: Any = redis.Redis.from_url(url, **OPTIONS)
+    def __init__(self, url: str, prefix: str, wall: Callable[[], float] | None, place: str, *, answer_s: float) -> None:
+        patience = {"socket_timeout": answer_s, "socket_connect_timeout": answer_s}
+        self._client: Any = redis.Redis.from_url(url, **OPTIONS | patience)
         self._client.connection_pool.connection_kwargs["decode_responses"] = False
         self._prefix, self._wall, self._where = prefix, wall, place
 

@@ -10,8 +10,10 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from taskflow.brokers.base import Settlement
 from taskflow.brokers.sqlite import claim as claiming
 from taskflow.brokers.sqlite import leases, operate, reading, settle, submit, wake
+from taskflow.brokers.sqlite.borrowed import borrowed
 from taskflow.brokers.sqlite.connection import Handle
 from taskflow.brokers.sqlite.lines import Line, Op, nothing
 from taskflow.brokers.sqlite.listening import Listening
@@ -20,6 +22,7 @@ from taskflow.brokers.sqlite.settle import Settling
 from taskflow.brokers.sqlite.upkeep import Upkeep
 from taskflow.brokers.sqlite.waiting import Waiters, WorkWaiter, settled
 from taskflow.brokers.sqlite.writer import Writer
+from taskflow.core.decision import Complete
 from taskflow.core.job import JobState
 from taskflow.errors import BrokerError, ConfigError, JobNotFound
 
@@ -40,7 +43,6 @@ if TYPE_CHECKING:
         Retention,
         Retried,
         Settled,
-        Settlement,
         SettleReply,
         SyncBeat,
     )
@@ -49,9 +51,6 @@ if TYPE_CHECKING:
     from taskflow.core.job import Claim, Job
 
 T = TypeVar("T")
-
-_POLL_S = 1.0  # behind the datagrams, which may be lost
-_DEAF_POLL_S = 0.1  # where no port can be had
 
 
 class SqliteBroker:
@@ -275,6 +274,38 @@ class SqliteBroker:
         """As `Operator.finish_batch`."""
         await self.write(lambda tx: operate.finish_batch(tx, batch))
 
+    # ---- in the caller's own transaction ----
+
+    async def submit_in(self, connection: object, jobs: Sequence[Job], bounds: Mapping[str, int]) -> list[Receipt]:
+        """As `Transactional.submit_in`, for an `sqlite3.Connection` to the same file, in the thread that made it.
+
+        Where the sqlite3 module opens transactions by itself, one is begun if need be. The file is locked for other
+        writers until the caller's transaction ends: keep it short.
+        """
+        return self._write_in(connection, lambda tx: submit.submit(tx, jobs, bounds))
+
+    async def complete_in(self, connection: object, job_id: str, token: int, result: bytes | None) -> Settled:
+        """As `Completing.complete_in`, with such a connection as `submit_in` takes."""
+        settlement = Settlement(job_id, token, Complete(result))
+        ((answer, _),) = self._write_in(connection, lambda tx: settle.settle_each(tx, [settlement]))
+        return answer
+
+    def _write_in(self, connection: object, call: Callable[[Tx], T]) -> T:
+        """What `call` answers, within the caller's transaction.
+
+        Whoever waits is woken once that is over: until then the writer does not get the lock. Only a hint, as all of
+        them: there may be nothing to find then, and if it takes too long the polls find it.
+        """
+        line, loop = self._write_line, self._loop
+        if line is None or loop is None:
+            raise self._not_open()
+        with borrowed(connection, self._path, self._wall()) as tx:
+            answer = call(tx)
+        told = loop.create_future()
+        told.add_done_callback(asyncio.Future.exception)  # nobody waits for it
+        line.put(Op(lambda later: later.effects.add_hints(tx.effects), told))
+        return answer
+
     # ---- to the threads and back ----
 
     async def write(self, call: Callable[[Tx], T], *, rows: int = 1) -> T:
@@ -293,10 +324,13 @@ class SqliteBroker:
 
     async def _ask(self, line: Line | None, call: Callable[[Any], T], rows: int) -> T:
         if line is None:
-            raise BrokerError(f"the broker on {self._path} is not open: call open() first, and nothing after close()")
+            raise self._not_open()
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         line.put(Op(call, future, rows))
         return await future
+
+    def _not_open(self) -> BrokerError:
+        return BrokerError(f"the broker on {self._path} is not open: call open() first, and nothing after close()")
 
     def _new_reader(self, name: str) -> Line:
         reader = Reader(self._new_handle())

@@ -95,6 +95,7 @@ def _take_top(tx: Tx, queue: Queue, top: int, kinds: Sequence[int], left: Left, 
     most = -(-left.limit // QUOTA)
     ring = lanes.in_turn(tx, queue.id, kinds, top, after=turns.get((queue.id, top), 0), most=most)
     quota = max(QUOTA, -(-left.limit // max(1, len(ring))))
+    tx.read_gates([name for lane in ring for name in lane.gates])
     admitted = [lane.id for lane in ring if lanes.room_of(tx, lane.gates) != 0]
     lines = _first_jobs(tx, admitted, top, quota)
     parked: list[lanes.Lane] = []

@@ -132,6 +132,7 @@ def take_room(tx: Tx, gates: tuple[str, ...], count: int) -> None:
 
 def give_room(tx: Tx, ended: dict[str, list[int]]) -> None:
     """Claims ended: gate → [how many, of them never started]. Lanes that are parked there may go on."""
+    tx.read_gates(ended)
     for name, (count, unused) in ended.items():
         tx.put_gate(gating.give_back(tx.gate(name), count, unused, tx.parent(name)))
         tx.stir(name)
@@ -140,17 +141,16 @@ def give_room(tx: Tx, ended: dict[str, list[int]]) -> None:
 def park(tx: Tx, queue: Queue, lanes: Sequence[Lane]) -> None:
     """These lanes leave the open ones, each to wait at the first of its gates that does not admit it."""
     wakes: dict[str, float] = {}
+    stands: list[tuple[int, str, float, int]] = []
     for lane in lanes:
         for name in lane.gates:
             admission = gating.admit(tx.gate(name), tx.parent(name), now=tx.now)
             if admission.room == 0:
                 break
-        tx.execute("UPDATE lane SET stand = ?, gate = ?, parked_at = ? WHERE id = ?", (PARKED, name, tx.now, lane.id))
+        stands.append((PARKED, name, tx.now, lane.id))
         wakes[name] = NEVER if admission.look_again_at is None else admission.look_again_at
-    for name, at in wakes.items():
-        row = tx.execute("SELECT wake_at FROM queue_gate WHERE queue = ? AND gate = ?", (queue.id, name)).fetchone()
-        if row is None or row[0] is None or at < row[0]:
-            tx.set_wake(queue.id, name, at)
+    tx.connection.executemany("UPDATE lane SET stand = ?, gate = ?, parked_at = ? WHERE id = ?", stands)
+    tx.wake_no_later([(queue.id, name, at) for name, at in wakes.items()])
 
 
 def wake(tx: Tx, queue: Queue, most: int) -> int:
@@ -158,10 +158,15 @@ def wake(tx: Tx, queue: Queue, most: int) -> int:
 
     At most `most` in all; returns how many more it may be.
     """
+    tx.stir_keyed(queue.id)
     due = tx.execute(
-        "SELECT gate FROM queue_gate WHERE queue = ? AND wake_at <= ? ORDER BY wake_at LIMIT ?",
+        "SELECT gate FROM queue_gate WHERE queue = ? AND wake_at BETWEEN 0 AND ? ORDER BY wake_at LIMIT ?",
         (queue.id, tx.now, WAKE),
     ).fetchall()
+    if not due:
+        return most
+    tx.read_gates([name for (name,) in due])
+    wakes: list[tuple[int, str, float | None]] = []
     for (name,) in due:
         if most <= 0:
             break
@@ -176,10 +181,11 @@ def wake(tx: Tx, queue: Queue, most: int) -> int:
                 (queue.id, name, room),
             ).rowcount
         most -= woken
+        at: float | None = tx.now  # behind the other gates that are due
         if woken < room:
-            tx.set_wake(queue.id, name, None)  # all are awake
+            at = None  # all are awake
         elif admission.room == 0:
-            tx.set_wake(queue.id, name, NEVER if admission.look_again_at is None else admission.look_again_at)
-        else:
-            tx.set_wake(queue.id, name, tx.now)  # behind the other gates that are due
+            at = NEVER if admission.look_again_at is None else admission.look_again_at
+        wakes.append((queue.id, name, at))
+    tx.set_wakes(wakes)
     return most

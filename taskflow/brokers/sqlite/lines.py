@@ -108,9 +108,13 @@ def nothing(_: object) -> None:
 
 
 def answer(ops: list[Op]) -> None:
-    """Hand the answers to the loop: one wake-up for all."""
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to hear
-        ops[0].future.get_loop().call_soon_threadsafe(_resolve, ops)
+    """Hand the answers to the loops that asked: one wake-up for each. A handler in a thread may have one of its own."""
+    asked: dict[asyncio.AbstractEventLoop, list[Op]] = {}
+    for op in ops:
+        asked.setdefault(op.future.get_loop(), []).append(op)
+    for loop, theirs in asked.items():
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to hear
+            loop.call_soon_threadsafe(_resolve, theirs)
 
 
 def _resolve(ops: list[Op]) -> None:

@@ -120,6 +120,14 @@ def version_of(connection: sqlite3.Connection, path: str) -> int:
     return int(version)
 
 
+def check_current(connection: sqlite3.Connection, path: str) -> None:
+    """Raise `ConfigError` unless the file has the tables that this program works with."""
+    if version_of(connection, path) != VERSION:
+        raise ConfigError(
+            f"{path} has an older schema than this taskflow's {VERSION}: open the flow first, it migrates"
+        )
+
+
 def migrate(connection: sqlite3.Connection, version: int) -> None:
     """Bring the file from `version` to `VERSION`, inside a write transaction of the caller's."""
     for statements in MIGRATIONS[version:]:

@@ -43,7 +43,7 @@ class Settling:
     def __call__(self, tx: Tx) -> list[SettleReply]:
         """As `Broker.settle`. Raises `TooFast` only while it is not careful."""
         if self.is_careful:
-            return _settle_each(tx, self._settlements)
+            return settle_each(tx, self._settlements)
         quick: list[tuple[Held, bytes | None]] = []
         slow: list[Settlement] = []
         known = tx.held
@@ -61,7 +61,7 @@ class Settling:
         if not slow:
             tx.effects.finals += job_ids
             return [_DONE] * len(quick)
-        replies = dict(zip((one[0] for one in slow), _settle_each(tx, slow), strict=True))
+        replies = dict(zip((one[0] for one in slow), settle_each(tx, slow), strict=True))
         if quick:
             tx.effects.finals += [job_id for job_id in job_ids if job_id not in replies]
         return [replies.get(one[0], _DONE) for one in self._settlements]
@@ -111,7 +111,8 @@ def put_results(tx: Tx, results: list[tuple[int, bytes]]) -> None:
         )
 
 
-def _settle_each(tx: Tx, settlements: Sequence[Settlement]) -> list[SettleReply]:
+def settle_each(tx: Tx, settlements: Sequence[Settlement]) -> list[SettleReply]:
+    """As `Broker.settle`, row by row."""
     found = rows.by_id(tx, {one[0] for one in settlements})
     replies: list[SettleReply] = []
     changed: dict[int, Row] = {}

@@ -7,6 +7,7 @@ Queues and gates are read once, changed in here, and written once by `flush`, ho
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 # A claim of this broker object, remembered so that settling it reads nothing: (token, seq, queue, gates).
 Held = tuple[int, int, int, tuple[str, ...]]
 
+STIRS = 1_000  # gates that one claim stirs once their family has changed
+_STIR_KEYS = -1.0  # instead of an instant: before all of them
 NEVER = 1e12  # an instant that does not come: only a settle can open such a gate
 
 
@@ -57,6 +60,11 @@ class Effects:
     ended: list[str] = field(default_factory=list)  # claims that were settled
     is_upkeep: bool = False  # a moment to give space back
 
+    def add_hints(self, others: Effects) -> None:
+        """Tell those, too, who wait for what came of another transaction."""
+        self.work |= others.work
+        self.finals += others.finals
+
 
 class Tx:
     """A write transaction at the instant `now`."""
@@ -65,7 +73,8 @@ class Tx:
         "_ended",
         "_gates",
         "_gates_changed",
-        "_pending",
+        "_pending_steps",
+        "_pending_stored",
         "_queues",
         "connection",
         "effects",
@@ -84,7 +93,8 @@ class Tx:
         self._gates: dict[str, Gate] = {}
         self._gates_changed: set[str] = set()
         self._ended: dict[int, int] = {}  # token → claims that ended
-        self._pending: dict[tuple[int, str], list[int]] = {}  # (queue, gate) → [before, now]
+        self._pending_steps: dict[tuple[int, str], int] = {}  # (queue, gate) → more of its jobs than are stored
+        self._pending_stored: dict[tuple[int, str], int] = {}
 
     # ---- queues ----
 
@@ -131,6 +141,17 @@ class Tx:
             gate = self._gates[name] = Gate(name) if row is None else gate_of(row)
         return gate
 
+    def read_gates(self, names: Iterable[str]) -> None:
+        """Get the records of these and of their families at once: they are about to be asked for."""
+        known = self._gates
+        new = {name for name in names if name not in known}
+        new.update([family for name in new if (family := gating.family(name)) not in known])
+        if len(new) > 1:
+            asked = json.dumps(list(new))
+            found = self.execute(f"{GATE_ROWS} WHERE name IN (SELECT value FROM json_each(?))", (asked,))
+            known.update({row[0]: gate_of(row) for row in found})
+            known.update({name: Gate(name) for name in new if name not in known})
+
     def parent(self, name: str) -> Gate | None:
         """The record of a keyed gate's family."""
         family = gating.family(name)
@@ -152,44 +173,62 @@ class Tx:
         )
 
     def stir_family(self, name: str) -> None:
-        """As `stir`, for all gates that are keyed by this family: maybe tens of thousands, so in one statement."""
-        keyed = (name + "/", name + "0")  # "0" is the character after "/"
-        found = self.execute(
-            "SELECT DISTINCT queue FROM queue_gate WHERE gate >= ? AND gate < ? AND wake_at IS NOT NULL", keyed
+        """As `stir`, for all gates that are keyed by this family: maybe tens of thousands, so the next claims do it.
+
+        Until `stir_keyed` has done it, the row of an empty key, which no gate has, stands for "stir all keys".
+        """
+        asked = self.execute(
+            "INSERT INTO queue_gate (queue, gate, wake_at) SELECT id, ?1, ?2 FROM queue WHERE EXISTS (SELECT 1 FROM"
+            " queue_gate WHERE queue = queue.id AND gate > ?1 AND gate < ?3 AND wake_at IS NOT NULL)"
+            " ON CONFLICT (queue, gate) DO UPDATE SET wake_at = excluded.wake_at RETURNING queue",
+            (name + "/", _STIR_KEYS, name + "0"),  # "0" is the character after "/"
         )
-        self.effects.work.update(queue for (queue,) in found.fetchall())
-        self.execute(
-            "UPDATE queue_gate SET wake_at = ?1 WHERE gate >= ?2 AND gate < ?3 AND wake_at > ?1", (self.now, *keyed)
-        )
+        self.effects.work.update([queue for (queue,) in asked.fetchall()])
+
+    def stir_keyed(self, queue: int) -> None:
+        """Go on with what `stir_family` began, for some of the gates."""
+        asked = self.execute("SELECT gate FROM queue_gate WHERE queue = ? AND wake_at = ?", (queue, _STIR_KEYS))
+        for (empty_key,) in asked.fetchall():
+            stirred = self.execute(
+                "UPDATE queue_gate SET wake_at = ?1 WHERE queue = ?2 AND gate IN (SELECT gate FROM queue_gate"
+                " WHERE queue = ?2 AND gate > ?3 AND gate < ?4 AND wake_at > ?1 LIMIT ?5)",
+                (self.now, queue, empty_key, empty_key[:-1] + "0", STIRS),
+            )
+            if stirred.rowcount < STIRS:
+                self.set_wakes([(queue, empty_key, None)])
 
     def _stir(self, rows: Iterable[tuple[int, str, float]]) -> None:
-        for queue, gate, wake_at in list(rows):
-            if wake_at > self.now:
-                self.set_wake(queue, gate, self.now)
-            self.effects.work.add(queue)
+        found = list(rows)
+        self.set_wakes([(queue, gate, self.now) for queue, gate, wake_at in found if wake_at > self.now])
+        self.effects.work.update([queue for queue, _, _ in found])
 
-    def set_wake(self, queue: int, gate: str, at: float | None) -> None:
-        """When lanes of `queue` that are parked at `gate` may go on; None once none is."""
-        self.execute(
-            "INSERT INTO queue_gate (queue, gate, wake_at) VALUES (?, ?, ?)"
-            " ON CONFLICT (queue, gate) DO UPDATE SET wake_at = excluded.wake_at",
-            (queue, gate, at),
+    def set_wakes(self, wakes: list[tuple[int, str, float | None]]) -> None:
+        """When lanes of a queue that are parked at a gate may go on; None once none is."""
+        if wakes:
+            self.connection.executemany(
+                "INSERT INTO queue_gate (queue, gate, wake_at) VALUES (?, ?, ?)"
+                " ON CONFLICT (queue, gate) DO UPDATE SET wake_at = excluded.wake_at",
+                wakes,
+            )
+
+    def wake_no_later(self, wakes: list[tuple[int, str, float]]) -> None:
+        """As `set_wakes`, for gates that may have an earlier instant already."""
+        self.connection.executemany(
+            "INSERT INTO queue_gate (queue, gate, wake_at) VALUES (?, ?, ?) ON CONFLICT (queue, gate) DO UPDATE"
+            " SET wake_at = min(excluded.wake_at, coalesce(wake_at, excluded.wake_at))",
+            wakes,
         )
 
     def pending(self, queue: int, gate: str) -> int:
         """Ready and scheduled jobs of `queue` with this gate."""
-        return self._pending_of(queue, gate)[1]
+        stored = self._pending_stored.get((queue, gate))
+        if stored is None:
+            row = self.execute("SELECT pending FROM queue_gate WHERE queue = ? AND gate = ?", (queue, gate)).fetchone()
+            stored = self._pending_stored[queue, gate] = 0 if row is None else row[0]
+        return stored + self._pending_steps.get((queue, gate), 0)
 
     def add_pending(self, queue: int, gate: str, step: int) -> None:
-        self._pending_of(queue, gate)[1] += step
-
-    def _pending_of(self, queue: int, gate: str) -> list[int]:
-        found = self._pending.get((queue, gate))
-        if found is None:
-            row = self.execute("SELECT pending FROM queue_gate WHERE queue = ? AND gate = ?", (queue, gate)).fetchone()
-            count = 0 if row is None else row[0]
-            found = self._pending[queue, gate] = [count, count]
-        return found
+        self._pending_steps[queue, gate] = self._pending_steps.get((queue, gate), 0) + step
 
     # ---- the end ----
 
@@ -210,9 +249,7 @@ class Tx:
             if isinstance(key, int):
                 self._flush_queue(queue)
         self._flush_gates()
-        for (number, gate), (before, now) in self._pending.items():
-            if before != now:
-                self._flush_pending(number, gate, now)
+        self._flush_pending()
 
     def _flush_queue(self, queue: Queue) -> None:
         if queue.left:
@@ -226,16 +263,21 @@ class Tx:
             )
 
     def _flush_gates(self) -> None:
-        for name in self._gates_changed:
-            self.execute(f"INSERT OR REPLACE INTO gate VALUES (?{', ?' * 17})", row_of(self._gates[name]))
-        self._gates_changed.clear()
+        if self._gates_changed:
+            self.connection.executemany(
+                f"INSERT OR REPLACE INTO gate VALUES (?{', ?' * 17})",
+                [row_of(self._gates[name]) for name in self._gates_changed],
+            )
+            self._gates_changed.clear()
 
-    def _flush_pending(self, queue: int, gate: str, count: int) -> None:
-        self.execute(
-            "INSERT INTO queue_gate (queue, gate, pending) VALUES (?, ?, ?)"
-            " ON CONFLICT (queue, gate) DO UPDATE SET pending = excluded.pending",
-            (queue, gate, count),
-        )
+    def _flush_pending(self) -> None:
+        steps = [(queue, gate, step) for (queue, gate), step in self._pending_steps.items() if step]
+        if steps:
+            self.connection.executemany(
+                "INSERT INTO queue_gate (queue, gate, pending) VALUES (?, ?, ?)"
+                " ON CONFLICT (queue, gate) DO UPDATE SET pending = pending + excluded.pending",
+                steps,
+            )
 
 
 GATE_ROWS = (

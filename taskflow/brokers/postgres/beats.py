@@ -1,0 +1,75 @@
+"""Beats over a connection of their own, from a thread that no handler can block."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from taskflow.brokers.base import BeatReply
+from taskflow.brokers.patience import Patience
+from taskflow.brokers.postgres import errors, schema
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import asyncpg
+
+    from taskflow.brokers.postgres.connection import Address
+
+
+class PostgresBeat:
+    """See `SyncBeat`. The driver speaks asyncio: it gets a loop of its own, which turns during a beat."""
+
+    def __init__(self, address: Address, namespace: str, shift_s: Callable[[], float]) -> None:
+        self._address, self._name, self._shift_s = address, schema.quoted(namespace), shift_s
+        self._lock = threading.Lock()
+        self._patience = Patience()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._connection: asyncpg.Connection | None = None
+        self._statement: asyncpg.prepared_stmt.PreparedStatement
+
+    def beat(self, worker: str, tokens: Mapping[str, int], lease_s: float) -> BeatReply:
+        """As `Broker.beat`."""
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+            try:
+                return self._loop.run_until_complete(self._beat(worker, tokens, lease_s))
+            except BaseException as error:
+                self._drop()
+                self._patience.failed()
+                if errors.is_translated(error):
+                    raise errors.translated(error, self._address.where) from error
+                raise
+
+    async def _beat(self, worker: str, tokens: Mapping[str, int], lease_s: float) -> BeatReply:
+        if self._connection is None or self._connection.is_closed():
+            async with asyncio.timeout(self._patience.connect_s(lease_s)):
+                self._connection = await self._address.connect()
+                # Tokens go as text: for an array of numbers the driver asks the server eight times what that is.
+                self._statement = await self._connection.prepare(
+                    f"SELECT * FROM {self._name}.beat_v1($1, $2, $3::text[]::bigint[], $4, $5)"
+                )
+        began = time.monotonic()
+        async with asyncio.timeout(self._patience.answer_s(lease_s)):
+            row = await self._statement.fetchrow(
+                worker, list(tokens), [str(token) for token in tokens.values()], lease_s, self._shift_s()
+            )
+        self._patience.answered(time.monotonic() - began, lease_s)
+        return BeatReply(tuple(row[0]), tuple(row[1]))
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.terminate()
+
+    def close(self) -> None:
+        """Give the connection back. Idempotent."""
+        with self._lock:
+            self._drop()
+            loop, self._loop = self._loop, None
+            if loop is not None:
+                loop.run_until_complete(asyncio.sleep(0))  # the transport closes in the loop's next turn
+                loop.close()

@@ -1,0 +1,265 @@
+"""The broker on PostgreSQL: the verbs. Each is one function in the database, and one round trip."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from taskflow.brokers.base import BeatReply, Cancelled, Reclaimed, Retried
+from taskflow.brokers.postgres import claim as claiming
+from taskflow.brokers.postgres import gates, reading, settle, submit
+from taskflow.brokers.postgres.beats import PostgresBeat
+from taskflow.brokers.postgres.connection import Address, Pool
+from taskflow.brokers.postgres.listening import FINALS, WORK, Listening
+from taskflow.brokers.postgres.schema import STATE_NUMBER, STATES
+from taskflow.brokers.postgres.waiting import Waiters, settled
+from taskflow.core.decision import Release
+from taskflow.core.job import JobState
+from taskflow.errors import JobNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from taskflow.brokers.base import (
+        ClaimRequest,
+        Final,
+        JobInfo,
+        Note,
+        QueueCounts,
+        Receipt,
+        Retention,
+        Settled,
+        Settlement,
+        SettleReply,
+        SyncBeat,
+    )
+    from taskflow.core.gate import Gate, GateChange
+    from taskflow.core.job import Claim, Job
+
+_PURGED_AT_ONCE = 1_000  # jobs of one transaction
+_CANCELLED = tuple(Cancelled)
+_RETRIED = tuple(Retried)
+
+
+class PostgresBroker:
+    """Jobs in a schema of a PostgreSQL database (13 or newer), for any number of machines.
+
+    `url` is libpq's: `postgresql://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=…`. With `listen=off` in it nothing needs a
+    session (behind PgBouncer's transaction pooling): waiting polls four times a second then. The schema `namespace` is
+    made, and brought up to date, by `open`.
+    """
+
+    name = "postgres"
+    is_durable = True
+
+    def __init__(self, url: str, *, namespace: str = "taskflow") -> None:
+        self._address = Address(url)
+        self._namespace = namespace
+        self._pool = Pool(self._address, namespace)
+        self._waiters = Waiters()
+        self._turns = claiming.Turns()
+        self._listening = Listening(self._address, self._pool, self._waiters)
+        self._is_open = False
+        self._shift_s = 0.0  # ahead of the server's clock: tests move time
+
+    async def open(self) -> None:
+        """As `Broker.open`: makes the schema. Raises `ConfigError` where the server refuses us, too."""
+        if self._is_open:
+            return
+        await self._pool.open()
+        self._listening = Listening(self._address, self._pool, self._waiters)
+        self._is_open = True
+
+    async def close(self) -> None:
+        """What was asked is still done; whoever waits returns."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        try:
+            await self._listening.close()
+        finally:
+            await self._pool.close()
+            self._waiters.tell_all()
+
+    # ---- what the runtime asks ----
+
+    async def submit(self, jobs: Sequence[Job], bounds: Mapping[str, int]) -> list[Receipt]:
+        """As `Broker.submit`. A queue that `bounds` does not name has no bound."""
+        if not jobs:
+            return []
+        receipts = await submit.submit(self._pool, jobs, bounds, self._shift_s)
+        self._waiters.tell_work()
+        return receipts
+
+    async def claim(self, request: ClaimRequest) -> list[Claim]:
+        """As `Broker.claim`. Never repeated by itself: what a lost reply claimed is taken back by the beats."""
+        return await claiming.claim(self._pool, request, self._turns, self._shift_s)
+
+    async def wait(self, request: ClaimRequest, timeout_s: float) -> None:
+        """As `Broker.wait`."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while self._is_open:
+            told: asyncio.Future[None] = loop.create_future()
+            self._waiters.work.add(told)
+            try:
+                poll_s = await self._listening.listen(WORK, self._shift_s)
+                next_s = await self._pool.value(
+                    "SELECT ~.next_v1($1, $2, $3, $4)",
+                    list(request.queues),
+                    request.gated > 0,
+                    request.suspects > 0,
+                    self._shift_s,
+                )
+                left_s = deadline - loop.time()
+                if left_s <= 0 or next_s == 0:
+                    return
+                await settled(told, min(left_s, poll_s, poll_s if next_s is None else next_s))
+            finally:
+                self._waiters.work.discard(told)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[SettleReply]:
+        """As `Broker.settle`."""
+        if not settlements:
+            return []
+        replies = await settle.settle(self._pool, settlements, self._shift_s)
+        self._waiters.tell_finals(one[0] for one in settlements)
+        if any(type(one[2]) is Release for one in settlements):
+            self._turns.forget_marks()
+        self._waiters.tell_work()
+        return replies
+
+    async def beat(self, worker: str, tokens: Mapping[str, int], lease_s: float) -> BeatReply:
+        """As `Broker.beat`."""
+        ((lost, cancelled),) = await self._pool.fetch(
+            "SELECT * FROM ~.beat_v1($1, $2, $3, $4, $5)",
+            worker,
+            list(tokens),
+            list(tokens.values()),
+            lease_s,
+            self._shift_s,
+        )
+        return BeatReply(tuple(lost), tuple(cancelled))
+
+    def sync_beat(self) -> SyncBeat | None:
+        """As `Broker.sync_beat`."""
+        return PostgresBeat(self._address, self._namespace, lambda: self._shift_s)
+
+    async def leave(self, worker: str) -> None:
+        """As `Broker.leave`: the lease ends now, the next `reclaim` takes what is left."""
+        await self._pool.fetch("SELECT ~.leave_v1($1)", worker)
+
+    async def note(self, notes: Sequence[Note]) -> list[Settled]:
+        """As `Broker.note`."""
+        return await settle.note(self._pool, notes) if notes else []
+
+    async def finals(self, job_ids: Sequence[str], timeout_s: float) -> dict[str, Final]:
+        """As `Broker.finals`. Thousands may wait: one slow look is shared by all of them."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while job_ids:
+            ended: asyncio.Future[None] = loop.create_future()
+            self._waiters.add_finals(job_ids, ended)
+            try:
+                if timeout_s > 0:
+                    await self._listening.listen(FINALS, self._shift_s)
+                kept, found = await reading.finals(self._pool, job_ids)
+                if found:
+                    return found
+                if not kept:
+                    asked = ", ".join(islice(job_ids, 3))
+                    raise JobNotFound(f"no such job is kept: {asked}; the id is wrong, or its retention is over")
+                if timeout_s <= 0:
+                    break
+                self._listening.look_for_finals(self._shift_s)
+                if not await settled(ended, deadline - loop.time()):
+                    break
+            finally:
+                self._waiters.remove_finals(job_ids, ended)
+        return {}
+
+    async def gate(self, name: str, change: GateChange, generation: int | None = None) -> Gate:
+        """As `Broker.gate`."""
+        gate = await gates.change_gate(self._pool, name, change, generation, self._shift_s)
+        self._waiters.tell_work()
+        return gate
+
+    async def reclaim(self, *, max_lost: int, retention: Retention) -> list[Reclaimed]:
+        """As `Broker.reclaim`."""
+        moved = await settle.reclaim(self._pool, max_lost, retention, self._shift_s)
+        if moved:
+            self._turns.forget_marks()
+            self._waiters.tell_work()
+            self._waiters.tell_finals(one.job_id for one in moved)
+        return moved
+
+    async def counts(self) -> list[QueueCounts]:
+        """As `Broker.counts`."""
+        return await reading.counts(self._pool, self._shift_s)
+
+    # ---- what a person asks ----
+
+    async def show(self, job_id: str) -> JobInfo | None:
+        """As `Operator.show`."""
+        return await reading.show(self._pool, job_id)
+
+    async def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
+        """As `Operator.states`."""
+        return await reading.states(self._pool, job_ids)
+
+    async def jobs(
+        self, *, state: JobState | None = None, queue: str | None = None, task: str | None = None, limit: int = 100
+    ) -> list[JobInfo]:
+        """As `Operator.jobs`."""
+        return await reading.jobs(self._pool, state, queue, task, limit)
+
+    async def cancel(self, job_ids: Sequence[str]) -> list[Cancelled]:
+        """As `Operator.cancel`."""
+        answers = await self._pool.value("SELECT ~.cancel_v1($1, $2)", list(job_ids), self._shift_s)
+        self._waiters.tell_finals(job_ids)
+        return [_CANCELLED[answer] for answer in answers]
+
+    async def retry(self, job_ids: Sequence[str]) -> list[Retried]:
+        """As `Operator.retry`."""
+        answers = await self._pool.value("SELECT ~.retry_v1($1, $2)", list(job_ids), self._shift_s)
+        self._waiters.tell_work()
+        return [_RETRIED[answer] for answer in answers]
+
+    async def purge(self, *, state: JobState, queue: str | None = None, task: str | None = None) -> int:
+        """As `Operator.purge`, in bounded transactions. What runs is not touched."""
+        if state is JobState.RUNNING:
+            return 0
+        count, after = 0, 0
+        while True:
+            ((n, next_after),) = await self._pool.fetch(
+                "SELECT * FROM ~.purge_v1($1, $2, $3, $4, $5, $6)",
+                STATE_NUMBER[state],
+                queue,
+                task,
+                after,
+                _PURGED_AT_ONCE,
+                self._shift_s,
+            )
+            count += n
+            if next_after is None:
+                return count
+            after = next_after
+
+    async def pause(self, queue: str) -> None:
+        """As `Operator.pause`."""
+        await self._pool.fetch("SELECT ~.pause_v1($1, true, $2)", queue, self._shift_s)
+
+    async def resume(self, queue: str) -> None:
+        """As `Operator.resume`."""
+        await self._pool.fetch("SELECT ~.pause_v1($1, false, $2)", queue, self._shift_s)
+        self._waiters.tell_work()
+
+    async def gates(self) -> list[Gate]:
+        """As `Operator.gates`, by name."""
+        rows = await self._pool.fetch(f"SELECT {reading.GATE} FROM ~.gate g ORDER BY g.name")  # noqa: S608
+        return [reading.gate_of(row) for row in rows]
+
+    async def finish_batch(self, batch: str) -> None:
+        """As `Operator.finish_batch`."""
+        await self._pool.fetch("UPDATE ~.batch SET is_finished = true WHERE name = $1", batch)

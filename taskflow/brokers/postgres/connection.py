@@ -1,0 +1,131 @@
+"""Connections to the server: the address, a bounded pool, and calls that end in our errors."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import asyncpg
+
+from taskflow.brokers.postgres import errors, schema
+from taskflow.errors import BrokerError, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+CALL_S = 30.0  # the longest that any call takes
+_CONNECT_S = 10.0
+_POOL = 4  # connections of one broker object, besides the one that listens
+_TRIES = 5  # of a call that met a deadlock or another's id
+_ON = frozenset({"1", "on", "true", "yes"})
+_OFF = frozenset({"0", "off", "false", "no"})
+
+
+class Address:
+    """A URL as the driver takes it, our own options apart. `where` may be shown."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in {"postgresql", "postgres"}:
+            raise ConfigError(
+                f"PostgresBroker needs postgresql://[USER[:PASSWORD]@]HOST[:PORT]/DATABASE, not {parts.scheme}://"
+            )
+        options = parse_qsl(parts.query, keep_blank_values=True)
+        listen = next((value for name, value in options if name == "listen"), "on").lower()
+        if listen not in _ON | _OFF:
+            raise ConfigError(f"TASKFLOW_BROKER__URL: listen is on (the default) or off, not {listen!r}")
+        self.listens = listen in _ON
+        self.dsn = urlunsplit(parts._replace(query=urlencode([one for one in options if one[0] != "listen"])))
+        hosts = parts.netloc.rpartition("@")[2] or dict(options).get("host", "")
+        self.where = f"{hosts}{parts.path}"
+
+    async def connect(self) -> asyncpg.Connection:
+        """A connection of its own."""
+        return await asyncpg.connect(self.dsn, **self.options())
+
+    def options(self) -> dict[str, Any]:
+        """What every connection is made with. A pooler that cannot LISTEN cannot keep prepared statements either."""
+        return {
+            "timeout": _CONNECT_S,
+            "command_timeout": CALL_S,
+            "statement_cache_size": 256 if self.listens else 0,
+            "server_settings": {"application_name": "taskflow"},
+        }
+
+
+class Pool:
+    """A bounded number of connections. A call gets one for one statement."""
+
+    def __init__(self, address: Address, namespace: str) -> None:
+        self._address, self._namespace = address, namespace
+        self._name = schema.quoted(namespace)
+        self._pool: asyncpg.Pool | None = None
+
+    async def open(self) -> None:
+        """Connect, and bring the schema up to date."""
+        pool = asyncpg.create_pool(
+            self._address.dsn, min_size=0, max_size=_POOL, reset=_no_reset, **self._address.options()
+        )
+        try:
+            await pool
+            async with pool.acquire(timeout=CALL_S) as connection:
+                await _again(lambda: schema.migrate(connection, self._namespace))
+        except BaseException as error:
+            pool.terminate()
+            if errors.is_translated(error):
+                raise errors.translated(error, self._address.where) from error
+            raise
+        self._pool = pool
+
+    async def close(self) -> None:
+        """Calls that are under way end first."""
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        try:
+            async with asyncio.timeout(CALL_S):
+                await pool.close()
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            pool.terminate()
+
+    async def fetch(self, statement: str, *values: Any) -> list[Any]:
+        """The rows of one statement, in which `~.` stands for the schema."""
+        return await self._call(lambda connection: connection.fetch(statement.replace("~", self._name), *values))
+
+    async def value(self, statement: str, *values: Any) -> Any:
+        """The one value of one statement."""
+        return await self._call(lambda connection: connection.fetchval(statement.replace("~", self._name), *values))
+
+    async def _call(self, call: Callable[[Any], Awaitable[Any]]) -> Any:
+        pool = self._pool
+        if pool is None:
+            raise BrokerError(
+                f"the broker on {self._address.where} is not open: call open() first, and nothing after close()"
+            )
+
+        async def once() -> Any:
+            async with pool.acquire(timeout=CALL_S) as connection:
+                return await call(connection)
+
+        try:
+            return await _again(once)
+        except BaseException as error:
+            if errors.is_translated(error):
+                raise errors.translated(error, self._address.where) from error
+            raise
+
+
+async def _again(call: Callable[[], Awaitable[Any]]) -> Any:
+    """Once more where the server undid everything, because of others."""
+    for left in reversed(range(_TRIES)):
+        try:
+            return await call()
+        except asyncpg.PostgresError as error:
+            if left == 0 or not errors.is_retried(error):
+                raise
+    raise AssertionError("unreachable")
+
+
+async def _no_reset(_connection: Any) -> None:
+    """Nothing that we do leaves anything behind in a session: no round trip for it."""

@@ -1,0 +1,65 @@
+"""Our errors for PostgreSQL's and the network's: what happened, where, what to do. Never a password."""
+
+from __future__ import annotations
+
+import asyncpg
+
+from taskflow.errors import BrokerError, BrokerUnavailable, ConfigError
+
+_RETRY_AFTER_S = {"full": 30.0, "locked": 1.0}  # seconds; a disk seldom gets space within a few
+_AGAIN = frozenset({"40001", "40P01", "23505"})  # serialization, deadlock, an id that came in between: do it again
+_ACCESS = frozenset({"28000", "28P01", "42501", "3D000", "3F000"})
+_TIMEOUT = frozenset({"57014", "55P03"})
+
+
+def is_retried(error: BaseException) -> bool:
+    """Whether nothing has changed, and the same again will do."""
+    return isinstance(error, asyncpg.PostgresError) and error.sqlstate in _AGAIN
+
+
+def is_translated(error: BaseException) -> bool:
+    """Whether `translated` has a word for it."""
+    return isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError | OSError | TimeoutError)
+
+
+def translated(error: BaseException, where: str) -> BrokerError | ConfigError:
+    """Our error for this one. `where` names host and database."""
+    if isinstance(error, asyncpg.PostgresError) and not isinstance(error, asyncpg.PostgresConnectionError):
+        return _of_server(error, where)
+    if isinstance(error, TimeoutError):
+        return _unavailable(
+            "timeout", f"PostgreSQL at {where} did not answer in time. Retry; look at its load and locks"
+        )
+    if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
+        return ConfigError(f"TASKFLOW_BROKER__URL: PostgreSQL at {where} cannot be addressed ({type(error).__name__})")
+    return _unavailable(
+        "connection",
+        f"PostgreSQL at {where} cannot be reached ({type(error).__name__}): is it up, and does the network let us?",
+    )
+
+
+def _of_server(error: asyncpg.PostgresError, where: str) -> BrokerError | ConfigError:
+    state = error.sqlstate or ""
+    said = f"{error.args[0] if error.args else type(error).__name__}"
+    if state in _ACCESS:
+        return ConfigError(
+            f"PostgreSQL at {where} refuses us ({said}): see user, password and database in TASKFLOW_BROKER__URL, and "
+            "the user's rights: CONNECT and, for the first start, CREATE on the database"
+        )
+    if state == "25006":
+        return _unavailable("refused", f"PostgreSQL at {where} is read-only ({said}): a standby? Name the primary")
+    if state in _TIMEOUT:
+        return _unavailable("timeout", f"PostgreSQL at {where} gave up ({said}): look at its load and locks")
+    if state == "53300":
+        return _unavailable("refused", f"PostgreSQL at {where} has no connection left ({said})")
+    if state in {"53100", "53200", "58030"}:
+        return _unavailable("full", f"PostgreSQL at {where} has no space ({said}): nothing was changed. Free some")
+    if state.startswith(("57P", "08")):
+        return _unavailable("connection", f"PostgreSQL at {where} goes down or comes up ({said})")
+    if state in _AGAIN:
+        return _unavailable("locked", f"PostgreSQL at {where} could not serialize ({said}): nothing was changed")
+    return BrokerError(f"PostgreSQL at {where} refused a statement ({state} {said}): please report it")
+
+
+def _unavailable(kind: str, message: str) -> BrokerUnavailable:
+    return BrokerUnavailable(message, kind=kind, retry_after_s=_RETRY_AFTER_S.get(kind, 2.0))

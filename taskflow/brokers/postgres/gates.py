@@ -1,0 +1,62 @@
+"""Changes of gates: read, computed by `core.gate`, stored if nobody was faster, else again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from taskflow.brokers.postgres.reading import GATE, gate_of
+from taskflow.core import gate as gating
+from taskflow.core.gate import Declare, OverrideLimit, OverrideRate
+
+if TYPE_CHECKING:
+    from taskflow.brokers.postgres.connection import Pool
+    from taskflow.core.gate import Gate, GateChange, Rate
+
+_WHAT = {Declare: 1, OverrideLimit: 2, OverrideRate: 3}
+_TYPES = (
+    "text bigint float8 text bigint integer integer integer integer bigint bigint bigint float8 bigint float8 bigint"
+    " bigint float8"
+).split()
+_ROW = ", ".join(f"${number}::{kind}" for number, kind in enumerate(_TYPES, 5))
+_PUT = f"SELECT ~.put_gate_v1($1, $2, $3, $4, ROW({_ROW})::~.gate, ${5 + len(_TYPES)})"
+_GET = f"SELECT x.now, {GATE.replace('g.', '(x.g).')} FROM ~.gate_v1($1, $2) x"  # noqa: S608
+
+
+async def change_gate(pool: Pool, name: str, change: GateChange, generation: int | None, shift_s: float) -> Gate:
+    """As `Broker.gate`."""
+    while True:
+        ((now, *row),) = await pool.fetch(_GET, name, shift_s)
+        old = gate_of(row)
+        if generation is not None and generation != old.generation:
+            return old
+        new = gating.change(old, change, now=now)
+        is_stored = await pool.value(
+            _PUT, _WHAT.get(type(change), 0), old.generation, old.era, old.word, *_values(new), shift_s
+        )
+        if is_stored:
+            return new
+
+
+def _values(gate: Gate) -> tuple[object, ...]:
+    return (
+        gate.name,
+        gate.generation,
+        gate.held_until,
+        gate.reason,
+        gate.era,
+        gate.ramp,
+        gate.good,
+        gate.bad,
+        gate.failed,
+        gate.word,
+        gate.limit,
+        gate.limit_override,
+        *_rate(gate.rate),
+        *_rate(gate.rate_override),
+        gate.live,
+        gate.tat,
+    )
+
+
+def _rate(rate: Rate | None) -> tuple[float | None, int | None]:
+    return (None, None) if rate is None else (rate.interval_s, rate.burst)

@@ -1,0 +1,182 @@
+"""What is read for people and for those who wait."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+import json
+from typing import TYPE_CHECKING, Any
+
+from taskflow.brokers.base import ErrorInfo, Final, JobInfo, QueueCounts
+from taskflow.brokers.postgres.schema import STATE_NUMBER, STATES
+from taskflow.core.gate import Gate, Rate
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from taskflow.brokers.postgres.connection import Pool
+    from taskflow.core.job import JobState
+
+_ENDED = 4  # the state numbers of final states start here
+
+
+@lru_cache(4096)
+def gates_from(text: str) -> tuple[str, ...]:
+    """The gates that `gates_text` wrote."""
+    return tuple(json.loads(text)) if text else ()
+
+
+@lru_cache(4096)
+def gates_text(gates: tuple[str, ...]) -> str:
+    """Gates as they are kept."""
+    return json.dumps(gates, ensure_ascii=False) if gates else ""
+
+
+FINALS = (
+    "SELECT j.id, f.state, f.has_result, r.data, e.attempt, e.at, e.type, e.message, e.kind, e.stack"
+    " FROM unnest($1::text[]) a(id) JOIN ~.job j ON j.id = a.id LEFT JOIN ~.finished f ON f.seq = j.seq"
+    " LEFT JOIN ~.result r ON f.has_result AND r.batch = f.batch AND r.finished_at = f.finished_at AND r.seq = f.seq"
+    " LEFT JOIN LATERAL (SELECT * FROM ~.error e WHERE e.seq = f.seq ORDER BY e.n DESC LIMIT 1) e ON true"
+)
+
+
+async def finals(pool: Pool, job_ids: Sequence[str]) -> tuple[int, dict[str, Final]]:
+    """How many of these jobs are kept, and how those ended that are final."""
+    rows = await pool.fetch(FINALS, list(job_ids))
+    ended: dict[str, Final] = {}
+    for job_id, state, has_result, data, *error in rows:
+        if state is not None:
+            last = None if error[0] is None else ErrorInfo(*error)
+            ended[job_id] = Final(job_id, STATES[state], data, last, not has_result or data is not None)
+    return len(rows), ended
+
+
+async def counts(pool: Pool, shift_s: float) -> list[QueueCounts]:
+    """As `Broker.counts`. The oldest ready job is the first of one of the lines: each is looked at once."""
+    rows = await pool.fetch(
+        "SELECT q.name, d.ready, d.scheduled, d.running, d.dead, ~.now_s($1) - o.oldest, d.per_s, q.is_paused"
+        " FROM ~.queue q LEFT JOIN (SELECT queue, sum(ready)::bigint AS ready, sum(scheduled)::bigint AS scheduled,"
+        " sum(running)::bigint AS running, sum(dead)::bigint AS dead, sum(~.decay(per_s, at, ~.now_s($1))) AS per_s"
+        " FROM ~.count_delta GROUP BY queue) d ON d.queue = q.id LEFT JOIN LATERAL (SELECT min((SELECT r.due_at"
+        " FROM ~.ready r WHERE r.line = l.id ORDER BY r.due_at LIMIT 1)) AS oldest FROM ~.line l WHERE l.queue = q.id)"
+        " o ON true WHERE q.had_jobs ORDER BY q.name",
+        shift_s,
+    )
+    return [
+        QueueCounts(
+            name,
+            ready or 0,
+            scheduled or 0,
+            0,
+            running or 0,
+            dead or 0,
+            oldest_ready_age_s=max(0.0, age or 0.0),
+            drain_per_s=per_s or 0.0,
+            paused=paused,
+        )
+        for name, ready, scheduled, running, dead, age, per_s, paused in rows
+    ]
+
+
+_INFO = (
+    "SELECT j.id, j.task, q.name, CASE WHEN f.seq IS NOT NULL THEN f.state WHEN r.seq IS NOT NULL THEN 3"
+    " WHEN s.seq IS NOT NULL THEN 0 ELSE 2 END AS state, j.priority, j.lane, j.gates, j.key,"
+    " coalesce(f.attempts, j.attempts), j.snoozes, j.lost, j.submitted_at, j.due_at, j.expires_at,"
+    " CASE WHEN r.seq IS NOT NULL THEN r.started_at ELSE coalesce(f.started_at, j.started_at) END, f.finished_at, w.name, j.reason,"
+    " coalesce(r.is_cancelled, false), n.progress, j.payload, (SELECT json_agg(json_build_array(e.attempt, e.at,"
+    " e.type, e.message, e.kind, e.stack) ORDER BY e.n)::text FROM ~.error e WHERE e.seq = j.seq)"
+    " FROM ~.job j JOIN ~.queue q ON q.id = j.queue LEFT JOIN ~.finished f ON f.seq = j.seq"
+    " LEFT JOIN ~.running r ON r.seq = j.seq LEFT JOIN ~.scheduled s ON s.seq = j.seq"
+    " LEFT JOIN ~.worker w ON w.id = r.worker LEFT JOIN ~.note n ON n.seq = j.seq"
+)
+
+
+async def show(pool: Pool, job_id: str) -> JobInfo | None:
+    """As `Operator.show`."""
+    rows = await pool.fetch(f"{_INFO} WHERE j.id = $1", job_id)
+    return _info(rows[0]) if rows else None
+
+
+async def jobs(pool: Pool, state: JobState | None, queue: str | None, task: str | None, limit: int) -> list[JobInfo]:
+    """As `Operator.jobs`."""
+    conditions = ["true"]
+    values: list[Any] = [limit]
+    if state is not None:
+        number = STATE_NUMBER[state]
+        if number >= _ENDED:
+            conditions.append(f"f.state = {number}")
+        elif number == STATE_NUMBER[state.RUNNING]:
+            conditions.append("r.seq IS NOT NULL")
+        elif number == STATE_NUMBER[state.SCHEDULED]:
+            conditions.append("s.seq IS NOT NULL")
+        elif number == STATE_NUMBER[state.READY]:
+            conditions.append("f.seq IS NULL AND r.seq IS NULL AND s.seq IS NULL")
+        else:
+            return []
+    for column, value in (("q.name", queue), ("j.task", task)):
+        if value is not None:
+            values.append(value)
+            conditions.append(f"{column} = ${len(values)}")
+    rows = await pool.fetch(f"{_INFO} WHERE {' AND '.join(conditions)} ORDER BY j.seq DESC LIMIT $1", *values)
+    return [_info(row) for row in rows]
+
+
+def _info(row: Any) -> JobInfo:
+    (job_id, task, queue, state, priority, lane, gates, key, attempts, snoozes, lost, submitted_at, *rest) = row
+    due_at, expires_at, started_at, finished_at, worker, reason, cancel_requested, progress, payload, errors = rest
+    return JobInfo(
+        id=job_id,
+        task=task,
+        queue=queue,
+        state=STATES[state],
+        priority=priority,
+        lane=lane,
+        gates=gates_from(gates),
+        key=key,
+        attempts=attempts,
+        snoozes=snoozes,
+        lost=lost,
+        submitted_at=submitted_at,
+        due_at=due_at,
+        expires_at=expires_at,
+        started_at=started_at,
+        finished_at=finished_at,
+        worker=worker,
+        reason=reason or "",
+        cancel_requested=cancel_requested,
+        progress=progress,
+        payload=payload,
+        errors=tuple(ErrorInfo(*error) for error in json.loads(errors or "[]")),
+    )
+
+
+GATE = (
+    "g.name, g.generation, g.held_until, g.reason, g.era, g.ramp, g.good, g.bad, g.failed, g.word, g.max_live,"
+    " g.max_live_override, g.rate_interval_s, g.rate_burst, g.rate_override_interval_s, g.rate_override_burst, g.live,"
+    " g.tat"
+)
+
+
+def gate_of(row: Sequence[Any]) -> Gate:
+    """The gate of a row of `GATE`."""
+    *first, limit, limit_override, interval_s, burst, override_interval_s, override_burst, live, tat = row
+    return Gate(
+        *first,
+        limit=limit,
+        limit_override=limit_override,
+        rate=None if interval_s is None else Rate(interval_s, burst),
+        rate_override=None if override_interval_s is None else Rate(override_interval_s, override_burst),
+        live=live,
+        tat=tat,
+    )
+
+
+async def states(pool: Pool, job_ids: Sequence[str]) -> Mapping[str, JobState]:
+    """As `Operator.states`."""
+    rows = await pool.fetch(
+        "SELECT j.id, CASE WHEN f.seq IS NOT NULL THEN f.state WHEN r.seq IS NOT NULL THEN 3 WHEN s.seq IS NOT NULL"
+        " THEN 0 ELSE 2 END FROM unnest($1::text[]) a(id) JOIN ~.job j ON j.id = a.id"
+        " LEFT JOIN ~.finished f ON f.seq = j.seq LEFT JOIN ~.running r ON r.seq = j.seq"
+        " LEFT JOIN ~.scheduled s ON s.seq = j.seq",
+        list(job_ids),
+    )
+    return {job_id: STATES[state] for job_id, state in rows}

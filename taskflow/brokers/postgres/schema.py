@@ -1,0 +1,92 @@
+"""The tables and functions, and the ordered list of changes that made them.
+
+A namespace is a schema. Functions carry a version in their names, so that old and new workers run side by side.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from taskflow.core.job import JobState
+from taskflow.errors import ConfigError
+
+if TYPE_CHECKING:
+    from asyncpg.connection import Connection
+
+STATES = tuple(JobState)  # a state's number in SQL is its place in here, final states last
+STATE_NUMBER = {state: number for number, state in enumerate(STATES)}
+
+LEAST_SERVER = 13
+_MOST_NAME_BYTES = 63  # PostgreSQL cuts longer names, and two namespaces would be one
+
+_SQL = Path(__file__).parent / "sql"
+_V1 = ("tables", "gates", "submit", "claim", "claim_park", "claim_verb", "settle", "people", "upkeep", "gate_verb")
+
+# Never change one that was released: add the next.
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1,)
+VERSION = len(MIGRATIONS)
+
+
+def quoted(namespace: str) -> str:
+    """The schema's name as an SQL identifier. Raises `ConfigError` for one that PostgreSQL cannot hold."""
+    size = len(namespace.encode())
+    if not 0 < size <= _MOST_NAME_BYTES or "\0" in namespace or namespace.startswith("pg_"):
+        raise ConfigError(
+            f"TASKFLOW_BROKER__NAMESPACE: {namespace!r} cannot be a PostgreSQL schema: use 1 to {_MOST_NAME_BYTES} "
+            "bytes that do not begin with pg_"
+        )
+    return '"' + namespace.replace('"', '""') + '"'
+
+
+async def version_of(connection: Connection, namespace: str) -> int:
+    """The version of the tables in this schema, 0 where there are none.
+
+    Raises `ConfigError` for a newer one, and for tables that are not ours.
+    """
+    server = connection.get_server_version()
+    if server.major < LEAST_SERVER:
+        raise ConfigError(f"the server is PostgreSQL {server.major}; taskflow needs {LEAST_SERVER} or newer")
+    found = await connection.fetchrow(
+        "SELECT to_regclass($1) IS NOT NULL AS is_ours, EXISTS (SELECT FROM pg_catalog.pg_class c"
+        " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $2 AND c.relkind = 'r') AS is_used",
+        f"{quoted(namespace)}.meta",
+        namespace,
+    )
+    if not found["is_ours"]:
+        if found["is_used"]:
+            raise ConfigError(
+                f"the schema {namespace!r} has tables of another program: name another one in "
+                "TASKFLOW_BROKER__NAMESPACE"
+            )
+        return 0
+    version = int(await connection.fetchval(f"SELECT version FROM {quoted(namespace)}.meta"))  # noqa: S608
+    if version > VERSION:
+        raise ConfigError(
+            f"the schema {namespace!r} has version {version}, and this taskflow knows versions up to {VERSION}: "
+            "upgrade taskflow here, or name another schema in TASKFLOW_BROKER__NAMESPACE"
+        )
+    return version
+
+
+async def migrate(connection: Connection, namespace: str) -> None:
+    """Bring the schema up to date. Of several at once, one does it and the others wait for it."""
+    if await version_of(connection, namespace) == VERSION:
+        return
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 7461736))", f"taskflow:{namespace}")
+        version = await version_of(connection, namespace)
+        name = quoted(namespace)
+        if version == 0 and not await connection.fetchval(
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1)", namespace
+        ):
+            await connection.execute(f"CREATE SCHEMA {name}")
+        await connection.execute(f"SET LOCAL search_path = {name}")
+        await connection.execute("SET LOCAL check_function_bodies = off")  # they name each other
+        for files in MIGRATIONS[version:]:
+            for file in files:
+                await connection.execute((_SQL / f"{file}.sql").read_text())
+        if version == 0:
+            await connection.execute(f"INSERT INTO meta (version) VALUES ({VERSION})")  # noqa: S608
+        else:
+            await connection.execute(f"UPDATE meta SET version = {VERSION}")  # noqa: S608

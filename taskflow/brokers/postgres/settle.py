@@ -1,0 +1,94 @@
+"""Decisions about claims, notes of running jobs, and what is taken back.
+
+Plain completions go in one set; the rest, and what did not match, one by one in their order.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from taskflow.brokers.base import ERRORS_KEPT, Reclaimed, Settled, SettleReply
+from taskflow.brokers.postgres.schema import STATES
+from taskflow.brokers.postgres.submit import MOST_S, storable
+from taskflow.core.decision import Bury, Cancel, Complete, Expire, Release, Retry, Snooze
+from taskflow.core.job import JobState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from taskflow.brokers.base import Note, Retention, Settlement
+    from taskflow.brokers.postgres.connection import Pool
+
+_DONE = SettleReply(Settled.APPLIED, JobState.SUCCEEDED)
+_ANSWERS = tuple(Settled)
+_KINDS = {Complete: 0, Retry: 1, Snooze: 2, Release: 3, Bury: 4, Expire: 5, Cancel: 6}
+_SETTLE = "SELECT * FROM ~.settle_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+
+
+async def settle(pool: Pool, settlements: Sequence[Settlement], shift_s: float) -> list[SettleReply]:
+    """As `Broker.settle`."""
+    if len({one[0] for one in settlements}) < len(settlements):  # the order matters
+        return await _one_by_one(pool, settlements, shift_s)
+    quick: list[Settlement] = []
+    slow: list[Settlement] = []
+    for one in settlements:
+        (quick if type(one[2]) is Complete else slow).append(one)
+    if quick:
+        left = await pool.value(
+            "SELECT ~.complete_v1($1, $2, $3, $4)",
+            [one[0] for one in quick],
+            [one[1] for one in quick],
+            [one[2].result for one in quick],  # type: ignore[union-attr]
+            shift_s,
+        )
+        if not left and not slow:
+            return [_DONE] * len(settlements)
+        slow += [quick[place - 1] for place in left]
+    replies = await _one_by_one(pool, slow, shift_s) if slow else []
+    answered = dict(zip((one[0] for one in slow), replies, strict=True))
+    return [answered.get(one[0], _DONE) for one in settlements]
+
+
+async def _one_by_one(pool: Pool, settlements: Sequence[Settlement], shift_s: float) -> list[SettleReply]:
+    said: list[list[Any]] = [[] for _ in range(9)]
+    for _, _, decision in settlements:
+        error = getattr(decision, "error", None)
+        texts = (error.type, error.message, error.kind, error.stack) if error else None
+        row = (
+            _KINDS[type(decision)],
+            min(getattr(decision, "delay_s", 0.0), MOST_S),
+            storable(getattr(decision, "reason", "")),
+            getattr(decision, "spent", False),
+            getattr(decision, "result", None),
+            *(map(storable, texts) if texts else (None,) * 4),
+        )
+        for column, value in zip(said, row, strict=True):
+            column.append(value)
+    rows = await pool.fetch(
+        _SETTLE, [one[0] for one in settlements], [one[1] for one in settlements], *said, ERRORS_KEPT, shift_s
+    )
+    return [SettleReply(_ANSWERS[answer], None if state is None else STATES[state]) for answer, state in rows]
+
+
+async def note(pool: Pool, notes: Sequence[Note]) -> list[Settled]:
+    """As `Broker.note`."""
+    job_ids, tokens, progresses, checkpoints = zip(*notes, strict=True)
+    answers = await pool.value("SELECT ~.note_v1($1, $2, $3, $4)", job_ids, tokens, progresses, checkpoints)
+    return [_ANSWERS[answer] for answer in answers]
+
+
+async def reclaim(pool: Pool, max_lost: int, retention: Retention, shift_s: float) -> list[Reclaimed]:
+    """As `Broker.reclaim`."""
+    rows = await pool.fetch(
+        "SELECT * FROM ~.reclaim_v1($1, $2, $3, $4, $5, $6, $7)",
+        max_lost,
+        retention.result_s,
+        retention.finished_s,
+        retention.dead_s,
+        retention.rows,
+        ERRORS_KEPT,
+        shift_s,
+    )
+    return [
+        Reclaimed(job_id, task, queue, STATES[state], lost, reason) for job_id, task, queue, state, lost, reason in rows
+    ]

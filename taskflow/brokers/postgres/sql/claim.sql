@@ -1,0 +1,145 @@
+-- Into lines, out of lines.
+
+-- Put these jobs into their lines, which are made if need be. A line is locked shared: whoever closes an empty one waits
+-- for us, or was first and we make it again.
+CREATE FUNCTION place(seqs bigint[]) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    are_locked boolean;
+BEGIN
+    LOOP
+        WITH wanted AS MATERIALIZED (
+            SELECT DISTINCT j.queue, (CASE WHEN j.gates = '' THEN 0 ELSE 1 END
+                + CASE WHEN j.lost >= 2 THEN 2 ELSE 0 END)::smallint AS kind, j.priority, j.lane, j.gates
+            FROM job j WHERE j.seq = ANY (seqs)
+        ), locked AS (
+            SELECT l.id FROM wanted w JOIN line l ON l.queue = w.queue AND l.key = w.lane AND l.gates = w.gates
+                AND l.priority = w.priority AND l.kind = w.kind FOR KEY SHARE OF l
+        )
+        SELECT (SELECT count(*) FROM locked) = (SELECT count(*) FROM wanted) INTO are_locked;
+        EXIT WHEN are_locked;
+        INSERT INTO line (queue, kind, priority, key, gates)
+        SELECT DISTINCT j.queue, (CASE WHEN j.gates = '' THEN 0 ELSE 1 END
+            + CASE WHEN j.lost >= 2 THEN 2 ELSE 0 END)::smallint AS kind, j.priority, j.lane, j.gates
+        FROM job j WHERE j.seq = ANY (seqs) ORDER BY 1, 4, 5, 3, 2
+        ON CONFLICT DO NOTHING;
+    END LOOP;
+    INSERT INTO ready (line, due_at, seq, expires_at)
+    SELECT l.id, j.due_at, j.seq, j.expires_at FROM job j
+    JOIN line l ON l.queue = j.queue AND l.key = j.lane AND l.gates = j.gates AND l.priority = j.priority
+        AND l.kind = (CASE WHEN j.gates = '' THEN 0 ELSE 1 END + CASE WHEN j.lost >= 2 THEN 2 ELSE 0 END)
+    WHERE j.seq = ANY (seqs);
+END $$;
+
+-- The worker's number. Its row stays until we commit, and its lease is renewed.
+CREATE FUNCTION renew(worker_name text, lease_s float8, now float8) RETURNS integer LANGUAGE plpgsql AS $$
+DECLARE
+    number integer; until float8;
+BEGIN
+    SELECT w.id, w.expires_at INTO number, until FROM worker w WHERE w.name = worker_name FOR KEY SHARE;
+    IF number IS NULL THEN
+        INSERT INTO worker AS w (name, expires_at) VALUES (worker_name, now + lease_s)
+        ON CONFLICT (name) DO UPDATE SET expires_at = excluded.expires_at RETURNING w.id INTO number;
+    ELSIF until < now + 0.95 * lease_s OR until > now + lease_s THEN  -- a row a claim would be a chain of dead ones
+        UPDATE worker SET expires_at = now + lease_s WHERE worker.id = number;
+    END IF;
+    RETURN number;
+END $$;
+
+-- Scheduled jobs that are due become ready, at most `most`: how many.
+CREATE FUNCTION promote(queue_id integer, most integer, now float8) RETURNS integer LANGUAGE plpgsql AS $$
+DECLARE
+    due bigint[]; n integer;
+BEGIN
+    WITH picked AS MATERIALIZED (
+        SELECT s.ctid AS tid, s.seq FROM scheduled s WHERE s.queue = queue_id AND s.due_at <= now
+        ORDER BY s.due_at, s.seq LIMIT most FOR UPDATE SKIP LOCKED
+    ), gone AS (DELETE FROM scheduled WHERE ctid = ANY (ARRAY(SELECT tid FROM picked)))
+    SELECT array_agg(seq) INTO due FROM picked;
+    n := coalesce(cardinality(due), 0);
+    IF n > 0 THEN
+        PERFORM place(due);
+        INSERT INTO count_delta (queue, ready, scheduled, at) VALUES (queue_id, n, -n, now);
+    END IF;
+    RETURN n;
+END $$;
+
+-- Open the lines of the queue whose gate has opened, at most `most`: how many more it may be.
+CREATE FUNCTION wake(queue_id integer, most integer, now float8) RETURNS integer LANGUAGE plpgsql AS $$
+DECLARE
+    one text; g gate; a record; room bigint; woken bigint;
+BEGIN
+    FOR one IN SELECT p.gate FROM parking p WHERE p.queue = queue_id AND p.wake_at <= now
+            ORDER BY p.wake_at LIMIT most FOR UPDATE SKIP LOCKED LOOP
+        EXIT WHEN most <= 0;
+        g := NULL;
+        SELECT * INTO g FROM gate WHERE name = one;
+        IF g.name IS NULL THEN
+            room := most; a := NULL;
+        ELSE
+            a := admit(g, parent_of(one), now);
+            room := least(most, a.room);
+        END IF;
+        woken := 0;
+        IF room > 0 THEN
+            UPDATE line SET stand = 1, gate = NULL, parked_at = NULL WHERE id = ANY (ARRAY(
+                SELECT l.id FROM line l WHERE l.queue = queue_id AND l.gate = one AND l.stand = 2
+                ORDER BY l.priority DESC, l.parked_at, l.id LIMIT room FOR NO KEY UPDATE SKIP LOCKED));
+            GET DIAGNOSTICS woken = ROW_COUNT;
+        END IF;
+        most := most - woken;
+        IF woken < room THEN
+            DELETE FROM parking p WHERE p.queue = queue_id AND p.gate = one AND NOT EXISTS (
+                SELECT FROM line l WHERE l.queue = queue_id AND l.gate = one AND l.stand = 2);
+        ELSIF room = 0 THEN
+            UPDATE parking p SET wake_at = coalesce(a.look_at, now + 300) WHERE p.queue = queue_id AND p.gate = one;
+        ELSE
+            UPDATE parking p SET wake_at = now WHERE p.queue = queue_id AND p.gate = one;
+        END IF;
+    END LOOP;
+    RETURN most;
+END $$;
+
+-- Lock the gates of a line and tell how many jobs they admit. `is_ours` is false when another transaction has one of
+-- them: the line is left alone then. At no room, `closed` is the first gate that has none.
+CREATE FUNCTION room_of(names text[], now float8, OUT is_ours boolean, OUT room bigint, OUT closed text,
+    OUT look_at float8) LANGUAGE plpgsql AS $$
+DECLARE
+    one text; g gate; p gate; a record;
+BEGIN
+    is_ours := true;
+    FOREACH one IN ARRAY names LOOP
+        SELECT * INTO g FROM gate WHERE name = one FOR NO KEY UPDATE SKIP LOCKED;
+        IF NOT FOUND THEN
+            IF EXISTS (SELECT FROM gate WHERE name = one) THEN
+                is_ours := false;
+                RETURN;
+            END IF;
+            INSERT INTO gate (name) VALUES (one) ON CONFLICT DO NOTHING;
+            SELECT * INTO g FROM gate WHERE name = one FOR NO KEY UPDATE;
+        END IF;
+        p := parent_of(one);
+        a := admit(g, p, now);
+        IF a.room = 0 THEN
+            IF p.name IS NOT NULL THEN  -- a change of the family stirs what is parked: not between look and parking
+                PERFORM 1 FROM gate WHERE name = p.name FOR SHARE SKIP LOCKED;
+                IF NOT FOUND THEN is_ours := false; RETURN; END IF;
+                p := parent_of(one);
+                a := admit(g, p, now);
+            END IF;
+            IF a.room = 0 THEN
+                room := 0; closed := one; look_at := a.look_at;
+                RETURN;
+            END IF;
+        END IF;
+        room := least(room, a.room);
+    END LOOP;
+END $$;
+
+-- These lines answered short: those without a ready job are no lines. One that a submitter holds stays.
+CREATE FUNCTION close_lines(short bigint[]) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    locked bigint[];
+BEGIN
+    locked := ARRAY(SELECT l.id FROM line l WHERE l.id = ANY (short) ORDER BY l.id FOR UPDATE SKIP LOCKED);
+    DELETE FROM line l WHERE l.id = ANY (locked) AND NOT EXISTS (SELECT FROM ready r WHERE r.line = l.id);
+END $$;

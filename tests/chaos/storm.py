@@ -1,0 +1,330 @@
+"""Everything breaks at once, for a while: workers die and freeze, the server restarts, the network is bad.
+
+What was promised is kept outside the broker: the ledger of the handlers, and here each job whose submission was
+acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import time
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, NamedTuple
+
+from taskflow.core.job import JobState
+from taskflow.errors import BrokerUnavailable
+from tests.chaos.fleet import Fleet, Line, until
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from tests.chaos.places import Place
+
+WORKERS, SLOTS, LEASE_S = 3, 10, 2.0  # a shorter lease is lost on a machine that is busy with other tests, too
+BATCH, EVERY_S, MOST_OPEN = 25, 0.15, 400  # what is submitted, while no more than this is open
+NOTICE_S = 2.0  # beyond the lease: by then a dead worker's jobs are ready again
+TOLD_S = 0.5  # a job that ended this long before a fault may not have been settled: it was in flight
+AFTER_S = LEASE_S + 3.0  # beyond a fault of the server, until all is as usual again
+# The server and the network are broken for the first of these seconds, and then left alone for the second, so that a
+# dead worker can be noticed, and a job run twice be explained, without them.
+STORM_S, CALM_S = 10.0, 10.0
+
+
+class Fault(NamedTuple):
+    """One thing that was broken, from when to when. Without a `pid` it was the server, or the way to it."""
+
+    kind: str
+    began_at: float
+    ended_at: float
+    pid: int = 0
+
+
+@dataclass
+class Report:
+    """What a storm came to."""
+
+    broker: str
+    seconds: float
+    seed: int
+    submitted: int = 0
+    executed: int = 0
+    lost: list[int] = field(default_factory=list)
+    again: int = 0  # second and later runs
+    unexplained: list[str] = field(default_factory=list)  # of which no fault can be the reason
+    stale: int = 0
+    # Seconds until a job of each dead worker was taken back: while nothing else was broken, and while something was.
+    noticed_s: list[float] = field(default_factory=list)
+    noticed_in_outage_s: list[float] = field(default_factory=list)
+    refused: int = 0
+    refused_after_s: float = 0.0
+    no_advice: int = 0  # refusals that did not say when to come back
+    stalls: int = 0  # of those runs, in workers that lost their lease though nobody stopped them: a machine too busy
+    died: int = 0  # workers that ended though nobody killed them
+    faults: Counter[str] = field(default_factory=Counter)
+    states: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        faults = ", ".join(f"{count} {kind}" for kind, count in sorted(self.faults.items()))
+        return (
+            f"chaos {self.broker}: {self.seconds:.0f} s, seed {self.seed}: {self.submitted:,} submitted, "
+            f"{self.executed:,} executed, {len(self.lost)} lost, {self.again:,} run again "
+            f"({len(self.unexplained)} of them not in flight at a fault), {self.stale:,} stale settlements refused; "
+            f"{len(self.noticed_s)} dead workers noticed within {max(self.noticed_s, default=0):.2f} s "
+            f"(lease {LEASE_S:g} s), {len(self.noticed_in_outage_s)} while the server was broken within "
+            f"{max(self.noticed_in_outage_s, default=0):.2f} s; submit refused {self.refused} times, within "
+            f"{self.refused_after_s:.1f} s; {self.stalls} runs lost to a busy machine; faults: {faults}"
+        )
+
+
+class Storm:
+    """`run` breaks things for `seconds`, mends them, waits until every job is final, and reports."""
+
+    def __init__(self, place: Place, fleet: Fleet, *, seconds: float, seed: int) -> None:
+        self._place = place
+        self._fleet = fleet
+        self._rng = random.Random(seed)
+        self._report = Report(place.name, seconds, seed)
+        self._faults: list[Fault] = []
+        self._ids: dict[int, str] = {}  # number → id of each job whose submission was acknowledged
+        self._numbers = 0
+        self._frozen: set[int] = set()
+
+    async def run(self) -> Report:
+        for _ in range(WORKERS):
+            self._fleet.start("-c", str(SLOTS))
+        await until(lambda: len(self._fleet.events("worker.started")) == WORKERS, seconds=30, what="all have started")
+        give_up_at = time.monotonic() + self._report.seconds
+        loops = [self._submit(give_up_at), self._break_workers(give_up_at)]
+        if self._place.server is not None:
+            loops.append(self._break_the_server(give_up_at))
+        await asyncio.gather(*loops)
+        await self._until_all_is_done()
+        self._look_back()
+        return self._report
+
+    # ---- what is promised ----
+
+    async def _submit(self, give_up_at: float) -> None:
+        flow = self._place.flow(is_direct=False)
+        done = _Done(self._fleet)
+        async with flow:
+            work = flow.find("work")
+            while time.monotonic() < give_up_at:
+                await asyncio.sleep(EVERY_S)
+                if len(self._ids) - done.count() > MOST_OPEN:
+                    continue
+                numbers = range(self._numbers, self._numbers + BATCH)
+                self._numbers += BATCH
+                began = time.monotonic()
+                try:
+                    jobs = await work.submit_many([work.call(one, self._rng.uniform(0.02, 0.3)) for one in numbers])
+                except BrokerUnavailable as error:
+                    took_s = time.monotonic() - began
+                    self._report.refused += 1
+                    self._report.refused_after_s = max(self._report.refused_after_s, took_s)
+                    if error.retry_after_s is None:
+                        self._report.no_advice += 1
+                    await asyncio.sleep(min(1.0, error.retry_after_s or 1.0))
+                else:
+                    self._ids.update((number, job.id) for number, job in zip(numbers, jobs, strict=True))
+
+    # ---- what breaks ----
+
+    async def _break_workers(self, give_up_at: float) -> None:
+        while time.monotonic() < give_up_at:
+            await asyncio.sleep(self._rng.uniform(1.0, 3.0))
+            self._replace_dead()
+            awake = [worker for worker in self._fleet.workers if worker.pid not in self._frozen]
+            if len(awake) < 2:
+                continue
+            worker = self._rng.choice(awake)
+            if self._rng.random() < 0.7 or self._frozen:
+                self._fleet.kill(worker)
+                self._faults.append(Fault("kills", self._fleet.killed[worker.pid], time.time(), worker.pid))
+                self._fleet.start("-c", str(SLOTS))
+            else:
+                await self._freeze(worker)
+
+    async def _freeze(self, worker: subprocess.Popen[bytes]) -> None:
+        """SIGSTOP beyond its lease: what it says afterwards counts for nothing."""
+        began_at = time.time()
+        self._frozen.add(worker.pid)
+        self._fleet.stop(worker)
+        await asyncio.sleep(LEASE_S + self._rng.uniform(1.0, 2.0))
+        worker.send_signal(signal.SIGCONT)
+        self._frozen.discard(worker.pid)
+        self._faults.append(Fault("freezes", began_at, time.time(), worker.pid))
+
+    def _replace_dead(self) -> None:
+        """Nobody ends by himself: but one that started just when the server was away says so, and exits 3."""
+        for worker in [worker for worker in self._fleet.workers if worker.poll() is not None]:
+            if worker.returncode != 3:
+                self._report.died += 1
+            self._fleet.workers.remove(worker)
+            self._faults.append(Fault("exits at start", time.time(), time.time(), worker.pid))
+            self._fleet.start("-c", str(SLOTS))
+
+    async def _break_the_server(self, give_up_at: float) -> None:
+        rng = self._rng
+        kinds = kinds_of_fault(self._place)
+        left = ["crashes of the server"]
+        calm_from = time.monotonic() + min(STORM_S, self._report.seconds / 2)
+        while time.monotonic() < give_up_at:
+            await asyncio.sleep(rng.uniform(0.3, 1.2))
+            if time.monotonic() > calm_from:
+                await asyncio.sleep(min(CALM_S, give_up_at - time.monotonic()))
+                calm_from = time.monotonic() + STORM_S
+                continue
+            if not left:  # all of them, in another order each time
+                left = rng.sample(list(kinds), len(kinds))
+            kind, began_at = left.pop(), time.time()
+            await kinds[kind](rng.uniform(0.1, 2.0))
+            self._faults.append(Fault(kind, began_at, time.time()))
+
+    # ---- what came of it ----
+
+    async def _until_all_is_done(self) -> None:
+        flow = self._place.flow()
+        async with flow:
+
+            async def is_done() -> bool:
+                self._replace_dead()
+                counts = await flow.broker.counts()
+                return not any(one.ready + one.scheduled + one.running for one in counts)
+
+            await until(is_done, seconds=60 + self._report.seconds / 5, what="every job is final")
+            ids = list(self._ids.values())
+            for start in range(0, len(ids), 1_000):
+                some = ids[start : start + 1_000]
+                states = await flow.broker.states(some)
+                self._report.states.update(states.get(job_id, "not there") for job_id in some)
+        for worker in self._fleet.workers:  # what they still have to say, they say now
+            worker.terminate()
+        for worker in self._fleet.workers:
+            await asyncio.to_thread(worker.wait, 30)
+
+    def _look_back(self) -> None:
+        report, lines = self._report, self._fleet.lines()
+        ends = {(line.number, line.token): line.at for line in lines if line.event == "end"}
+        done = {number for number, _ in ends}
+        report.submitted = len(self._ids)
+        report.executed = len(done & self._ids.keys())
+        report.lost = sorted(self._ids.keys() - done)
+        report.stale = len(self._fleet.events("job.stale"))
+        report.faults = Counter(fault.kind for fault in self._faults)
+        stalls = self._times("worker.lease_lost")
+        for number, runs in self._fleet.starts().items():
+            for run in runs[:-1]:
+                report.again += 1
+                if self._is_explained(run, ends.get((number, run.token))):
+                    continue
+                if any(at >= run.at for at in stalls[self._ids.get(number, "")]):
+                    report.stalls += 1
+                else:
+                    report.unexplained.append(f"job {number}, token {run.token}, worker {run.pid}, at {run.at:.3f}")
+        self._measure_notice(lines, ends)
+
+    def _is_explained(self, run: Line, ended_at: float | None) -> bool:
+        """Whether this run was in flight at a fault: of its own worker, or of the broker."""
+        told_at = float("inf") if ended_at is None else ended_at + TOLD_S
+        for fault in self._faults:
+            began_at, over_at = fault.began_at, fault.ended_at
+            if not fault.pid:
+                began_at, over_at = began_at - TOLD_S, over_at + AFTER_S
+            if fault.pid in (0, run.pid) and run.at <= over_at and began_at <= told_at:
+                return True
+        return False
+
+    def _times(self, name: str) -> dict[str, list[float]]:
+        """When the log has this event, for each job that it names."""
+        found: dict[str, list[float]] = defaultdict(list)
+        for event in self._fleet.events(name):
+            at = datetime.fromisoformat(event["timestamp"]).timestamp()
+            for job_id in event.get("job_ids", [event.get("job_id", "")]):
+                found[job_id].append(at)
+        return found
+
+    def _measure_notice(self, lines: list[Line], ends: dict[tuple[int, int], float]) -> None:
+        """From a death to the first of its jobs that is ready again."""
+        back = self._times("job.redelivered")
+        held: dict[int, set[int]] = defaultdict(set)
+        for line in lines:
+            if line.event == "start" and (line.number, line.token) not in ends:
+                held[line.pid].add(line.number)
+        for pid, at in self._fleet.killed.items():
+            known = [self._ids[number] for number in held[pid] if number in self._ids]
+            after = [moment - at for job_id in known for moment in back[job_id] if moment > at]
+            if not after:
+                continue
+            is_amid = any(
+                not fault.pid and fault.began_at < at + LEASE_S + NOTICE_S and at < fault.ended_at + AFTER_S
+                for fault in self._faults
+            )
+            (self._report.noticed_in_outage_s if is_amid else self._report.noticed_s).append(min(after))
+
+
+def kinds_of_fault(place: Place) -> dict[str, Callable[[float], Awaitable[None]]]:
+    """What can be done to the server and the way to it: each takes the seconds that it lasts, and mends it then."""
+    server, proxy = place.server, place.proxy
+    assert server is not None
+    assert proxy is not None
+
+    def lasting(begin: Callable[[], object], end: Callable[[], object]) -> Callable[[float], Awaitable[None]]:
+        async def last(seconds: float) -> None:
+            await asyncio.to_thread(begin)
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                await asyncio.to_thread(end)
+
+        return last
+
+    return {
+        "crashes of the server": lasting(server.kill, server.start),
+        "restarts of the server": lasting(server.stop, server.start),
+        "hangs of the server": lasting(server.pause, server.resume),
+        "cuts": lasting(proxy.cut, proxy.mend),
+        "black holes": lasting(proxy.drop, proxy.mend),
+        "lost replies": lasting(proxy.swallow_replies, proxy.mend),
+        "slow lines": lasting(lambda: proxy.delay(0.15), proxy.mend),
+        "resets": lasting(proxy.reset, proxy.mend),
+        "dropped clients": lasting(place.drop_clients, proxy.mend),
+        "forgotten scripts": lasting(place.forget_scripts, proxy.mend),
+        "refused writes": lasting(place.refuse_writes, place.take_writes),
+    }
+
+
+class _Done:
+    """How many jobs the ledger has an end of; it reads only what is new."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._ledger = fleet.ledger
+        self._read_to = 0
+        self._numbers: set[bytes] = set()
+
+    def count(self) -> int:
+        with self._ledger.open("rb") as ledger:
+            ledger.seek(self._read_to)
+            new = ledger.read()
+        self._read_to += len(new)
+        for line in new.splitlines():
+            event, number, *_ = line.split()
+            if event == b"end":
+                self._numbers.add(number)
+        return len(self._numbers)
+
+
+def check(report: Report) -> None:
+    """The promises."""
+    assert not report.lost, f"lost: {report.lost[:20]}"
+    assert report.states == {JobState.SUCCEEDED: report.submitted}
+    assert not report.unexplained, report.unexplained[:20]
+    assert max(report.noticed_s, default=0) <= LEASE_S + NOTICE_S
+    assert not report.died, "a worker ended though nobody told it to"
+    assert report.refused_after_s <= 15
+    assert not report.no_advice
