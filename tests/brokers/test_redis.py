@@ -339,6 +339,24 @@ async def _lost_claim_is_back(broker: RedisBroker) -> bool:
     return len(await claim(broker, "w2")) == 1
 
 
+async def test_beat_of_a_thread_gives_a_hanging_server_up_before_the_next_one_is_due(server: ValkeyServer) -> None:
+    async with opened(server.url) as broker:
+        beat = broker.sync_beat()
+        assert beat is not None
+        await asyncio.to_thread(beat.beat, "w1", {}, 0.6)
+        server.pause()
+        began = time.monotonic()
+
+        with pytest.raises(BrokerUnavailable):
+            await asyncio.to_thread(beat.beat, "w1", {}, 0.6)
+
+        assert time.monotonic() - began < 2
+        server.resume()
+        await asyncio.to_thread(beat.beat, "w1", {}, 0.6)
+        beat.close()
+        beat.close()
+
+
 async def test_connection_that_was_cut_is_made_anew_at_the_next_call(server: ValkeyServer) -> None:
     async with opened(server.url) as broker:
         await submit(broker, job())

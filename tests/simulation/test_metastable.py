@@ -13,7 +13,7 @@ async def test_naive_retries_keep_a_server_down_after_its_overload_is_over() -> 
     seen = await collapse(naive, seed=0)
 
     assert seen.success(5, 20) > 0.98
-    assert seen.success(45, 65) < 0.1
+    assert seen.recovered_after_s() is None
     assert seen.in_flight > 1_000
 
 
@@ -23,7 +23,7 @@ async def test_with_the_default_policies_it_recovers_within_twenty_seconds(make:
     seen = await collapse(make, seed=seed)
 
     assert seen.success(5, 20) > 0.98
-    assert seen.success(45, 65) >= 0.98
+    assert seen.recovered_after_s() <= 20
     assert seen.in_flight < 100
 
 

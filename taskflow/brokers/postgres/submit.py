@@ -11,6 +11,7 @@ from taskflow.core.window import retry_after_s
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from taskflow.brokers.postgres.borrowed import Borrowed
     from taskflow.brokers.postgres.connection import Pool
     from taskflow.core.job import Job
 
@@ -36,7 +37,9 @@ def storable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-async def submit(pool: Pool, jobs: Sequence[Job], bounds: Mapping[str, int], shift_s: float) -> list[Receipt]:
+async def submit(
+    pool: Pool | Borrowed, jobs: Sequence[Job], bounds: Mapping[str, int], shift_s: float
+) -> list[Receipt]:
     """As `Broker.submit`."""
     ids, tasks, queues, payloads, priorities, lanes, gates, keys, delays_s, expires_s, reasons, batches = zip(
         *jobs, strict=True
