@@ -108,7 +108,10 @@ def test_a_bad_line_is_named_and_nothing_of_its_file_is_submitted(place):
         (["work", '{"numbr": 1}'], "numbr"),
         (["work", '{"number": "many"}'], "number"),
         (["work", "[1, 2, 3]"], "work"),
-        (["wrok", "[1]"], "no task named 'wrok'; did you mean 'work'? known: flaky, gated, refuse, send_mail, stay, work"),
+        (
+            ["wrok", "[1]"],
+            "no task named 'wrok'; did you mean 'work'? known: flaky, gated, refuse, send_mail, stay, work",
+        ),
         (["quite_another", "[1]"], "no task named 'quite_another'; known: flaky, gated, refuse, send_mail, stay, work"),
         (["work", "--jsonl", "nowhere.jsonl"], "--jsonl nowhere.jsonl: cannot be read"),
     ],

@@ -50,9 +50,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_POLL_S = 1.0  # behind the datagrams, which may be lost
-_DEAF_POLL_S = 0.1  # where no port can be had
-
 
 class SqliteBroker:
     """Jobs in one file, shared by any number of processes of one machine. The default: durable, and no server.
