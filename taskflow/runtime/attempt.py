@@ -386,6 +386,7 @@ class Attempts:
     def hand_back(self, running: Walk) -> None:
         """Give back a job whose handler does not stop: its word will not count any more."""
         self.cut_off += 1
+        running.has_ended = True
         handed = Walk(running.claim, running.at)  # of its own: what the handler still comes to must not change it
         if self._claims.get(handed.claim.job_id) is running:
             self._claims[handed.claim.job_id] = handed
@@ -400,6 +401,8 @@ class Attempts:
 
     def _end(self, walk: Walk, outcome: Outcome, now: float, *, was_run: bool = False) -> None:
         """Decide, and leave the rest to the settler."""
+        if walk.has_ended:
+            return  # it was handed back: told by the same claim, its word would pass for one that was heard before
         claim = walk.claim
         walk.has_ended = True
         retry = _NO_POLICY if walk.policy is None else walk.policy.retry

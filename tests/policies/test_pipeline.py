@@ -496,3 +496,15 @@ async def test_nobody_closes_a_rate_limit_for_ever_with_one_answer(registry: Reg
     with pytest.raises(RateLimited) as turned_away:
         await pipeline.call(Body("up"))
     assert turned_away.value.retry_after_s == pytest.approx(3600)
+
+
+async def test_a_rate_limit_that_is_paused_starts_nothing_until_then(registry: Registry, clock: VirtualClock) -> None:
+    pipeline = Pipeline(RateLimit("api", "100/s", burst=10), registry=registry)
+
+    pipeline.rate_limit.pause(30)
+
+    with pytest.raises(RateLimited) as turned_away:
+        await pipeline.call(Body("up"))
+    assert turned_away.value.retry_after_s == pytest.approx(30)
+    await clock.advance(30)
+    assert await pipeline.call(Body("up")) == "up"
