@@ -7,6 +7,7 @@ import math
 import os
 import re
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
@@ -177,6 +178,12 @@ class BrokerSettings(Section):
     def shown_url(self) -> str:
         """The URL as logs, banners and `config show` may print it: without the password."""
         return mask_url(self.url.get_secret_value())
+
+    @property
+    def placed_url(self) -> str:
+        """The same, a relative file in the current folder: what tells two processes on two files apart."""
+        file = self.url.get_secret_value().partition(":///")[2]
+        return f"sqlite:///{Path(file).absolute()}" if self.scheme == "sqlite" else self.shown_url
 
 
 class WorkerSettings(Section):

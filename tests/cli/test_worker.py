@@ -1,5 +1,6 @@
 """A worker process and its signals: what each one does, and how the process ends."""
 
+import json
 import re
 import signal
 import urllib.error
@@ -7,6 +8,7 @@ import urllib.request
 
 import pytest
 
+from taskflow import __version__
 from tests.cli.processes import Place, until
 
 
@@ -78,6 +80,14 @@ def test_a_second_signal_hands_back_at_once(tmp_path, signum, code):
 
         assert worker.end() == code
         assert place.states() == {"ready": 1}
+
+
+def test_the_log_says_which_version_works_on_which_broker(tmp_path):
+    with Place(tmp_path) as place:
+        result = place.run("worker", "app", "--until-empty")
+
+    (line,) = [json.loads(line) for line in result.err.splitlines() if '"worker.started"' in line]
+    assert (line["version"], line["broker"]) == (__version__, f"sqlite:///{tmp_path}/jobs.db")
 
 
 # --- to pause, to tell -------------------------------------------------------------------------------------------------
