@@ -11,7 +11,6 @@ from taskflow.core.window import retry_after_s
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from taskflow.brokers.postgres.borrowed import Borrowed
     from taskflow.brokers.postgres.connection import Pool
     from taskflow.core.job import Job
 
@@ -37,9 +36,7 @@ def storable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-async def submit(
-    pool: Pool | Borrowed, jobs: Sequence[Job], bounds: Mapping[str, int], shift_s: float
-) -> list[Receipt]:
+async def submit(pool: Pool, jobs: Sequence[Job], bounds: Mapping[str, int], fixed_at: float | None) -> list[Receipt]:
     """As `Broker.submit`."""
     ids, tasks, queues, payloads, priorities, lanes, gates, keys, delays_s, expires_s, reasons, batches = zip(
         *jobs, strict=True
@@ -60,7 +57,7 @@ async def submit(
         batches,
         list(bounds),
         list(bounds.values()),
-        shift_s,
+        fixed_at,
     )
     receipts: list[Receipt] = [_new(Receipt, (job_id, _NEW, 0.0)) for job_id in ids]
     for place, refusal, holder, over, drain_per_s in refused:
