@@ -6,15 +6,16 @@ import asyncio
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from taskflow.brokers.base import BeatReply, Cancelled, Reclaimed, Retried
+from taskflow.brokers.base import BeatReply, Cancelled, Reclaimed, Retried, Settlement
 from taskflow.brokers.postgres import claim as claiming
 from taskflow.brokers.postgres import gates, reading, settle, submit
 from taskflow.brokers.postgres.beats import PostgresBeat
+from taskflow.brokers.postgres.borrowed import Borrowed
 from taskflow.brokers.postgres.connection import Address, Pool
 from taskflow.brokers.postgres.listening import FINALS, WORK, Listening
 from taskflow.brokers.postgres.schema import STATE_NUMBER, STATES
 from taskflow.brokers.postgres.waiting import Waiters, settled
-from taskflow.core.decision import Release
+from taskflow.core.decision import Complete, Release
 from taskflow.core.job import JobState
 from taskflow.errors import JobNotFound
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
         Receipt,
         Retention,
         Settled,
-        Settlement,
         SettleReply,
         SyncBeat,
     )
@@ -263,6 +263,23 @@ class PostgresBroker:
     async def finish_batch(self, batch: str) -> None:
         """As `Operator.finish_batch`."""
         await self._pool.fetch("UPDATE ~.batch SET is_finished = true WHERE name = $1", batch)
+
+    # ---- in the caller's own transaction ----
+
+    async def submit_in(self, connection: object, jobs: Sequence[Job], bounds: Mapping[str, int]) -> list[Receipt]:
+        """As `Transactional.submit_in`, for a connection of asyncpg or psycopg to the same database."""
+        if not jobs:
+            return []
+        return await submit.submit(self._borrowed(connection), jobs, bounds, self._fixed_at())
+
+    async def complete_in(self, connection: object, job_id: str, token: int, result: bytes | None) -> Settled:
+        """As `Completing.complete_in`, with such a connection as `submit_in` takes."""
+        settlement = Settlement(job_id, token, Complete(result))
+        ((answer, _),) = await settle.settle(self._borrowed(connection), [settlement], self._fixed_at())
+        return answer
+
+    def _borrowed(self, connection: object) -> Borrowed:
+        return Borrowed(connection, self._namespace, self._address.where)
 
     def _fixed_at(self) -> float | None:
         return None if self._wall is None else self._wall()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from taskflow.brokers.base import Note, Retention, Settlement
+    from taskflow.brokers.postgres.borrowed import Borrowed
     from taskflow.brokers.postgres.connection import Pool
 
 _DONE = SettleReply(Settled.APPLIED, JobState.SUCCEEDED)
@@ -25,7 +26,7 @@ _KINDS = {Complete: 0, Retry: 1, Snooze: 2, Release: 3, Bury: 4, Expire: 5, Canc
 _SETTLE = "SELECT * FROM ~.settle_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
 
 
-async def settle(pool: Pool, settlements: Sequence[Settlement], fixed_at: float | None) -> list[SettleReply]:
+async def settle(pool: Pool | Borrowed, settlements: Sequence[Settlement], fixed_at: float | None) -> list[SettleReply]:
     """As `Broker.settle`."""
     if len({one[0] for one in settlements}) < len(settlements):  # the order matters
         return await _one_by_one(pool, settlements, fixed_at)
@@ -49,7 +50,9 @@ async def settle(pool: Pool, settlements: Sequence[Settlement], fixed_at: float 
     return [answered.get(one[0], _DONE) for one in settlements]
 
 
-async def _one_by_one(pool: Pool, settlements: Sequence[Settlement], fixed_at: float | None) -> list[SettleReply]:
+async def _one_by_one(
+    pool: Pool | Borrowed, settlements: Sequence[Settlement], fixed_at: float | None
+) -> list[SettleReply]:
     said: list[list[Any]] = [[] for _ in range(9)]
     for _, _, decision in settlements:
         error = getattr(decision, "error", None)

@@ -11,6 +11,7 @@ from taskflow.core.window import retry_after_s
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from taskflow.brokers.postgres.borrowed import Borrowed
     from taskflow.brokers.postgres.connection import Pool
     from taskflow.core.job import Job
 
@@ -36,7 +37,9 @@ def storable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-async def submit(pool: Pool, jobs: Sequence[Job], bounds: Mapping[str, int], fixed_at: float | None) -> list[Receipt]:
+async def submit(
+    pool: Pool | Borrowed, jobs: Sequence[Job], bounds: Mapping[str, int], fixed_at: float | None
+) -> list[Receipt]:
     """As `Broker.submit`."""
     ids, tasks, queues, payloads, priorities, lanes, gates, keys, delays_s, expires_s, reasons, batches = zip(
         *jobs, strict=True
@@ -48,9 +51,9 @@ async def submit(pool: Pool, jobs: Sequence[Job], bounds: Mapping[str, int], fix
         queues,
         payloads,
         priorities,
-        lanes,
+        [storable(lane) if lane else "" for lane in lanes],
         [gates_text(names) if names else "" for names in gates],
-        keys,
+        [None if key is None else storable(key) for key in keys],
         [min(delay_s, MOST_S) for delay_s in delays_s],
         [min(expire_s, MOST_S) for expire_s in expires_s],
         reasons,
