@@ -37,8 +37,10 @@ from taskflow.core import gate as gating
 from taskflow.core.decision import Bury, Cancel, Complete, Expire, Release, Retry, Snooze
 from taskflow.core.job import FINAL, SUSPECT_AFTER, TRANSITIONS, Claim, Job, JobState, is_buried
 from taskflow.core.specs import CircuitBreaker
+from tests.servers.postgres import is_there as postgres_is_there
 from tests.servers.valkey import forget_namespace, new_namespace, valkey_url
 
+from .conftest import postgres
 from .words import BOOM, LONG_S
 
 if TYPE_CHECKING:
@@ -809,6 +811,13 @@ class RedisMachine(BrokerMachine):
         self.run(self.broker.open())
 
 
+class PostgresMachine(BrokerMachine):
+    def make(self, clock: FakeClock, folder: Path) -> FullBroker:
+        from taskflow.brokers.postgres import PostgresBroker
+
+        return PostgresBroker(postgres().url, namespace=folder.name, wall=clock.wall)
+
+
 # A failure is shrunk before it is reported: that takes minutes.
 pytestmark = pytest.mark.timeout(600)
 QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
@@ -828,4 +837,10 @@ if find_spec("taskflow.brokers.redis") is not None:
     TestRedis = RedisMachine.TestCase
     TestRedis.settings = settings(
         max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=QUIET, print_blob=True
+    )
+
+if find_spec("taskflow.brokers.postgres") is not None and postgres_is_there():
+    TestPostgres = PostgresMachine.TestCase
+    TestPostgres.settings = settings(
+        max_examples=30, stateful_step_count=40, deadline=None, suppress_health_check=QUIET, print_blob=True
     )

@@ -72,8 +72,14 @@ async def transfer(number: int, seconds: float) -> None:
     with suppress(asyncio.CancelledError):
         await asyncio.sleep(seconds)
     database = os.environ["CHAOS_DATABASE"]
+    effect = asyncio.create_task(
+        (effect_in_file if database.startswith("sqlite") else effect_on_server)(database, number)
+    )
+    while not effect.done():
+        with suppress(asyncio.CancelledError, StaleClaim):
+            await asyncio.shield(effect)
     try:
-        await (effect_in_file if database.startswith("sqlite") else effect_on_server)(database, number)
+        effect.result()
     except StaleClaim:
         write("stale", number)
         raise

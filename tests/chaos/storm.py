@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 WORKERS, SLOTS, LEASE_S = 3, 10, 2.0  # a shorter lease is lost on a machine that is busy with other tests, too
 BATCH, EVERY_S, MOST_OPEN = 25, 0.15, 400  # what is submitted, while no more than this is open
 NOTICE_S = 2.0  # beyond the lease: by then a dead worker's jobs are ready again
-TOLD_S = 0.5  # a job that ended this long before a fault may not have been settled: it was in flight
+# A job that ended this long before a fault may not have been settled: it was in flight. As a rule that takes milliseconds,
+# but a server that syncs every write to a disk which others keep busy may stand still for a second.
+TOLD_S = 1.5
 AFTER_S = LEASE_S + 3.0  # beyond a fault of the server, until all is as usual again
 # The server and the network are broken for the first of these seconds, and then left alone for the second, so that a
 # dead worker can be noticed, and a job run twice be explained, without them.
@@ -226,8 +228,17 @@ class Storm:
                 if any(at >= run.at for at in stalls[self._ids.get(number, "")]):
                     report.stalls += 1
                 else:
-                    report.unexplained.append(f"job {number}, token {run.token}, worker {run.pid}, at {run.at:.3f}")
+                    report.unexplained.append(self._tell(run, ends.get((number, run.token))))
         self._measure_notice(lines, ends)
+
+    def _tell(self, run: Line, ended_at: float | None) -> str:
+        near = [
+            f"{fault.kind} of {fault.pid or 'the broker'} at {fault.began_at - run.at:+.2f} to {fault.ended_at - run.at:+.2f} s"
+            for fault in self._faults
+            if fault.ended_at - run.at > -2 * AFTER_S and fault.began_at - run.at < 2 * AFTER_S
+        ]
+        ended = "never ended" if ended_at is None else f"ended {ended_at - run.at:+.2f} s"
+        return f"job {run.number}, token {run.token}, worker {run.pid}, began {run.at:.3f}, {ended}; {', '.join(near)}"
 
     def _is_explained(self, run: Line, ended_at: float | None) -> bool:
         """Whether this run was in flight at a fault: of its own worker, or of the broker."""

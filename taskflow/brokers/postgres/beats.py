@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class PostgresBeat:
     """See `SyncBeat`. The driver speaks asyncio: it gets a loop of its own, which turns during a beat."""
 
-    def __init__(self, address: Address, namespace: str, shift_s: Callable[[], float]) -> None:
-        self._address, self._name, self._shift_s = address, schema.quoted(namespace), shift_s
+    def __init__(self, address: Address, namespace: str, fixed_at: Callable[[], float | None]) -> None:
+        self._address, self._name, self._fixed_at = address, schema.quoted(namespace), fixed_at
         self._lock = threading.Lock()
         self._patience = Patience()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -50,12 +50,12 @@ class PostgresBeat:
                 self._connection = await self._address.connect()
                 # Tokens go as text: for an array of numbers the driver asks the server eight times what that is.
                 self._statement = await self._connection.prepare(
-                    f"SELECT * FROM {self._name}.beat_v1($1, $2, $3::text[]::bigint[], $4, $5)"
+                    f"SELECT * FROM {self._name}.beat_v1($1, $2, $3::text[]::bigint[], $4, $5)"  # noqa: S608 - quoted
                 )
         began = time.monotonic()
         async with asyncio.timeout(self._patience.answer_s(lease_s)):
             row = await self._statement.fetchrow(
-                worker, list(tokens), [str(token) for token in tokens.values()], lease_s, self._shift_s()
+                worker, list(tokens), [str(token) for token in tokens.values()], lease_s, self._fixed_at()
             )
         self._patience.answered(time.monotonic() - began, lease_s)
         return BeatReply(tuple(row[0]), tuple(row[1]))

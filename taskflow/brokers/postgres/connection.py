@@ -106,7 +106,12 @@ class Pool:
 
         async def once() -> Any:
             async with pool.acquire(timeout=CALL_S) as connection:
-                return await call(connection)
+                try:
+                    return await call(connection)
+                except Exception as error:
+                    if errors.is_of_driver(error):
+                        connection.terminate()  # the pool makes another
+                    raise
 
         try:
             return await _again(once)

@@ -19,7 +19,12 @@ def is_retried(error: BaseException) -> bool:
 
 def is_translated(error: BaseException) -> bool:
     """Whether `translated` has a word for it."""
-    return isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError | OSError | TimeoutError)
+    return isinstance(error, asyncpg.PostgresError | OSError | TimeoutError) or is_of_driver(error)
+
+
+def is_of_driver(error: BaseException) -> bool:
+    """Whether the driver has lost track of its connection: no use of it can be right any more."""
+    return isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError)
 
 
 def translated(error: BaseException, where: str) -> BrokerError | ConfigError:

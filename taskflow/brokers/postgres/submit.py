@@ -38,7 +38,7 @@ def storable(text: str) -> str:
 
 
 async def submit(
-    pool: Pool | Borrowed, jobs: Sequence[Job], bounds: Mapping[str, int], shift_s: float
+    pool: Pool | Borrowed, jobs: Sequence[Job], bounds: Mapping[str, int], fixed_at: float | None
 ) -> list[Receipt]:
     """As `Broker.submit`."""
     ids, tasks, queues, payloads, priorities, lanes, gates, keys, delays_s, expires_s, reasons, batches = zip(
@@ -51,16 +51,16 @@ async def submit(
         queues,
         payloads,
         priorities,
-        lanes,
+        [storable(lane) if lane else "" for lane in lanes],
         [gates_text(names) if names else "" for names in gates],
-        keys,
+        [None if key is None else storable(key) for key in keys],
         [min(delay_s, MOST_S) for delay_s in delays_s],
         [min(expire_s, MOST_S) for expire_s in expires_s],
         reasons,
         batches,
         list(bounds),
         list(bounds.values()),
-        shift_s,
+        fixed_at,
     )
     receipts: list[Receipt] = [_new(Receipt, (job_id, _NEW, 0.0)) for job_id in ids]
     for place, refusal, holder, over, drain_per_s in refused:
