@@ -38,6 +38,9 @@ from taskflow.core.decision import Bury, Cancel, Complete, Expire, Release, Retr
 from taskflow.core.job import FINAL, SUSPECT_AFTER, TRANSITIONS, Claim, Job, JobState, is_buried
 from taskflow.core.specs import CircuitBreaker
 
+from tests.servers.postgres import is_there as postgres_is_there
+
+from .conftest import postgres
 from .words import BOOM, LONG_S
 
 if TYPE_CHECKING:
@@ -781,6 +784,13 @@ class SqliteMachine(BrokerMachine):
         return SqliteBroker(folder / "taskflow.db", wall=clock.wall)
 
 
+class PostgresMachine(BrokerMachine):
+    def make(self, clock: FakeClock, folder: Path) -> FullBroker:
+        from taskflow.brokers.postgres import PostgresBroker
+
+        return PostgresBroker(postgres().url, namespace=folder.name, wall=clock.wall)
+
+
 # A failure is shrunk before it is reported: that takes minutes.
 pytestmark = pytest.mark.timeout(600)
 QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
@@ -794,4 +804,10 @@ if find_spec("taskflow.brokers.sqlite") is not None:
     TestSqlite = SqliteMachine.TestCase
     TestSqlite.settings = settings(
         max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=QUIET, print_blob=True
+    )
+
+if find_spec("taskflow.brokers.postgres") is not None and postgres_is_there():
+    TestPostgres = PostgresMachine.TestCase
+    TestPostgres.settings = settings(
+        max_examples=30, stateful_step_count=40, deadline=None, suppress_health_check=QUIET, print_blob=True
     )

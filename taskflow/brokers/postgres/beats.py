@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class PostgresBeat:
     """See `SyncBeat`. The driver speaks asyncio: it gets a loop of its own, which turns during a beat."""
 
-    def __init__(self, address: Address, namespace: str, shift_s: Callable[[], float]) -> None:
-        self._address, self._name, self._shift_s = address, schema.quoted(namespace), shift_s
+    def __init__(self, address: Address, namespace: str, fixed_at: Callable[[], float | None]) -> None:
+        self._address, self._name, self._fixed_at = address, schema.quoted(namespace), fixed_at
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connection: asyncpg.Connection | None = None
@@ -49,7 +49,7 @@ class PostgresBeat:
                 list(tokens),
                 list(tokens.values()),
                 lease_s,
-                self._shift_s(),
+                self._fixed_at(),
             )
         return BeatReply(tuple(row[0]), tuple(row[1]))
 

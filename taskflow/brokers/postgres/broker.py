@@ -20,7 +20,7 @@ from taskflow.core.job import JobState
 from taskflow.errors import JobNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from taskflow.brokers.base import (
         ClaimRequest,
@@ -47,13 +47,13 @@ class PostgresBroker:
 
     `url` is libpq's: `postgresql://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=…`. With `listen=off` in it nothing needs a
     session (behind PgBouncer's transaction pooling): waiting polls four times a second then. The schema `namespace` is
-    made, and brought up to date, by `open`.
+    made, and brought up to date, by `open`. The server's clock makes the instants, unless a test's `wall` does.
     """
 
     name = "postgres"
     is_durable = True
 
-    def __init__(self, url: str, *, namespace: str = "taskflow") -> None:
+    def __init__(self, url: str, *, namespace: str = "taskflow", wall: Callable[[], float] | None = None) -> None:
         self._address = Address(url)
         self._namespace = namespace
         self._pool = Pool(self._address, namespace)
@@ -61,7 +61,7 @@ class PostgresBroker:
         self._turns = claiming.Turns()
         self._listening = Listening(self._address, self._pool, self._waiters)
         self._is_open = False
-        self._shift_s = 0.0  # ahead of the server's clock: tests move time
+        self._wall = wall
 
     async def open(self) -> None:
         """As `Broker.open`: makes the schema. Raises `ConfigError` where the server refuses us, too."""
@@ -88,13 +88,13 @@ class PostgresBroker:
         """As `Broker.submit`. A queue that `bounds` does not name has no bound."""
         if not jobs:
             return []
-        receipts = await submit.submit(self._pool, jobs, bounds, self._shift_s)
+        receipts = await submit.submit(self._pool, jobs, bounds, self._fixed_at())
         self._waiters.tell_work()
         return receipts
 
     async def claim(self, request: ClaimRequest) -> list[Claim]:
         """As `Broker.claim`. Never repeated by itself: what a lost reply claimed is taken back by the beats."""
-        return await claiming.claim(self._pool, request, self._turns, self._shift_s)
+        return await claiming.claim(self._pool, request, self._turns, self._fixed_at())
 
     async def wait(self, request: ClaimRequest, timeout_s: float) -> None:
         """As `Broker.wait`."""
@@ -104,13 +104,13 @@ class PostgresBroker:
             told: asyncio.Future[None] = loop.create_future()
             self._waiters.work.add(told)
             try:
-                poll_s = await self._listening.listen(WORK, self._shift_s)
+                poll_s = await self._listening.listen(WORK, self._fixed_at())
                 next_s = await self._pool.value(
                     "SELECT ~.next_v1($1, $2, $3, $4)",
                     list(request.queues),
                     request.gated > 0,
                     request.suspects > 0,
-                    self._shift_s,
+                    self._fixed_at(),
                 )
                 left_s = deadline - loop.time()
                 if left_s <= 0 or next_s == 0:
@@ -123,7 +123,7 @@ class PostgresBroker:
         """As `Broker.settle`."""
         if not settlements:
             return []
-        replies = await settle.settle(self._pool, settlements, self._shift_s)
+        replies = await settle.settle(self._pool, settlements, self._fixed_at())
         self._waiters.tell_finals(one[0] for one in settlements)
         if any(type(one[2]) is Release for one in settlements):
             self._turns.forget_marks()
@@ -138,13 +138,13 @@ class PostgresBroker:
             list(tokens),
             list(tokens.values()),
             lease_s,
-            self._shift_s,
+            self._fixed_at(),
         )
         return BeatReply(tuple(lost), tuple(cancelled))
 
     def sync_beat(self) -> SyncBeat | None:
         """As `Broker.sync_beat`."""
-        return PostgresBeat(self._address, self._namespace, lambda: self._shift_s)
+        return PostgresBeat(self._address, self._namespace, self._fixed_at)
 
     async def leave(self, worker: str) -> None:
         """As `Broker.leave`: the lease ends now, the next `reclaim` takes what is left."""
@@ -163,7 +163,7 @@ class PostgresBroker:
             self._waiters.add_finals(job_ids, ended)
             try:
                 if timeout_s > 0:
-                    await self._listening.listen(FINALS, self._shift_s)
+                    await self._listening.listen(FINALS, self._fixed_at())
                 kept, found = await reading.finals(self._pool, job_ids)
                 if found:
                     return found
@@ -172,7 +172,7 @@ class PostgresBroker:
                     raise JobNotFound(f"no such job is kept: {asked}; the id is wrong, or its retention is over")
                 if timeout_s <= 0:
                     break
-                self._listening.look_for_finals(self._shift_s)
+                self._listening.look_for_finals(self._fixed_at())
                 if not await settled(ended, deadline - loop.time()):
                     break
             finally:
@@ -181,13 +181,13 @@ class PostgresBroker:
 
     async def gate(self, name: str, change: GateChange, generation: int | None = None) -> Gate:
         """As `Broker.gate`."""
-        gate = await gates.change_gate(self._pool, name, change, generation, self._shift_s)
+        gate = await gates.change_gate(self._pool, name, change, generation, self._fixed_at())
         self._waiters.tell_work()
         return gate
 
     async def reclaim(self, *, max_lost: int, retention: Retention) -> list[Reclaimed]:
         """As `Broker.reclaim`."""
-        moved = await settle.reclaim(self._pool, max_lost, retention, self._shift_s)
+        moved = await settle.reclaim(self._pool, max_lost, retention, self._fixed_at())
         if moved:
             self._turns.forget_marks()
             self._waiters.tell_work()
@@ -196,7 +196,7 @@ class PostgresBroker:
 
     async def counts(self) -> list[QueueCounts]:
         """As `Broker.counts`."""
-        return await reading.counts(self._pool, self._shift_s)
+        return await reading.counts(self._pool, self._fixed_at())
 
     # ---- what a person asks ----
 
@@ -216,13 +216,13 @@ class PostgresBroker:
 
     async def cancel(self, job_ids: Sequence[str]) -> list[Cancelled]:
         """As `Operator.cancel`."""
-        answers = await self._pool.value("SELECT ~.cancel_v1($1, $2)", list(job_ids), self._shift_s)
+        answers = await self._pool.value("SELECT ~.cancel_v1($1, $2)", list(job_ids), self._fixed_at())
         self._waiters.tell_finals(job_ids)
         return [_CANCELLED[answer] for answer in answers]
 
     async def retry(self, job_ids: Sequence[str]) -> list[Retried]:
         """As `Operator.retry`."""
-        answers = await self._pool.value("SELECT ~.retry_v1($1, $2)", list(job_ids), self._shift_s)
+        answers = await self._pool.value("SELECT ~.retry_v1($1, $2)", list(job_ids), self._fixed_at())
         self._waiters.tell_work()
         return [_RETRIED[answer] for answer in answers]
 
@@ -239,7 +239,7 @@ class PostgresBroker:
                 task,
                 after,
                 _PURGED_AT_ONCE,
-                self._shift_s,
+                self._fixed_at(),
             )
             count += n
             if next_after is None:
@@ -248,11 +248,11 @@ class PostgresBroker:
 
     async def pause(self, queue: str) -> None:
         """As `Operator.pause`."""
-        await self._pool.fetch("SELECT ~.pause_v1($1, true, $2)", queue, self._shift_s)
+        await self._pool.fetch("SELECT ~.pause_v1($1, true, $2)", queue, self._fixed_at())
 
     async def resume(self, queue: str) -> None:
         """As `Operator.resume`."""
-        await self._pool.fetch("SELECT ~.pause_v1($1, false, $2)", queue, self._shift_s)
+        await self._pool.fetch("SELECT ~.pause_v1($1, false, $2)", queue, self._fixed_at())
         self._waiters.tell_work()
 
     async def gates(self) -> list[Gate]:
@@ -268,13 +268,18 @@ class PostgresBroker:
 
     async def submit_in(self, connection: object, jobs: Sequence[Job], bounds: Mapping[str, int]) -> list[Receipt]:
         """As `Transactional.submit_in`, for a connection of asyncpg or psycopg to the same database."""
-        return await submit.submit(self._borrowed(connection), jobs, bounds, self._shift_s)
+        if not jobs:
+            return []
+        return await submit.submit(self._borrowed(connection), jobs, bounds, self._fixed_at())
 
     async def complete_in(self, connection: object, job_id: str, token: int, result: bytes | None) -> Settled:
         """As `Completing.complete_in`, with such a connection as `submit_in` takes."""
         settlement = Settlement(job_id, token, Complete(result))
-        ((answer, _),) = await settle.settle(self._borrowed(connection), [settlement], self._shift_s)
+        ((answer, _),) = await settle.settle(self._borrowed(connection), [settlement], self._fixed_at())
         return answer
 
     def _borrowed(self, connection: object) -> Borrowed:
         return Borrowed(connection, self._namespace, self._address.where)
+
+    def _fixed_at(self) -> float | None:
+        return None if self._wall is None else self._wall()

@@ -13,6 +13,8 @@ from taskflow.core.gate import Recovery
 from taskflow.core.job import Claim
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from taskflow.brokers.postgres.connection import Pool
 
 _LAG_S = 10.0  # a job that became due so long ago has been committed, but for what the full look finds
@@ -47,12 +49,12 @@ class Turns:
 
     def remember(self, rows: list[Any], *, is_short: bool) -> None:
         """The rows of one claim."""
-        last: dict[int, Any] = {}
-        for row in rows:
-            last[row[1]] = row
+        if rows and rows[0][1]:  # it began at no mark
+            self.marks.clear()
+        last = {row[2]: row for row in rows}
         for line, row in last.items():
-            at, _, due_at, seq = row[:4]
-            self.cursors[row[7], row[11]] = line
+            at, _, _, due_at, seq = row[:5]
+            self.cursors[row[8], row[12]] = line
             mark = (due_at, seq) if due_at < at - _LAG_S else (at - _LAG_S, 0)
             if mark > self.marks.get(line, (0.0, 0)):
                 self.marks[line] = mark
@@ -65,11 +67,11 @@ class Turns:
             self.cursors.popitem(last=False)
 
 
-async def claim(pool: Pool, request: ClaimRequest, turns: Turns, shift_s: float) -> list[Claim]:
+async def claim(pool: Pool, request: ClaimRequest, turns: Turns, fixed_at: float | None) -> list[Claim]:
     """As `Broker.claim`."""
     is_full_look = turns.is_full_look()
     began = time.monotonic()
-    marks = {} if is_full_look else turns.marks
+    marks: Mapping[int, tuple[float, int]] = {} if is_full_look else turns.marks
     rows = await pool.fetch(
         _CLAIM,
         request.worker,
@@ -88,14 +90,14 @@ async def claim(pool: Pool, request: ClaimRequest, turns: Turns, shift_s: float)
         WAKE,
         PROMOTE,
         PARKS,
-        shift_s,
+        fixed_at,
     )
     if is_full_look:
         turns.looked(time.monotonic() - began)
     turns.remember(rows, is_short=len(rows) < request.limit)
     claims: list[Claim] = []
     for row in rows:
-        (_, _, _, _, token, job_id, task, queue, payload, lane, gates, *rest, recoveries) = row
+        (_, _, _, _, _, token, job_id, task, queue, payload, lane, gates, *rest, recoveries) = row
         names = gates_from(gates) if gates else ()
         eras = tuple(Recovery(*one) for one in json.loads(recoveries)) if recoveries else ()
         claims.append(_new(Claim, (job_id, token, task, queue, payload, lane, names, *rest, eras)))

@@ -28,7 +28,9 @@ class Address:
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         if parts.scheme not in {"postgresql", "postgres"}:
-            raise ConfigError(f"PostgresBroker needs postgresql://[USER[:PASSWORD]@]HOST[:PORT]/DATABASE, not {parts.scheme}://")
+            raise ConfigError(
+                f"PostgresBroker needs postgresql://[USER[:PASSWORD]@]HOST[:PORT]/DATABASE, not {parts.scheme}://"
+            )
         options = parse_qsl(parts.query, keep_blank_values=True)
         listen = next((value for name, value in options if name == "listen"), "on").lower()
         if listen not in _ON | _OFF:

@@ -27,7 +27,9 @@ def translated(error: BaseException, where: str) -> BrokerError | ConfigError:
     if isinstance(error, asyncpg.PostgresError) and not isinstance(error, asyncpg.PostgresConnectionError):
         return _of_server(error, where)
     if isinstance(error, TimeoutError):
-        return _unavailable("timeout", f"PostgreSQL at {where} did not answer in time. Retry; look at its load and locks")
+        return _unavailable(
+            "timeout", f"PostgreSQL at {where} did not answer in time. Retry; look at its load and locks"
+        )
     if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
         return ConfigError(f"TASKFLOW_BROKER__URL: PostgreSQL at {where} cannot be addressed ({type(error).__name__})")
     return _unavailable(

@@ -22,16 +22,18 @@ _PUT = f"SELECT ~.put_gate_v1($1, $2, $3, $4, ROW({_ROW})::~.gate, ${5 + len(_TY
 _GET = f"SELECT x.now, {GATE.replace('g.', '(x.g).')} FROM ~.gate_v1($1, $2) x"  # noqa: S608
 
 
-async def change_gate(pool: Pool, name: str, change: GateChange, generation: int | None, shift_s: float) -> Gate:
+async def change_gate(
+    pool: Pool, name: str, change: GateChange, generation: int | None, fixed_at: float | None
+) -> Gate:
     """As `Broker.gate`."""
     while True:
-        ((now, *row),) = await pool.fetch(_GET, name, shift_s)
+        ((now, *row),) = await pool.fetch(_GET, name, fixed_at)
         old = gate_of(row)
         if generation is not None and generation != old.generation:
             return old
         new = gating.change(old, change, now=now)
         is_stored = await pool.value(
-            _PUT, _WHAT.get(type(change), 0), old.generation, old.era, old.word, *_values(new), shift_s
+            _PUT, _WHAT.get(type(change), 0), old.generation, old.era, old.word, *_values(new), fixed_at
         )
         if is_stored:
             return new

@@ -43,17 +43,17 @@ class Listening:
     def is_heard(self) -> bool:
         return self._connection is not None and not self._connection.is_closed()
 
-    async def listen(self, kind: int, shift_s: float) -> float:
+    async def listen(self, kind: int, fixed_at: float | None) -> float:
         """Be told of `kind` from now on. Seconds after which to look anyway."""
         if not self._address.listens:
             return _DEAF_POLL_S
         now = time.monotonic()
         if not (self.is_heard and self._kinds & kind and now - self._renewed_at < _RENEW_S):
             async with self._registering:
-                await self._register(kind, shift_s)
+                await self._register(kind, fixed_at)
         return _POLL_S if self.is_heard else _DEAF_POLL_S
 
-    async def _register(self, kind: int, shift_s: float) -> None:
+    async def _register(self, kind: int, fixed_at: float | None) -> None:
         now = time.monotonic()
         if self._is_closed or (self.is_heard and self._kinds & kind and now - self._renewed_at < _RENEW_S):
             return
@@ -61,7 +61,7 @@ class Listening:
             return
         self._tried_at = now
         kinds = self._kinds | kind
-        channel = await self._pool.value("SELECT ~.listen_v1($1, $2, $3, $4)", self._id, kinds, _LISTEN_S, shift_s)
+        channel = await self._pool.value("SELECT ~.listen_v1($1, $2, $3, $4)", self._id, kinds, _LISTEN_S, fixed_at)
         try:
             if not self.is_heard:
                 await self._connect(channel)
@@ -94,15 +94,15 @@ class Listening:
         if not self._is_closed:
             self._waiters.tell_all()  # they look, and listen again
 
-    def look_for_finals(self, shift_s: float) -> None:
+    def look_for_finals(self, fixed_at: float | None) -> None:
         """One slow look for all who wait for jobs to end, while somebody does."""
         if self._looking is None or self._looking.done():
-            self._looking = asyncio.get_running_loop().create_task(self._look(shift_s))
+            self._looking = asyncio.get_running_loop().create_task(self._look(fixed_at))
 
-    async def _look(self, shift_s: float) -> None:
+    async def _look(self, fixed_at: float | None) -> None:
         while self._waiters.finals and not self._is_closed:
             with contextlib.suppress(BrokerError):  # those who wait meet it themselves
-                await asyncio.sleep(await self.listen(FINALS, shift_s))
+                await asyncio.sleep(await self.listen(FINALS, fixed_at))
                 waiting = list(self._waiters.finals)
                 ended = await self._pool.fetch(
                     "SELECT a.id FROM unnest($1::text[]) a(id) LEFT JOIN ~.job j ON j.id = a.id"

@@ -50,16 +50,16 @@ async def finals(pool: Pool, job_ids: Sequence[str]) -> tuple[int, dict[str, Fin
     return len(rows), ended
 
 
-async def counts(pool: Pool, shift_s: float) -> list[QueueCounts]:
+async def counts(pool: Pool, fixed_at: float | None) -> list[QueueCounts]:
     """As `Broker.counts`. The oldest ready job is the first of one of the lines: each is looked at once."""
     rows = await pool.fetch(
-        "SELECT q.name, d.ready, d.scheduled, d.running, d.dead, ~.now_s($1) - o.oldest, d.per_s, q.is_paused"
+        "SELECT q.name, d.ready, d.scheduled, d.running, d.dead, ~.now_s($1::float8) - o.oldest, d.per_s, q.is_paused"
         " FROM ~.queue q LEFT JOIN (SELECT queue, sum(ready)::bigint AS ready, sum(scheduled)::bigint AS scheduled,"
-        " sum(running)::bigint AS running, sum(dead)::bigint AS dead, sum(~.decay(per_s, at, ~.now_s($1))) AS per_s"
+        " sum(running)::bigint AS running, sum(dead)::bigint AS dead, sum(~.decay(per_s, at, ~.now_s($1::float8))) AS per_s"
         " FROM ~.count_delta GROUP BY queue) d ON d.queue = q.id LEFT JOIN LATERAL (SELECT min((SELECT r.due_at"
         " FROM ~.ready r WHERE r.line = l.id ORDER BY r.due_at LIMIT 1)) AS oldest FROM ~.line l WHERE l.queue = q.id)"
         " o ON true WHERE q.had_jobs ORDER BY q.name",
-        shift_s,
+        fixed_at,
     )
     return [
         QueueCounts(
@@ -82,7 +82,7 @@ _INFO = (
     " WHEN s.seq IS NOT NULL THEN 0 ELSE 2 END AS state, j.priority, j.lane, j.gates, j.key,"
     " coalesce(f.attempts, j.attempts), j.snoozes, j.lost, j.submitted_at, j.due_at, j.expires_at,"
     " CASE WHEN r.seq IS NOT NULL THEN r.started_at ELSE coalesce(f.started_at, j.started_at) END, f.finished_at, w.name, j.reason,"
-    " coalesce(r.is_cancelled, false), n.progress, j.payload, (SELECT json_agg(json_build_array(e.attempt, e.at,"
+    " coalesce(f.was_cancelled, r.is_cancelled, false), n.progress, j.payload, (SELECT json_agg(json_build_array(e.attempt, e.at,"
     " e.type, e.message, e.kind, e.stack) ORDER BY e.n)::text FROM ~.error e WHERE e.seq = j.seq)"
     " FROM ~.job j JOIN ~.queue q ON q.id = j.queue LEFT JOIN ~.finished f ON f.seq = j.seq"
     " LEFT JOIN ~.running r ON r.seq = j.seq LEFT JOIN ~.scheduled s ON s.seq = j.seq"
@@ -96,9 +96,7 @@ async def show(pool: Pool, job_id: str) -> JobInfo | None:
     return _info(rows[0]) if rows else None
 
 
-async def jobs(
-    pool: Pool, state: JobState | None, queue: str | None, task: str | None, limit: int
-) -> list[JobInfo]:
+async def jobs(pool: Pool, state: JobState | None, queue: str | None, task: str | None, limit: int) -> list[JobInfo]:
     """As `Operator.jobs`."""
     conditions = ["true"]
     values: list[Any] = [limit]

@@ -26,10 +26,10 @@ _KINDS = {Complete: 0, Retry: 1, Snooze: 2, Release: 3, Bury: 4, Expire: 5, Canc
 _SETTLE = "SELECT * FROM ~.settle_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
 
 
-async def settle(pool: Pool | Borrowed, settlements: Sequence[Settlement], shift_s: float) -> list[SettleReply]:
+async def settle(pool: Pool | Borrowed, settlements: Sequence[Settlement], fixed_at: float | None) -> list[SettleReply]:
     """As `Broker.settle`."""
     if len({one[0] for one in settlements}) < len(settlements):  # the order matters
-        return await _one_by_one(pool, settlements, shift_s)
+        return await _one_by_one(pool, settlements, fixed_at)
     quick: list[Settlement] = []
     slow: list[Settlement] = []
     for one in settlements:
@@ -40,17 +40,19 @@ async def settle(pool: Pool | Borrowed, settlements: Sequence[Settlement], shift
             [one[0] for one in quick],
             [one[1] for one in quick],
             [one[2].result for one in quick],  # type: ignore[union-attr]
-            shift_s,
+            fixed_at,
         )
         if not left and not slow:
             return [_DONE] * len(settlements)
         slow += [quick[place - 1] for place in left]
-    replies = await _one_by_one(pool, slow, shift_s) if slow else []
+    replies = await _one_by_one(pool, slow, fixed_at) if slow else []
     answered = dict(zip((one[0] for one in slow), replies, strict=True))
     return [answered.get(one[0], _DONE) for one in settlements]
 
 
-async def _one_by_one(pool: Pool | Borrowed, settlements: Sequence[Settlement], shift_s: float) -> list[SettleReply]:
+async def _one_by_one(
+    pool: Pool | Borrowed, settlements: Sequence[Settlement], fixed_at: float | None
+) -> list[SettleReply]:
     said: list[list[Any]] = [[] for _ in range(9)]
     for _, _, decision in settlements:
         error = getattr(decision, "error", None)
@@ -66,7 +68,7 @@ async def _one_by_one(pool: Pool | Borrowed, settlements: Sequence[Settlement], 
         for column, value in zip(said, row, strict=True):
             column.append(value)
     rows = await pool.fetch(
-        _SETTLE, [one[0] for one in settlements], [one[1] for one in settlements], *said, ERRORS_KEPT, shift_s
+        _SETTLE, [one[0] for one in settlements], [one[1] for one in settlements], *said, ERRORS_KEPT, fixed_at
     )
     return [SettleReply(_ANSWERS[answer], None if state is None else STATES[state]) for answer, state in rows]
 
@@ -78,7 +80,7 @@ async def note(pool: Pool, notes: Sequence[Note]) -> list[Settled]:
     return [_ANSWERS[answer] for answer in answers]
 
 
-async def reclaim(pool: Pool, max_lost: int, retention: Retention, shift_s: float) -> list[Reclaimed]:
+async def reclaim(pool: Pool, max_lost: int, retention: Retention, fixed_at: float | None) -> list[Reclaimed]:
     """As `Broker.reclaim`."""
     rows = await pool.fetch(
         "SELECT * FROM ~.reclaim_v1($1, $2, $3, $4, $5, $6, $7)",
@@ -88,7 +90,7 @@ async def reclaim(pool: Pool, max_lost: int, retention: Retention, shift_s: floa
         retention.dead_s,
         retention.rows,
         ERRORS_KEPT,
-        shift_s,
+        fixed_at,
     )
     return [
         Reclaimed(job_id, task, queue, STATES[state], lost, reason) for job_id, task, queue, state, lost, reason in rows

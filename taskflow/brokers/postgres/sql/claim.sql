@@ -39,7 +39,8 @@ BEGIN
     IF number IS NULL THEN
         INSERT INTO worker AS w (name, expires_at) VALUES (worker_name, now + lease_s)
         ON CONFLICT (name) DO UPDATE SET expires_at = excluded.expires_at RETURNING w.id INTO number;
-    ELSIF until < now + 0.95 * lease_s OR until > now + lease_s THEN  -- a row a claim would be a chain of dead ones
+    ELSIF until < now + lease_s - least(1, lease_s / 20) OR until > now + lease_s THEN
+        -- Not with every claim: a transaction that is open for long makes each old row one more to step over.
         UPDATE worker SET expires_at = now + lease_s WHERE worker.id = number;
     END IF;
     RETURN number;

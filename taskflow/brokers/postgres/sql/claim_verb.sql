@@ -4,16 +4,16 @@ CREATE FUNCTION claim_v1(
     worker_name text, queues text[], most integer, gated integer, suspects integer, lease_s float8,
     cursor_queues text[], cursor_priorities integer[], cursor_lines bigint[],
     mark_lines bigint[], mark_dues float8[], mark_seqs bigint[],
-    quota_least integer, wakes integer, promotes integer, parks integer, shift_s float8
+    quota_least integer, wakes integer, promotes integer, parks integer, fixed_at float8
 ) RETURNS TABLE (
-    at float8, line bigint, due_at float8, seq bigint, token bigint, job_id text, task text, queue text, payload bytea, lane text,
+    at float8, is_whole boolean, line bigint, due_at float8, seq bigint, token bigint, job_id text, task text, queue text, payload bytea, lane text,
     gates text, priority smallint, attempts integer, snoozes integer, lost integer, waited_s float8, age_s float8,
     expires_in_s float8, expire_reason text, checkpoint bytea, recoveries text
 ) LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_hashjoin = off
 SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
-    now float8 := now_s(shift_s);
+    now float8 := now_s(fixed_at);
     worker_id integer := renew(worker_name, lease_s, now);
     q record;
     claim_token bigint;
@@ -24,14 +24,20 @@ DECLARE
     all_lines bigint[] := '{}'; all_dues float8[] := '{}'; all_seqs bigint[] := '{}';
     n_got integer; n_queue integer; wanted integer;
     short bigint[]; skipped bigint[] := '{}';
-    names text[]; r record; is_parker boolean;
+    names text[]; r record; is_parker boolean; promoted integer;
+    is_whole_look boolean := cardinality(mark_lines) = 0;
 BEGIN
     FOR q IN SELECT x.id, x.name FROM unnest(queues) WITH ORDINALITY a(name, n) JOIN queue x ON x.name = a.name
             WHERE NOT x.is_paused ORDER BY a.n LOOP
         EXIT WHEN most <= 0;
         n_queue := 0;
         is_parker := NULL;
-        promotes := promotes - promote(q.id, promotes, now);
+        promoted := promote(q.id, promotes, now);
+        IF promoted > 0 THEN
+            promotes := promotes - promoted;
+            is_whole_look := true;  -- they may be due since long
+            mark_lines := '{}'; mark_dues := '{}'; mark_seqs := '{}';
+        END IF;
         IF gated > 0 AND EXISTS (SELECT FROM parking p WHERE p.queue = q.id AND p.wake_at <= now) THEN
             is_parker := pg_try_advisory_xact_lock('parking'::regclass::oid::integer, q.id);
             IF is_parker THEN wakes := wake(q.id, wakes, now); END IF;
@@ -160,7 +166,7 @@ BEGIN
     IF cardinality(all_seqs) = 0 THEN RETURN; END IF;
     claim_token := nextval('token_seq');  -- now that the rows are ours: a later claim of them has a greater one
     INSERT INTO running (seq, token, worker, started_at) SELECT s, claim_token, worker_id, now FROM unnest(all_seqs) s;
-    RETURN QUERY SELECT now, a.line, a.due_at, a.seq, claim_token, j.id, j.task, q.name, j.payload, j.lane, j.gates,
+    RETURN QUERY SELECT now, is_whole_look, a.line, a.due_at, a.seq, claim_token, j.id, j.task, q.name, j.payload, j.lane, j.gates,
         j.priority, j.attempts, j.snoozes, j.lost, greatest(0, now - coalesce(j.ready_at, j.due_at)),
         greatest(0, now - (j.expires_at - j.expires_s)), j.expires_at - now, j.expire_reason, n.checkpoint,
         CASE WHEN j.gates <> '' THEN (

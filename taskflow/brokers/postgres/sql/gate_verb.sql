@@ -1,19 +1,19 @@
 -- The gate of this name, which is made if need be, and the server's clock: what a change is computed from.
-CREATE FUNCTION gate_v1(gate_name text, shift_s float8, OUT g gate, OUT now float8) LANGUAGE plpgsql
+CREATE FUNCTION gate_v1(gate_name text, fixed_at float8, OUT g gate, OUT now float8) LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
 BEGIN
     INSERT INTO gate (name) SELECT gate_name WHERE NOT EXISTS (SELECT FROM gate WHERE name = gate_name)
     ON CONFLICT DO NOTHING;
     SELECT * INTO g FROM gate WHERE name = gate_name;
-    now := now_s(shift_s);
+    now := now_s(fixed_at);
 END $$;
 
 -- Store what a change computed, if the gate is still what it was computed from. `what`: 0 hold and recovery, 1 what code
 -- says, 2 an operator's limit, 3 an operator's rate. Whether it was stored.
 CREATE FUNCTION put_gate_v1(what integer, old_generation bigint, old_era bigint, old_word bigint, changed gate,
-    shift_s float8) RETURNS boolean LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+    fixed_at float8) RETURNS boolean LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
-    g gate; now float8 := now_s(shift_s); is_stirred boolean;
+    g gate; now float8 := now_s(fixed_at); is_stirred boolean;
 BEGIN
     SELECT * INTO g FROM gate x WHERE x.name = changed.name FOR NO KEY UPDATE;
     IF NOT FOUND OR (what = 0 AND (g.generation, g.era, g.word) <> (old_generation, old_era, old_word)) THEN

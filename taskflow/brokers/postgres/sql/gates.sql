@@ -1,7 +1,8 @@
 -- Gates: `core.gate` and `core.bucket`, where the rows are.
 
-CREATE FUNCTION now_s(shift_s float8) RETURNS float8 LANGUAGE sql VOLATILE AS
-$$ SELECT extract(epoch FROM clock_timestamp())::float8 + shift_s $$;
+-- The server's clock, in seconds since 1970; a test's own, where that is given.
+CREATE FUNCTION now_s(fixed_at float8) RETURNS float8 LANGUAGE sql VOLATILE AS
+$$ SELECT coalesce(fixed_at, extract(epoch FROM clock_timestamp())::float8) $$;
 
 CREATE FUNCTION gates_of(gates text) RETURNS text[] LANGUAGE sql IMMUTABLE AS
 $$ SELECT CASE WHEN gates = '' THEN '{}'::text[] ELSE ARRAY(SELECT json_array_elements_text(gates::json)) END $$;

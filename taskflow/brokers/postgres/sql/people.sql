@@ -14,15 +14,15 @@ BEGIN
         DELETE FROM scheduled s WHERE s.queue = j.queue AND s.due_at = j.due_at AND s.seq = j.seq;
         IF NOT FOUND THEN RETURN false; END IF;
     END IF;
-    PERFORM finish(j, end_state, j.attempts, 0, j.started_at, now, was, NULL);
+    PERFORM finish(j, end_state, j.attempts, 0, j.started_at, now, was, NULL, false);
     RETURN true;
 END $$;
 
 -- For each: 0 cancelled, 1 requested, 2 final, 3 missing.
-CREATE FUNCTION cancel_v1(job_ids text[], shift_s float8) RETURNS integer[] LANGUAGE plpgsql
+CREATE FUNCTION cancel_v1(job_ids text[], fixed_at float8) RETURNS integer[] LANGUAGE plpgsql
 SET search_path FROM CURRENT SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
-    now float8 := now_s(shift_s);
+    now float8 := now_s(fixed_at);
     answers integer[] := '{}'; one text; j job; finals text[] := '{}';
 BEGIN
     FOREACH one IN ARRAY job_ids LOOP
@@ -47,10 +47,10 @@ BEGIN
 END $$;
 
 -- For each: 0 ready, 1 not dead, 2 its key is taken, 3 missing.
-CREATE FUNCTION retry_v1(job_ids text[], shift_s float8) RETURNS integer[] LANGUAGE plpgsql
+CREATE FUNCTION retry_v1(job_ids text[], fixed_at float8) RETURNS integer[] LANGUAGE plpgsql
 SET search_path FROM CURRENT SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
-    now float8 := now_s(shift_s);
+    now float8 := now_s(fixed_at);
     answers integer[] := '{}'; one text; j job; f finished; is_any boolean := false;
 BEGIN
     FOREACH one IN ARRAY job_ids LOOP
@@ -91,19 +91,19 @@ BEGIN
     DELETE FROM error WHERE seq = ANY (seqs);
 END $$;
 
-CREATE FUNCTION pause_v1(queue_name text, paused boolean, shift_s float8) RETURNS void LANGUAGE plpgsql
+CREATE FUNCTION pause_v1(queue_name text, paused boolean, fixed_at float8) RETURNS void LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
 BEGIN
     UPDATE queue SET is_paused = paused WHERE id = queue_named(queue_name);
-    IF NOT paused THEN PERFORM tell_work(now_s(shift_s)); END IF;
+    IF NOT paused THEN PERFORM tell_work(now_s(fixed_at)); END IF;
 END $$;
 
 -- Purge some jobs in this state whose number is above `after`: how many, and where to go on (NULL: that was all).
-CREATE FUNCTION purge_v1(wanted integer, queue_name text, task_name text, after bigint, most integer, shift_s float8,
+CREATE FUNCTION purge_v1(wanted integer, queue_name text, task_name text, after bigint, most integer, fixed_at float8,
     OUT n integer, OUT next_after bigint) LANGUAGE plpgsql SET search_path FROM CURRENT
 SET plan_cache_mode = force_custom_plan AS $$
 DECLARE
-    found bigint[]; now float8 := now_s(shift_s);
+    found bigint[]; now float8 := now_s(fixed_at);
 BEGIN
     found := ARRAY(SELECT j.seq FROM job j WHERE j.seq > after AND state_of(j.seq) = wanted
         AND (queue_name IS NULL OR j.queue = (SELECT q.id FROM queue q WHERE q.name = queue_name))
@@ -113,6 +113,6 @@ BEGIN
     IF wanted > 3 THEN
         PERFORM forget(found, now);
     ELSE
-        PERFORM cancel_v1(ARRAY(SELECT j.id FROM job j WHERE j.seq = ANY (found)), shift_s);
+        PERFORM cancel_v1(ARRAY(SELECT j.id FROM job j WHERE j.seq = ANY (found)), fixed_at);
     END IF;
 END $$;

@@ -23,12 +23,12 @@ END $$;
 CREATE FUNCTION channel() RETURNS text LANGUAGE sql STABLE AS $$ SELECT 'tf_' || md5(current_schema()) $$;
 
 -- Complete claims. The places, from 1, of those that this could not say: their claims have ended before.
-CREATE FUNCTION complete_v1(job_ids text[], tokens bigint[], results bytea[], shift_s float8) RETURNS integer[]
+CREATE FUNCTION complete_v1(job_ids text[], tokens bigint[], results bytea[], fixed_at float8) RETURNS integer[]
 LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_hashjoin = off
 SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 DECLARE
-    now float8 := now_s(shift_s);
-    ns integer[]; seqs bigint[]; queues integer[]; batches integer[]; begun float8[]; spent integer[];
+    now float8 := now_s(fixed_at);
+    ns integer[]; seqs bigint[]; queues integer[]; batches integer[]; begun float8[]; spent integer[]; cancelled boolean[];
     gated text[]; keyed bigint[];
     is_stirred boolean := false;
 BEGIN
@@ -37,18 +37,19 @@ BEGIN
         FROM unnest(job_ids, tokens) WITH ORDINALITY a(job_id, token, n) JOIN job j ON j.id = a.job_id
     ), gone AS (
         DELETE FROM running r USING found f WHERE r.seq = f.seq AND r.token = f.token
-        RETURNING f.n, f.seq, f.queue, f.batch, r.started_at, f.attempts, f.gates, f.key
+        RETURNING f.n, f.seq, f.queue, f.batch, r.started_at, r.is_cancelled, f.attempts, f.gates, f.key
     )
     SELECT array_agg(g.n), array_agg(g.seq), array_agg(g.queue), array_agg(g.batch), array_agg(g.started_at),
-        array_agg(g.attempts), array_agg(g.gates) FILTER (WHERE g.gates <> ''),
+        array_agg(g.attempts), array_agg(g.is_cancelled), array_agg(g.gates) FILTER (WHERE g.gates <> ''),
         array_agg(g.seq) FILTER (WHERE g.key IS NOT NULL)
-    INTO ns, seqs, queues, batches, begun, spent, gated, keyed FROM gone g;
+    INTO ns, seqs, queues, batches, begun, spent, cancelled, gated, keyed FROM gone g;
     IF seqs IS NULL THEN
         RETURN ARRAY(SELECT generate_series(1, cardinality(job_ids)));
     END IF;
-    INSERT INTO finished (seq, batch, state, finished_at, started_at, token, attempts, has_result)
-    SELECT a.seq, a.batch, 4, now, a.begun, tokens[a.n], a.spent + 1, results[a.n] IS NOT NULL
-    FROM unnest(ns, seqs, batches, begun, spent) a(n, seq, batch, begun, spent);
+    INSERT INTO finished (seq, batch, state, finished_at, started_at, token, attempts, has_result,
+        was_cancelled)
+    SELECT a.seq, a.batch, 4, now, a.begun, tokens[a.n], a.spent + 1, results[a.n] IS NOT NULL, a.cancelled
+    FROM unnest(ns, seqs, batches, begun, spent, cancelled) a(n, seq, batch, begun, spent, cancelled);
     INSERT INTO result (batch, finished_at, seq, data) SELECT a.batch, now, a.seq, results[a.n]
     FROM unnest(ns, seqs, batches) a(n, seq, batch) WHERE results[a.n] IS NOT NULL;
     IF keyed IS NOT NULL THEN
@@ -79,10 +80,11 @@ END $$;
 
 -- The job is final. Nothing else holds it any more.
 CREATE FUNCTION finish(j job, end_state integer, spent integer, end_token bigint, begun_at float8, now float8,
-    was text, result bytea) RETURNS void LANGUAGE plpgsql AS $$
+    was text, result bytea, was_cancelled boolean) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO finished (seq, batch, state, finished_at, started_at, token, attempts, has_result)
-    VALUES (j.seq, j.batch, end_state, now, begun_at, end_token, spent, result IS NOT NULL);
+    INSERT INTO finished (seq, batch, state, finished_at, started_at, token, attempts, has_result,
+        was_cancelled)
+    VALUES (j.seq, j.batch, end_state, now, begun_at, end_token, spent, result IS NOT NULL, was_cancelled);
     IF result IS NOT NULL THEN
         INSERT INTO result (batch, finished_at, seq, data) VALUES (j.batch, now, j.seq, result);
     END IF;
@@ -121,13 +123,13 @@ END $$;
 -- 1 already, 2 stale, and the state after it.
 CREATE FUNCTION settle_v1(job_ids text[], tokens bigint[], kinds integer[], delays_s float8[], reasons text[],
     spent boolean[], results bytea[], e_types text[], e_messages text[], e_kinds text[], e_stacks text[],
-    errors_kept integer, shift_s float8)
+    errors_kept integer, fixed_at float8)
 RETURNS TABLE (answer integer, state integer)
 LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_hashjoin = off
 SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
-    now float8 := now_s(shift_s);
+    now float8 := now_s(fixed_at);
     i integer; j job; r running; ended integer; kind integer;
     names text[] := '{}'; unused bigint[] := '{}'; finals text[] := '{}';
     is_work boolean := false;
@@ -159,7 +161,7 @@ BEGIN
                 reason = CASE WHEN kind = 2 THEN reasons[i] ELSE reason END, settled = tokens[i],
                 started_at = r.started_at WHERE seq = j.seq RETURNING * INTO j;
             IF r.is_cancelled THEN
-                PERFORM finish(j, 6, j.attempts, tokens[i], r.started_at, now, 'running', NULL);
+                PERFORM finish(j, 6, j.attempts, tokens[i], r.started_at, now, 'running', NULL, true);
                 state := 6;
             ELSE
                 state := requeue(j.seq, CASE WHEN kind < 3 THEN delays_s[i] END, now);
@@ -171,7 +173,7 @@ BEGIN
             END IF;
             state := (ARRAY[4, 0, 0, 0, 5, 7, 6])[kind + 1];
             PERFORM finish(j, state, j.attempts + (kind = 0 OR (kind = 4 AND spent[i]))::integer, tokens[i],
-                r.started_at, now, 'running', CASE WHEN kind = 0 THEN results[i] END);
+                r.started_at, now, 'running', CASE WHEN kind = 0 THEN results[i] END, r.is_cancelled);
         END IF;
         IF state > 3 THEN finals := finals || job_ids[i]; END IF;
         answer := 0;

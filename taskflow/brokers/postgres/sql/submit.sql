@@ -39,13 +39,13 @@ END $$;
 CREATE FUNCTION submit_v1(
     ids text[], tasks text[], queues text[], payloads bytea[], priorities integer[], lanes text[], gates text[],
     keys text[], delays_s float8[], expires_s float8[], expire_reasons text[], batches text[],
-    bound_queues text[], bounds bigint[], shift_s float8
+    bound_queues text[], bounds bigint[], fixed_at float8
 ) RETURNS TABLE (place_n integer, refusal integer, holder text, over bigint, drain_per_s float8)
 LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_hashjoin = off
 SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 #variable_conflict use_variable
 DECLARE
-    now float8 := now_s(shift_s);
+    now float8 := now_s(fixed_at);
     n integer := cardinality(ids);
     q record; i integer; g text; bound bigint; half bigint; counted bigint; n_deltas bigint;
     is_slow boolean; is_taken boolean[]; seqs bigint[]; ready_seqs bigint[];

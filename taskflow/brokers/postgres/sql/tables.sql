@@ -100,7 +100,8 @@ CREATE TABLE finished (
     started_at float8,
     token bigint NOT NULL,
     attempts integer NOT NULL,
-    has_result boolean NOT NULL DEFAULT false
+    has_result boolean NOT NULL,
+    was_cancelled boolean NOT NULL  -- asked to cancel while it ran
 ) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX finished_old ON finished (batch, state, finished_at, seq);
 

@@ -1,11 +1,11 @@
 -- Leases, and what must happen though nobody asks.
 
-CREATE FUNCTION beat_v1(worker_name text, job_ids text[], tokens bigint[], lease_s float8, shift_s float8,
+CREATE FUNCTION beat_v1(worker_name text, job_ids text[], tokens bigint[], lease_s float8, fixed_at float8,
     OUT lost text[], OUT cancelled text[]) LANGUAGE plpgsql SET search_path FROM CURRENT
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
-    now float8 := now_s(shift_s);
+    now float8 := now_s(fixed_at);
     number integer := renew(worker_name, lease_s, now);
     held bigint[]; back bigint[]; missing bigint[]; is_late boolean; found_ids text[];
 BEGIN
@@ -38,13 +38,13 @@ BEGIN
 END $$;
 
 CREATE FUNCTION reclaim_v1(max_lost integer, result_s float8, finished_s float8, dead_s float8, most integer,
-    errors_kept integer, shift_s float8)
+    errors_kept integer, fixed_at float8)
 RETURNS TABLE (job_id text, task text, queue text, state integer, lost integer, reason text)
 LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_hashjoin = off
 SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
-    now float8 := now_s(shift_s);
+    now float8 := now_s(fixed_at);
     w record; j job; r record;
     moved integer := 0; is_suspected boolean; is_work boolean := false;
     names text[] := '{}'; finals text[] := '{}';
@@ -66,10 +66,10 @@ BEGIN
                 PERFORM add_error(j.seq, j.attempts + 1, now, 'WorkerLost',
                     'its worker was lost ' || j.lost || ' times', 'lost', '', errors_kept);
                 UPDATE job y SET reason = 'lost' WHERE y.seq = j.seq;
-                PERFORM finish(j, 5, j.attempts, 0, r.started_at, now, 'running', NULL);
+                PERFORM finish(j, 5, j.attempts, 0, r.started_at, now, 'running', NULL, r.is_cancelled);
                 state := 5;
             ELSIF r.is_cancelled THEN
-                PERFORM finish(j, 6, j.attempts, 0, r.started_at, now, 'running', NULL);
+                PERFORM finish(j, 6, j.attempts, 0, r.started_at, now, 'running', NULL, r.is_cancelled);
                 state := 6;
             ELSE
                 state := requeue(j.seq, NULL, now);
@@ -152,11 +152,11 @@ BEGIN
 END $$;
 
 -- In how many seconds `claim` may find something; NULL: never, as it looks.
-CREATE FUNCTION next_v1(queues text[], is_gated boolean, is_suspects boolean, shift_s float8) RETURNS float8
+CREATE FUNCTION next_v1(queues text[], is_gated boolean, is_suspects boolean, fixed_at float8) RETURNS float8
 LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_hashjoin = off
 SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
-    now float8 := now_s(shift_s);
+    now float8 := now_s(fixed_at);
     earliest float8;
     kinds smallint[] := ARRAY(SELECT k FROM unnest('{0,1,2,3}'::smallint[]) k
         WHERE (is_gated OR k & 1 = 0) AND (is_suspects OR k & 2 = 0));
@@ -176,10 +176,10 @@ BEGIN
 END $$;
 
 -- This broker object wants to be told, for `for_s` seconds.
-CREATE FUNCTION listen_v1(listener_id text, wanted integer, for_s float8, shift_s float8) RETURNS text
+CREATE FUNCTION listen_v1(listener_id text, wanted integer, for_s float8, fixed_at float8) RETURNS text
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
-    INSERT INTO listener AS l (id, kinds, expires_at) VALUES (listener_id, wanted, now_s(shift_s) + for_s)
+    INSERT INTO listener AS l (id, kinds, expires_at) VALUES (listener_id, wanted, now_s(fixed_at) + for_s)
     ON CONFLICT (id) DO UPDATE SET kinds = l.kinds | excluded.kinds, expires_at = excluded.expires_at;
     RETURN channel();
 END $$;
