@@ -384,11 +384,11 @@ async def test_close_leaves_no_connection(server: PostgresServer) -> None:
 
 
 async def test_caller_who_gives_up_leaves_the_broker_as_it_was(broker: PostgresBroker) -> None:
-    for _ in range(8):  # more than there are connections
-        waiting = asyncio.create_task(broker.submit([job() for _ in range(50)], {}))
-        await asyncio.sleep(0)
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
+    give_up = [asyncio.create_task(broker.submit([job()], {})) for _ in range(8)]  # more than there are connections
+    await asyncio.sleep(0)
+    for one in give_up:
+        one.cancel()
+    await asyncio.gather(*give_up, return_exceptions=True)
     assert (await submit(broker, job()))[0].accepted is Accepted.NEW
 
 
@@ -462,3 +462,53 @@ async def test_admission_in_sql_is_that_of_the_core(broker: PostgresBroker, name
             assert row[1] == (pytest.approx(expected.look_again_at, abs=1e-6) if expected.look_again_at else None)
 
         check()
+
+
+# ---- many at once ----
+
+
+async def test_many_workers_share_gates_and_keep_their_limits(broker: PostgresBroker, namespace: str) -> None:
+    """Claims, settles, submits and upkeep of eight processes: nothing is lost, run twice or over a limit."""
+    brokers = [PostgresBroker(postgres().url, namespace=namespace) for _ in range(4)]
+    await asyncio.gather(*(one.open() for one in brokers))
+    names = ("a", "b", "c")
+    for name in names:
+        await broker.gate(name, gating.Declare(limit=3))
+    gates = [(), ("a",), ("b", "a"), ("a", "b", "c"), ("c",)]
+    wanted = [job(gates=gates[n % 5], lane=f"l{n % 7}", priority=n % 2) for n in range(200)]
+    live = dict.fromkeys(names, 0)
+    most = dict.fromkeys(names, 0)
+    done: list[str] = []
+
+    async def work(number: int) -> None:
+        mine = brokers[number % 4]
+        request = ask(f"w{number}", limit=10)
+        while len(done) < len(wanted):
+            claims = await mine.claim(request)
+            for one in claims:
+                for name in one.gates:
+                    live[name] += 1
+                    most[name] = max(most[name], live[name])
+            await asyncio.sleep(0)
+            for one in claims:
+                for name in one.gates:
+                    live[name] -= 1
+            replies = await mine.settle([Settlement(one.job_id, one.token, Complete()) for one in claims])
+            assert all(reply.answer is Settled.APPLIED for reply in replies)
+            done.extend(one.job_id for one in claims)
+            if not claims:
+                await mine.wait(request, 0.2)
+
+    async def feed() -> None:
+        for start in range(0, len(wanted), 20):
+            await submit(broker, *wanted[start : start + 20])
+            await reclaim(broker)
+
+    async with asyncio.timeout(6 * PATIENCE_S):
+        await asyncio.gather(feed(), *(work(number) for number in range(8)))
+    assert sorted(done) == sorted(one.id for one in wanted)
+    assert all(count <= 3 for count in most.values())
+    assert [gate.live for gate in await broker.gates()] == [0, 0, 0]
+    (count,) = await broker.counts()
+    assert (count.ready, count.scheduled, count.running) == (0, 0, 0)
+    await asyncio.gather(*(one.close() for one in brokers))

@@ -37,7 +37,6 @@ from taskflow.core import gate as gating
 from taskflow.core.decision import Bury, Cancel, Complete, Expire, Release, Retry, Snooze
 from taskflow.core.job import FINAL, SUSPECT_AFTER, TRANSITIONS, Claim, Job, JobState, is_buried
 from taskflow.core.specs import CircuitBreaker
-
 from tests.servers.postgres import is_there as postgres_is_there
 
 from .conftest import postgres

@@ -44,7 +44,7 @@ class PostgresBeat:
             if self._connection is None or self._connection.is_closed():
                 self._connection = await self._address.connect()
             row = await self._connection.fetchrow(
-                f"SELECT * FROM {self._name}.beat_v1($1, $2, $3, $4, $5)",
+                f"SELECT * FROM {self._name}.beat_v1($1, $2, $3, $4, $5)",  # noqa: S608 - our schema's name
                 worker,
                 list(tokens),
                 list(tokens.values()),
