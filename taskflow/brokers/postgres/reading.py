@@ -58,7 +58,8 @@ async def counts(pool: Pool, fixed_at: float | None) -> list[QueueCounts]:
         " sum(running)::bigint AS running, sum(dead)::bigint AS dead,"
         " sum(~.decay(per_s, at, ~.now_s($1::float8))) AS per_s FROM ~.count_delta GROUP BY queue) d ON d.queue = q.id"
         " LEFT JOIN LATERAL (SELECT min((SELECT r.due_at FROM ~.ready r WHERE r.line = l.id"
-        " ORDER BY r.due_at LIMIT 1)) AS oldest FROM ~.line l WHERE l.queue = q.id) o ON true WHERE q.had_jobs ORDER BY q.name",
+        " ORDER BY r.due_at LIMIT 1)) AS oldest FROM ~.line l WHERE l.queue = q.id) o ON true"
+        " WHERE q.had_jobs ORDER BY q.name",
         fixed_at,
     )
     return [
@@ -84,8 +85,8 @@ _INFO = (
     " CASE WHEN r.seq IS NOT NULL THEN r.started_at ELSE coalesce(f.started_at, j.started_at) END, f.finished_at,"
     " w.name, j.reason, coalesce(f.was_cancelled, r.is_cancelled, false), n.progress, j.payload,"
     " (SELECT json_agg(json_build_array(e.attempt, e.at, e.type, e.message, e.kind, e.stack) ORDER BY e.n)::text"
-    " FROM ~.error e WHERE e.seq = j.seq) FROM ~.job j JOIN ~.queue q ON q.id = j.queue LEFT JOIN ~.finished f ON f.seq = j.seq"
-    " LEFT JOIN ~.running r ON r.seq = j.seq LEFT JOIN ~.scheduled s ON s.seq = j.seq"
+    " FROM ~.error e WHERE e.seq = j.seq) FROM ~.job j JOIN ~.queue q ON q.id = j.queue"
+    " LEFT JOIN ~.finished f ON f.seq = j.seq LEFT JOIN ~.running r ON r.seq = j.seq LEFT JOIN ~.scheduled s ON s.seq = j.seq"
     " LEFT JOIN ~.worker w ON w.id = r.worker LEFT JOIN ~.note n ON n.seq = j.seq"
 )
 
