@@ -282,7 +282,7 @@ async def test_read_only_replica_is_an_outage_that_changes_nothing(server: Valke
         assert len(await claim(broker)) == 1
 
 
-async def test_full_memory_is_an_outage_that_changes_nothing(server: ValkeyServer) -> None:
+async def test_full_memory_refuses_new_jobs_and_lets_the_others_drain(server: ValkeyServer) -> None:
     async with opened(server.url) as broker:
         await submit(broker, job())
         server.ask("CONFIG", "SET", "maxmemory", "1000")
@@ -292,9 +292,18 @@ async def test_full_memory_is_an_outage_that_changes_nothing(server: ValkeyServe
             await submit(broker, refused)
 
         assert caught.value.kind == "full"
+        running = await claim_one(broker)  # else nothing would ever get free
+        await broker.beat("w1", {running.job_id: running.token}, 60.0)
+        assert (await settle(broker, running, DONE)).answer is Settled.APPLIED
+        await eventually(lambda: _pruned(broker, running.job_id))
         server.ask("CONFIG", "SET", "maxmemory", "0")
         assert await broker.states([refused.id]) == {}
         assert (await submit(broker, refused))[0].accepted is Accepted.NEW
+
+
+async def _pruned(broker: RedisBroker, job_id: str) -> bool:
+    await reclaim(broker, retention=NOTHING_KEPT)
+    return await broker.states([job_id]) == {}
 
 
 async def test_jobs_survive_a_crash_of_a_server_with_an_aof() -> None:
