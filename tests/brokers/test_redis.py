@@ -201,6 +201,7 @@ async def test_user_of_the_namespace_alone_is_enough(server: ValkeyServer) -> No
         "on",
         f">{SECRET}",
         "~{mine}:*",
+        "resetchannels",
         "&{mine}:*",
         "+@all",
         "-@dangerous",
