@@ -381,6 +381,26 @@ async def test_connection_that_was_cut_is_made_anew_at_the_next_call(server: Val
         assert len(await eventually(claimed)) == 1
 
 
+async def test_cancelled_call_leaves_its_answer_to_nobody(broker: RedisBroker) -> None:
+    jobs = [job() for _ in range(3)]
+    await submit(broker, *jobs)
+
+    async def shown(one: Job) -> None:
+        info = await broker.show(one.id)
+        assert info is not None
+        assert info.id == one.id
+
+    for number in range(120):
+        calls = [asyncio.create_task(shown(one)) for one in jobs * 2]
+        for _ in range(number % 23):
+            await asyncio.sleep(0)
+        for call in calls[::2]:
+            call.cancel()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(result is None or isinstance(result, asyncio.CancelledError) for result in results), results
+        assert results[1::2] == [None] * 3
+
+
 async def test_whoever_waits_looks_again_when_the_connection_that_listens_is_cut(server: ValkeyServer) -> None:
     async with opened(server.url) as broker, opened(server.url) as other:
         waiting = asyncio.create_task(broker.wait(ask(), LONG_S))
