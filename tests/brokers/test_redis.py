@@ -233,7 +233,7 @@ async def test_password_is_not_in_the_error_of_a_server_that_is_not_there() -> N
 
 async def test_tls_is_what_rediss_asks_for(server: ValkeyServer) -> None:
     with pytest.raises(BrokerUnavailable):  # this server speaks none
-        await RedisBroker(f"rediss://127.0.0.1:{server.port}/0?socket_timeout=1").open()
+        await RedisBroker(f"rediss://127.0.0.1:{server.port}/0?socket_connect_timeout=0.5").open()
 
 
 async def test_open_tells_of_a_server_that_may_lose_jobs(server: ValkeyServer) -> None:
