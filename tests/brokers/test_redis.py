@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import hypothesis.strategies as st
 import pytest
@@ -217,9 +218,26 @@ async def test_user_of_the_namespace_alone_is_enough(server: ValkeyServer) -> No
         assert await reclaim(broker) == []
 
 
-async def test_no_address_is_a_setting_to_correct() -> None:
-    with pytest.raises(ConfigError, match="no address"):
-        RedisBroker("http://localhost")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://localhost", "redis://ada:pass-word/x@host:6379", "redis://ada:pass-word#x@host", "redis://ada:pass-word",
+        "redis://ada:pass-word?x@host", "redis://host?pass-word=1", "redis://ada:x@pass-word/@host",
+    ],
+)  # fmt: skip
+async def test_no_address_is_a_setting_to_correct_and_never_shown(url: str) -> None:
+    with pytest.raises(ConfigError, match="no address") as caught:
+        RedisBroker(url)
+
+    assert "pass-word" not in str(caught.value)
+
+
+async def test_password_with_every_character_works_when_it_is_encoded() -> None:
+    secret = "a@b/c:d#e?f%g&h i"
+    with ValkeyServer(password="plain") as server:
+        server.ask("CONFIG", "SET", "requirepass", secret)
+        async with opened(f"redis://:{quote(secret, safe='')}@127.0.0.1:{server.port}/0") as broker:
+            assert await broker.counts() == []
 
 
 async def test_password_is_not_in_the_error_of_a_server_that_is_not_there() -> None:
