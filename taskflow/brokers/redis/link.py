@@ -135,8 +135,8 @@ def where(url: str) -> str:
     if made is None:
         raise ConfigError(
             "TASKFLOW_BROKER__URL is no address of a Redis server: it must be redis://[USER:PASSWORD@]HOST[:PORT][/DB],"
-            " rediss:// (TLS) or unix:///SOCKET[?db=N]; in user and password write %40 for @, %2F for /, %3A for :, %23 "
-            "for #, %3F for ?, %25 for %"
+            " rediss:// (TLS) or unix:///SOCKET[?db=N]; in user and password write %40 for @, %2F for /, %3A for :, "
+            "%23 for #, %3F for ?, %25 for %"
         )
     place = made.get("path") or f"{made.get('host', 'localhost')}:{made.get('port', 6379)}"
     return f"Redis at {place}, database {made.get('db', 0)},"
