@@ -119,8 +119,11 @@ class LoopClock:
         self._alarm_at = float("inf")
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    now = staticmethod(time.monotonic)  # asked three times a job
-    wall = staticmethod(time.time)
+    def now(self) -> float:
+        return time.monotonic()
+
+    def wall(self) -> float:
+        return time.time()
 
     def call_at(self, when: float, callback: Callable[[], object]) -> Timer:
         loop = asyncio.get_running_loop()
