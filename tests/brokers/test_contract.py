@@ -595,11 +595,11 @@ async def test_hold_that_is_over_wakes_a_worker(broker: FullBroker) -> None:
 
 
 async def test_hold_that_was_prolonged_wakes_a_worker_when_it_is_over(broker: FullBroker) -> None:
-    await broker.gate("smtp", gating.Hold(0.05))
+    await broker.gate("smtp", gating.Hold(0.3))
     await submit(broker, job(gates=("smtp",)))
     assert await claim(broker) == []
 
-    await broker.gate("smtp", gating.Hold(0.15))
+    await broker.gate("smtp", gating.Hold(0.5))
 
     assert len(await claimed_soon(broker)) == 1
 

@@ -79,15 +79,15 @@ async def counts(pool: Pool, fixed_at: float | None) -> list[QueueCounts]:
 
 
 _INFO = (
-    "SELECT j.id, j.task, q.name, CASE WHEN f.seq IS NOT NULL THEN f.state WHEN r.seq IS NOT NULL THEN 3"
-    " WHEN s.seq IS NOT NULL THEN 0 ELSE 2 END AS state, j.priority, j.lane, j.gates, j.key,"
-    " coalesce(f.attempts, j.attempts), j.snoozes, j.lost, j.submitted_at, j.due_at, j.expires_at,"
-    " CASE WHEN r.seq IS NOT NULL THEN r.started_at ELSE coalesce(f.started_at, j.started_at) END, f.finished_at,"
-    " w.name, j.reason, coalesce(f.was_cancelled, r.is_cancelled, false), n.progress, j.payload,"
-    " (SELECT json_agg(json_build_array(e.attempt, e.at, e.type, e.message, e.kind, e.stack) ORDER BY e.n)::text"
-    " FROM ~.error e WHERE e.seq = j.seq) FROM ~.job j JOIN ~.queue q ON q.id = j.queue"
-    " LEFT JOIN ~.finished f ON f.seq = j.seq LEFT JOIN ~.running r ON r.seq = j.seq"
-    " LEFT JOIN ~.scheduled s ON s.seq = j.seq LEFT JOIN ~.worker w ON w.id = r.worker LEFT JOIN ~.note n ON n.seq = j.seq"
+    "SELECT j.id, j.task, q.name, CASE WHEN f.seq IS NOT NULL THEN f.state WHEN r.seq IS NOT NULL THEN 3 WHEN"
+    " s.seq IS NOT NULL THEN 0 ELSE 2 END AS state, j.priority, j.lane, j.gates, j.key, coalesce(f.attempts,"
+    " j.attempts), j.snoozes, j.lost, j.submitted_at, j.due_at, j.expires_at, CASE WHEN r.seq IS NOT NULL THEN"
+    " r.started_at ELSE coalesce(f.started_at, j.started_at) END, f.finished_at, w.name, j.reason,"
+    " coalesce(f.was_cancelled, r.is_cancelled, false), n.progress, j.payload, (SELECT"
+    " json_agg(json_build_array(e.attempt, e.at, e.type, e.message, e.kind, e.stack) ORDER BY e.n)::text FROM"
+    " ~.error e WHERE e.seq = j.seq) FROM ~.job j JOIN ~.queue q ON q.id = j.queue LEFT JOIN ~.finished f ON"
+    " f.seq = j.seq LEFT JOIN ~.running r ON r.seq = j.seq LEFT JOIN ~.scheduled s ON s.seq = j.seq LEFT JOIN"
+    " ~.worker w ON w.id = r.worker LEFT JOIN ~.note n ON n.seq = j.seq"
 )
 
 
