@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import itertools
+import os
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -42,7 +43,7 @@ def made(name: str, folder: Path) -> FullBroker:
     if name == "postgres":
         from taskflow.brokers.postgres import PostgresBroker
 
-        return PostgresBroker(postgres().url, namespace=f"test_{next(_numbers)}")
+        return PostgresBroker(postgres().url, namespace=f"test_{os.getpid()}_{next(_numbers)}")
     raise AssertionError(name)
 
 

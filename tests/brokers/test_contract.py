@@ -599,7 +599,7 @@ async def test_hold_that_was_prolonged_wakes_a_worker_when_it_is_over(broker: Fu
     await submit(broker, job(gates=("smtp",)))
     assert await claim(broker) == []
 
-    await broker.gate("smtp", gating.Hold(0.4))
+    await broker.gate("smtp", gating.Hold(0.5))
 
     assert len(await claimed_soon(broker)) == 1
 

@@ -42,7 +42,7 @@ class Address:
 
     async def connect(self) -> asyncpg.Connection:
         """A connection of its own."""
-        return await asyncpg.connect(self.dsn, **self.options())
+        return await _connect(self.dsn, **self.options())
 
     def options(self) -> dict[str, Any]:
         """What every connection is made with. A pooler that cannot LISTEN cannot keep prepared statements either."""
@@ -65,7 +65,7 @@ class Pool:
     async def open(self) -> None:
         """Connect, and bring the schema up to date."""
         pool = asyncpg.create_pool(
-            self._address.dsn, min_size=0, max_size=_POOL, reset=_no_reset, **self._address.options()
+            self._address.dsn, min_size=0, max_size=_POOL, connect=_connect, reset=_no_reset, **self._address.options()
         )
         try:
             await pool
@@ -131,6 +131,26 @@ async def _again(call: Callable[[], Awaitable[Any]]) -> Any:
             if left == 0 or not errors.is_retried(error):
                 raise
     raise AssertionError("unreachable")
+
+
+_late: set[asyncio.Task[Any]] = set()  # connections that nobody waits for any more
+
+
+async def _connect(*values: Any, **options: Any) -> asyncpg.Connection:
+    """As `asyncpg.connect`, which leaves an unheard error behind when it is cancelled half way: it ends by itself."""
+    connecting = asyncio.ensure_future(asyncpg.connect(*values, **options))
+    try:
+        return await asyncio.shield(connecting)
+    except asyncio.CancelledError:
+        _late.add(connecting)
+        connecting.add_done_callback(_end_late)
+        raise
+
+
+def _end_late(connecting: asyncio.Task[Any]) -> None:
+    _late.discard(connecting)
+    if not connecting.cancelled() and connecting.exception() is None:
+        connecting.result().terminate()
 
 
 async def _no_reset(_connection: Any) -> None:

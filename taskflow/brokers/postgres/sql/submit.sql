@@ -136,7 +136,8 @@ BEGIN
     END IF;
     seqs := ARRAY(SELECT nextval('job_seq') FROM generate_series(1, n));
     IF array_remove(batches, '') <> '{}' THEN
-        INSERT INTO batch AS b (name) SELECT DISTINCT x FROM unnest(batches) x WHERE x <> '' ORDER BY x
+        INSERT INTO batch AS b (name) SELECT DISTINCT x.name FROM unnest(batches) WITH ORDINALITY x(name, n)
+        WHERE x.name <> '' AND (ok IS NULL OR ok[x.n]) ORDER BY x.name
         ON CONFLICT (name) DO UPDATE SET is_finished = false WHERE b.is_finished;
         batch_ids := ARRAY(SELECT coalesce(b.id, 0) FROM unnest(batches) WITH ORDINALITY x(name, n)
             LEFT JOIN batch b ON b.name = x.name ORDER BY x.n);
