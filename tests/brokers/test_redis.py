@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import hypothesis.strategies as st
 import pytest
@@ -201,6 +202,7 @@ async def test_user_of_the_namespace_alone_is_enough(server: ValkeyServer) -> No
         "on",
         f">{SECRET}",
         "~{mine}:*",
+        "resetchannels",
         "&{mine}:*",
         "+@all",
         "-@dangerous",
@@ -216,9 +218,26 @@ async def test_user_of_the_namespace_alone_is_enough(server: ValkeyServer) -> No
         assert await reclaim(broker) == []
 
 
-async def test_no_address_is_a_setting_to_correct() -> None:
-    with pytest.raises(ConfigError, match="no address"):
-        RedisBroker("http://localhost")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://localhost", "redis://ada:pass-word/x@host:6379", "redis://ada:pass-word#x@host", "redis://ada:pass-word",
+        "redis://ada:pass-word?x@host", "redis://host?pass-word=1", "redis://ada:x@pass-word/@host",
+    ],
+)  # fmt: skip
+async def test_no_address_is_a_setting_to_correct_and_never_shown(url: str) -> None:
+    with pytest.raises(ConfigError, match="no address") as caught:
+        RedisBroker(url)
+
+    assert "pass-word" not in str(caught.value)
+
+
+async def test_password_with_every_character_works_when_it_is_encoded() -> None:
+    secret = "a@b/c:d#e?f%g&h i"
+    with ValkeyServer(password="plain") as server:
+        server.ask("CONFIG", "SET", "requirepass", secret)
+        async with opened(f"redis://:{quote(secret, safe='')}@127.0.0.1:{server.port}/0") as broker:
+            assert await broker.counts() == []
 
 
 async def test_password_is_not_in_the_error_of_a_server_that_is_not_there() -> None:
@@ -232,7 +251,7 @@ async def test_password_is_not_in_the_error_of_a_server_that_is_not_there() -> N
 
 async def test_tls_is_what_rediss_asks_for(server: ValkeyServer) -> None:
     with pytest.raises(BrokerUnavailable):  # this server speaks none
-        await RedisBroker(f"rediss://127.0.0.1:{server.port}/0?socket_timeout=1").open()
+        await RedisBroker(f"rediss://127.0.0.1:{server.port}/0?socket_connect_timeout=0.5").open()
 
 
 async def test_open_tells_of_a_server_that_may_lose_jobs(server: ValkeyServer) -> None:
@@ -282,7 +301,7 @@ async def test_read_only_replica_is_an_outage_that_changes_nothing(server: Valke
         assert len(await claim(broker)) == 1
 
 
-async def test_full_memory_is_an_outage_that_changes_nothing(server: ValkeyServer) -> None:
+async def test_full_memory_refuses_new_jobs_and_lets_the_others_drain(server: ValkeyServer) -> None:
     async with opened(server.url) as broker:
         await submit(broker, job())
         server.ask("CONFIG", "SET", "maxmemory", "1000")
@@ -292,9 +311,18 @@ async def test_full_memory_is_an_outage_that_changes_nothing(server: ValkeyServe
             await submit(broker, refused)
 
         assert caught.value.kind == "full"
+        running = await claim_one(broker)  # else nothing would ever get free
+        await broker.beat("w1", {running.job_id: running.token}, 60.0)
+        assert (await settle(broker, running, DONE)).answer is Settled.APPLIED
+        await eventually(lambda: _pruned(broker, running.job_id))
         server.ask("CONFIG", "SET", "maxmemory", "0")
         assert await broker.states([refused.id]) == {}
         assert (await submit(broker, refused))[0].accepted is Accepted.NEW
+
+
+async def _pruned(broker: RedisBroker, job_id: str) -> bool:
+    await reclaim(broker, retention=NOTHING_KEPT)
+    return await broker.states([job_id]) == {}
 
 
 async def test_jobs_survive_a_crash_of_a_server_with_an_aof() -> None:
@@ -369,6 +397,26 @@ async def test_connection_that_was_cut_is_made_anew_at_the_next_call(server: Val
                 return []
 
         assert len(await eventually(claimed)) == 1
+
+
+async def test_cancelled_call_leaves_its_answer_to_nobody(broker: RedisBroker) -> None:
+    jobs = [job() for _ in range(3)]
+    await submit(broker, *jobs)
+
+    async def shown(one: Job) -> None:
+        info = await broker.show(one.id)
+        assert info is not None
+        assert info.id == one.id
+
+    for number in range(120):
+        calls = [asyncio.create_task(shown(one)) for one in jobs * 2]
+        for _ in range(number % 23):
+            await asyncio.sleep(0)
+        for call in calls[::2]:
+            call.cancel()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(result is None or isinstance(result, asyncio.CancelledError) for result in results), results
+        assert results[1::2] == [None] * 3
 
 
 async def test_whoever_waits_looks_again_when_the_connection_that_listens_is_cut(server: ValkeyServer) -> None:

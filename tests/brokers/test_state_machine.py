@@ -802,6 +802,11 @@ class RedisMachine(BrokerMachine):
         self.run(self.broker._link.ask("SCRIPT", "FLUSH"))
 
     @rule()
+    def set_the_clock_back(self) -> None:
+        """As a correction of the server's clock, or a failover to one that is behind."""
+        self.clock.at -= 2.713_9
+
+    @rule()
     def lose_the_connection(self) -> None:
         """The client is gone in the middle of whatever it did; another one goes on."""
         from taskflow.brokers.redis import RedisBroker

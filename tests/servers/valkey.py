@@ -112,7 +112,7 @@ class ValkeyServer:
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 said = (self.folder / "log").read_text(errors="replace")[-2_000:]
-                self.kill()
+                self.close()
                 raise RuntimeError(f"{self._binary} did not start:\n{said}")
             time.sleep(0.01)
         return self

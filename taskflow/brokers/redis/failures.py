@@ -23,12 +23,14 @@ _WORDS: tuple[tuple[str, type[Exception] | None, str, str, float], ...] = (
     ("UNKILLABLE", None, "busy", "is busy with somebody's long script", 1.0),
 )
 _MOVED = ("MOVED ", "ASK ", "non local key")
+_FORBIDDEN = ("NOPERM", "ACL failure", "user executing the script can't")
 _REFUSED = ("NOAUTH", "WRONGPASS", "invalid password", "invalid username", "AUTH called", "no password is set")
 
 
 def is_forbidden(error: BaseException | None) -> bool:
-    """Whether the server forbids this user a command, a key or a channel."""
-    return isinstance(error, theirs.NoPermissionError) or "NOPERM" in str(error) or "ACL failure" in str(error)
+    """Whether the server forbids this user a command, a key or a channel. Of scripts, each version has its words."""
+    said = str(error)
+    return isinstance(error, theirs.NoPermissionError) or any(word in said for word in _FORBIDDEN)
 
 
 def translated(error: Exception, where: str) -> BrokerError | ConfigError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -127,9 +128,26 @@ class SyncLink:
 
 def where(url: str) -> str:
     """The server's address as it may be shown: neither user nor password. Raises `ConfigError` for no address."""
-    try:
-        made = redis.asyncio.ConnectionPool.from_url(url).connection_kwargs
-    except ValueError as error:
-        raise ConfigError(f"TASKFLOW_BROKER__URL is no address of a Redis server: {error}") from None
+    _, _, behind = url.partition("://")
+    authority = re.split("[/?#]", behind, maxsplit=1)[0]
+    # With an "@" further behind, a part of the password would count as the host.
+    made = None if "@" in behind[len(authority) :] else _read(url)
+    if made is None:
+        raise ConfigError(
+            "TASKFLOW_BROKER__URL is no address of a Redis server: it must be redis://[USER:PASSWORD@]HOST[:PORT][/DB],"
+            " rediss:// (TLS) or unix:///SOCKET[?db=N]; in user and password write %40 for @, %2F for /, %3A for :, "
+            "%23 for #, %3F for ?, %25 for %"
+        )
     place = made.get("path") or f"{made.get('host', 'localhost')}:{made.get('port', 6379)}"
     return f"Redis at {place}, database {made.get('db', 0)},"
+
+
+def _read(url: str) -> dict[str, Any] | None:
+    """What the driver understands; None where it does not: its own words may hold the password."""
+    try:
+        pool: Any = redis.asyncio.ConnectionPool.from_url(url, **OPTIONS)
+        pool.make_connection()  # refuses options that it does not know; connects to nothing
+    except (TypeError, ValueError):
+        return None
+    made: dict[str, Any] = pool.connection_kwargs
+    return made

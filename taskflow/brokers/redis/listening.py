@@ -34,12 +34,12 @@ class Listening:
 
     async def ready(self) -> None:
         """From now on no word is missed, as long as the connection holds. Raises `BrokerUnavailable`."""
-        if self._subscribed is None:
-            self._subscribed = asyncio.get_running_loop().create_future()
-            task = asyncio.create_task(self._listen(self._subscribed), name="taskflow-redis-listen")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        if not self._subscribed.done():
+        while self._subscribed is None or not self._subscribed.done():  # it may be lost again before we are back here
+            if self._subscribed is None:
+                self._subscribed = asyncio.get_running_loop().create_future()
+                task = asyncio.create_task(self._listen(self._subscribed), name="taskflow-redis-listen")
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
             await asyncio.shield(self._subscribed)
 
     async def close(self) -> None:
@@ -75,10 +75,12 @@ class Listening:
             await pubsub.subscribe(self._work, self._ends)
             await self._hear(pubsub, subscribed)
         except (RedisError, OSError) as error:
+            failure = translated(error, self._link.where)
+            failure.__cause__ = error
             if not subscribed.done():
-                failure = translated(error, self._link.where)
-                failure.__cause__ = error
                 _fail(subscribed, failure)
+        except BrokerError as error:
+            _fail(subscribed, error)
         finally:
             if self._subscribed is subscribed:
                 self._subscribed = None

@@ -1,6 +1,7 @@
 -- ARGV: time, worker, lease, tokens (JSON, id → token). Answers JSON: the ids that are held, of them those to cancel.
 
 local worker, tokens = ARGV[2], cjson.decode(ARGV[4])
+even_when_full()
 call('ZADD', P .. 'workers', num(now + ARGV[3]), worker)
 local claims = P .. 'claims:' .. worker
 local all, held, cancel = call('HGETALL', claims), {}, {}

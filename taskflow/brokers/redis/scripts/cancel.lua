@@ -1,6 +1,7 @@
 -- ARGV: time, ids (JSON). Answers C cancelled, R requested, F final, M missing for each.
 
 local ids, answers = cjson.decode(ARGV[2]), {}
+even_when_full()
 load_rows(ids)
 for i = 1, #ids do
   local id = ids[i]

@@ -7,6 +7,7 @@ local asked = cjson.decode(ARGV[3])
 local limit = tonumber(ARGV[4])
 local left = { limit = limit, gated = tonumber(ARGV[5]), suspects = tonumber(ARGV[6]), wake = WAKE, promote = PROMOTE, parks = PARKS }
 
+even_when_full()
 call('ZADD', P .. 'workers', num(now + ARGV[7]), worker)
 
 local function stir_due_gates()

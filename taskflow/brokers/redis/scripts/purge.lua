@@ -7,6 +7,7 @@ found = call('ZRANGEBYSCORE', P .. 'jobs', '(' .. ARGV[5], '+inf', 'WITHSCORES',
 for i = 1, #found, 2 do ids[#ids + 1] = found[i] end
 if #ids == 0 then return { 0, 0 } end
 if #ids == some then next_seq = found[#found] end
+even_when_full()
 load_rows(ids)
 for i = 1, #ids do
   local id = ids[i]

@@ -139,6 +139,7 @@ local function prune_gates() -- some at a time, in rounds
   end
 end
 
+even_when_full()
 take_back()
 free()
 flush()

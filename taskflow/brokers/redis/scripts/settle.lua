@@ -5,6 +5,7 @@
 
 local settlements, results, from = cjson.decode(ARGV[2]), ARGV[3], 1
 local ids, answers = {}, {}
+even_when_full()
 for i = 1, #settlements do ids[i] = settlements[i][1] end
 load_rows(ids)
 local now_text = num(now)
