@@ -68,8 +68,14 @@ class PostgresBeat:
     def close(self) -> None:
         """Give the connection back. Idempotent."""
         with self._lock:
-            self._drop()
             loop, self._loop = self._loop, None
-            if loop is not None:
-                loop.run_until_complete(asyncio.sleep(0))  # the transport closes in the loop's next turn
-                loop.close()
+            if loop is None:
+                return
+            ending = threading.Thread(target=self._end, args=(loop,))  # whoever closes may have a loop that runs
+            ending.start()
+            ending.join()
+
+    def _end(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._drop()
+        loop.run_until_complete(asyncio.sleep(0))  # the transport closes in the loop's next turn
+        loop.close()

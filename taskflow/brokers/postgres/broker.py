@@ -13,7 +13,7 @@ from taskflow.brokers.postgres.beats import PostgresBeat
 from taskflow.brokers.postgres.borrowed import Borrowed
 from taskflow.brokers.postgres.connection import Address, Pool
 from taskflow.brokers.postgres.listening import FINALS, WORK, Listening
-from taskflow.brokers.postgres.schema import STATE_NUMBER, STATES
+from taskflow.brokers.postgres.schema import STATE_NUMBER
 from taskflow.brokers.postgres.waiting import Waiters, settled
 from taskflow.core.decision import Complete, Release
 from taskflow.core.job import JobState
@@ -230,7 +230,7 @@ class PostgresBroker:
         """As `Operator.purge`, in bounded transactions. What runs is not touched."""
         if state is JobState.RUNNING:
             return 0
-        count, after = 0, 0
+        count = after = 0
         while True:
             ((n, next_after),) = await self._pool.fetch(
                 "SELECT * FROM ~.purge_v1($1, $2, $3, $4, $5, $6)",
@@ -241,7 +241,7 @@ class PostgresBroker:
                 _PURGED_AT_ONCE,
                 self._fixed_at(),
             )
-            count += n
+            count += int(n)
             if next_after is None:
                 return count
             after = next_after

@@ -91,7 +91,8 @@ class Pool:
 
     async def fetch(self, statement: str, *values: Any) -> list[Any]:
         """The rows of one statement, in which `~.` stands for the schema."""
-        return await self._call(lambda connection: connection.fetch(statement.replace("~", self._name), *values))
+        rows: list[Any] = await self._call(lambda one: one.fetch(statement.replace("~", self._name), *values))
+        return rows
 
     async def value(self, statement: str, *values: Any) -> Any:
         """The one value of one statement."""

@@ -63,7 +63,7 @@ def _of_server(error: asyncpg.PostgresError, where: str) -> BrokerError | Config
         return _unavailable("connection", f"PostgreSQL at {where} goes down or comes up ({said})")
     if state in _AGAIN:
         return _unavailable("locked", f"PostgreSQL at {where} could not serialize ({said}): nothing was changed")
-    return BrokerError(f"PostgreSQL at {where} refused a statement ({state} {said}): please report it")
+    return BrokerError(f"PostgreSQL at {where} refused a statement ({type(error).__name__}, {state}): please report it")
 
 
 def _unavailable(kind: str, message: str) -> BrokerUnavailable:

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 _WHAT = {Declare: 1, OverrideLimit: 2, OverrideRate: 3}
 _TYPES = (
-    "text bigint float8 text bigint integer integer integer integer bigint bigint bigint float8 bigint float8 bigint"
-    " bigint float8"
-).split()
+    *("text", "bigint", "float8", "text", "bigint", "integer", "integer", "integer", "integer", "bigint"),
+    *("bigint", "bigint", "float8", "bigint", "float8", "bigint", "bigint", "float8"),
+)
 _ROW = ", ".join(f"${number}::{kind}" for number, kind in enumerate(_TYPES, 5))
 _PUT = f"SELECT ~.put_gate_v1($1, $2, $3, $4, ROW({_ROW})::~.gate, ${5 + len(_TYPES)})"
 _GET = f"SELECT x.now, {GATE.replace('g.', '(x.g).')} FROM ~.gate_v1($1, $2) x"  # noqa: S608

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 import json
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from taskflow.brokers.base import ErrorInfo, Final, JobInfo, QueueCounts
@@ -11,7 +11,7 @@ from taskflow.brokers.postgres.schema import STATE_NUMBER, STATES
 from taskflow.core.gate import Gate, Rate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from taskflow.brokers.postgres.connection import Pool
     from taskflow.core.job import JobState
@@ -55,10 +55,11 @@ async def counts(pool: Pool, fixed_at: float | None) -> list[QueueCounts]:
     rows = await pool.fetch(
         "SELECT q.name, d.ready, d.scheduled, d.running, d.dead, ~.now_s($1::float8) - o.oldest, d.per_s, q.is_paused"
         " FROM ~.queue q LEFT JOIN (SELECT queue, sum(ready)::bigint AS ready, sum(scheduled)::bigint AS scheduled,"
-        " sum(running)::bigint AS running, sum(dead)::bigint AS dead, sum(~.decay(per_s, at, ~.now_s($1::float8))) AS per_s"
-        " FROM ~.count_delta GROUP BY queue) d ON d.queue = q.id LEFT JOIN LATERAL (SELECT min((SELECT r.due_at"
-        " FROM ~.ready r WHERE r.line = l.id ORDER BY r.due_at LIMIT 1)) AS oldest FROM ~.line l WHERE l.queue = q.id)"
-        " o ON true WHERE q.had_jobs ORDER BY q.name",
+        " sum(running)::bigint AS running, sum(dead)::bigint AS dead,"
+        " sum(~.decay(per_s, at, ~.now_s($1::float8))) AS per_s FROM ~.count_delta GROUP BY queue) d ON d.queue = q.id"
+        " LEFT JOIN LATERAL (SELECT min((SELECT r.due_at FROM ~.ready r WHERE r.line = l.id"
+        " ORDER BY r.due_at LIMIT 1)) AS oldest FROM ~.line l WHERE l.queue = q.id) o ON true"
+        " WHERE q.had_jobs ORDER BY q.name",
         fixed_at,
     )
     return [
@@ -81,11 +82,11 @@ _INFO = (
     "SELECT j.id, j.task, q.name, CASE WHEN f.seq IS NOT NULL THEN f.state WHEN r.seq IS NOT NULL THEN 3"
     " WHEN s.seq IS NOT NULL THEN 0 ELSE 2 END AS state, j.priority, j.lane, j.gates, j.key,"
     " coalesce(f.attempts, j.attempts), j.snoozes, j.lost, j.submitted_at, j.due_at, j.expires_at,"
-    " CASE WHEN r.seq IS NOT NULL THEN r.started_at ELSE coalesce(f.started_at, j.started_at) END, f.finished_at, w.name, j.reason,"
-    " coalesce(f.was_cancelled, r.is_cancelled, false), n.progress, j.payload, (SELECT json_agg(json_build_array(e.attempt, e.at,"
-    " e.type, e.message, e.kind, e.stack) ORDER BY e.n)::text FROM ~.error e WHERE e.seq = j.seq)"
-    " FROM ~.job j JOIN ~.queue q ON q.id = j.queue LEFT JOIN ~.finished f ON f.seq = j.seq"
-    " LEFT JOIN ~.running r ON r.seq = j.seq LEFT JOIN ~.scheduled s ON s.seq = j.seq"
+    " CASE WHEN r.seq IS NOT NULL THEN r.started_at ELSE coalesce(f.started_at, j.started_at) END, f.finished_at,"
+    " w.name, j.reason, coalesce(f.was_cancelled, r.is_cancelled, false), n.progress, j.payload,"
+    " (SELECT json_agg(json_build_array(e.attempt, e.at, e.type, e.message, e.kind, e.stack) ORDER BY e.n)::text"
+    " FROM ~.error e WHERE e.seq = j.seq) FROM ~.job j JOIN ~.queue q ON q.id = j.queue"
+    " LEFT JOIN ~.finished f ON f.seq = j.seq LEFT JOIN ~.running r ON r.seq = j.seq LEFT JOIN ~.scheduled s ON s.seq = j.seq"
     " LEFT JOIN ~.worker w ON w.id = r.worker LEFT JOIN ~.note n ON n.seq = j.seq"
 )
 
@@ -158,19 +159,29 @@ GATE = (
 
 def gate_of(row: Sequence[Any]) -> Gate:
     """The gate of a row of `GATE`."""
-    *first, limit, limit_override, interval_s, burst, override_interval_s, override_burst, live, tat = row
+    name, generation, held_until, reason, era, ramp, good, bad, failed, word, *rest = row
+    limit, limit_override, interval_s, burst, override_interval_s, override_burst, live, tat = rest
     return Gate(
-        *first,
-        limit=limit,
-        limit_override=limit_override,
-        rate=None if interval_s is None else Rate(interval_s, burst),
-        rate_override=None if override_interval_s is None else Rate(override_interval_s, override_burst),
-        live=live,
-        tat=tat,
+        name,
+        generation,
+        held_until,
+        reason,
+        era,
+        ramp,
+        good,
+        bad,
+        failed,
+        word,
+        limit,
+        limit_override,
+        None if interval_s is None else Rate(interval_s, burst),
+        None if override_interval_s is None else Rate(override_interval_s, override_burst),
+        live,
+        tat,
     )
 
 
-async def states(pool: Pool, job_ids: Sequence[str]) -> Mapping[str, JobState]:
+async def states(pool: Pool, job_ids: Sequence[str]) -> dict[str, JobState]:
     """As `Operator.states`."""
     rows = await pool.fetch(
         "SELECT j.id, CASE WHEN f.seq IS NOT NULL THEN f.state WHEN r.seq IS NOT NULL THEN 3 WHEN s.seq IS NOT NULL"

@@ -49,7 +49,8 @@ async def version_of(connection: Connection, namespace: str) -> int:
         raise ConfigError(f"the server is PostgreSQL {server.major}; taskflow needs {LEAST_SERVER} or newer")
     found = await connection.fetchrow(
         "SELECT to_regclass($1) IS NOT NULL AS is_ours, EXISTS (SELECT FROM pg_catalog.pg_class c"
-        " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $2 AND c.relkind = 'r') AS is_used",
+        " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $2 AND c.relkind = 'r')"
+        " AS is_used",
         f"{quoted(namespace)}.meta",
         namespace,
     )

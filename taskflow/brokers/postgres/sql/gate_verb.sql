@@ -32,9 +32,10 @@ BEGIN
         UPDATE gate SET rate_override_interval_s = changed.rate_override_interval_s,
             rate_override_burst = changed.rate_override_burst WHERE name = changed.name;
     END IF;
-    UPDATE parking SET wake_at = now WHERE gate = changed.name AND wake_at > now;
-    is_stirred := FOUND;
+    is_stirred := stir(changed.name, now);
     IF strpos(changed.name, '/') = 0 THEN
+        PERFORM 1 FROM parking WHERE gate >= changed.name || '/' AND gate < changed.name || '0'
+            ORDER BY gate, queue FOR UPDATE;
         UPDATE parking SET wake_at = now WHERE gate >= changed.name || '/' AND gate < changed.name || '0'
             AND wake_at > now;
         is_stirred := FOUND OR is_stirred;

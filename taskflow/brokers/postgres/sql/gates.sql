@@ -97,6 +97,8 @@ END $$;
 -- The gate may have opened: the next claim from each queue with lines waiting at it looks.
 CREATE FUNCTION stir(gate_name text, now float8) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
+    -- Locked before it is looked at: a claim that saw the gate closed may be about to say "not before five minutes".
+    PERFORM 1 FROM parking WHERE parking.gate = gate_name ORDER BY queue FOR UPDATE;
     UPDATE parking SET wake_at = now WHERE parking.gate = gate_name AND wake_at > now;
     RETURN FOUND;
 END $$;

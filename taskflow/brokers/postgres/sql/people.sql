@@ -93,8 +93,10 @@ END $$;
 
 CREATE FUNCTION pause_v1(queue_name text, paused boolean, fixed_at float8) RETURNS void LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
+DECLARE
+    number integer := queue_named(queue_name);
 BEGIN
-    UPDATE queue SET is_paused = paused WHERE id = queue_named(queue_name);
+    UPDATE queue SET is_paused = paused WHERE id = number;
     IF NOT paused THEN PERFORM tell_work(now_s(fixed_at)); END IF;
 END $$;
 
