@@ -131,7 +131,8 @@ def main() -> int:
         return 1
     shutil.rmtree(folder)
     print("Try next: kill it in the middle, and start it again. It goes on, and nothing is lost:")
-    print("  python -m examples.first_run & sleep 3; kill -9 $!; python -m examples.first_run")
+    again = f"{os.path.relpath(sys.executable)} -m examples.first_run"
+    print(f"  {again} & sleep 3; kill -9 $!; {again}")
     return 0
 
 

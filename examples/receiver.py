@@ -226,7 +226,7 @@ class Receiver:
     def _ask_for_pause(self, now: float) -> str:
         """The value of a `Retry-After`. A pause that is under way is repeated, not prolonged."""
         if self._pause[1] <= now:
-            if self._random.random() < 0.5:
+            if self._random.random() < 0.5 and self.mood.pause_s:
                 until = float(math.ceil(now) + self.mood.pause_s)  # a date has whole seconds
                 self._pause = (now, until)
                 return formatdate(until, usegmt=True)

@@ -24,6 +24,7 @@ from taskflow.settings.spelling import nearest
 from taskflow.tasks import AnyTask, JobHandle, Task
 from taskflow.telemetry.bus import Bus
 from taskflow.telemetry.listener import LogListener
+from taskflow.version import __version__
 
 if TYPE_CHECKING:
     from taskflow.brokers.base import FullBroker
@@ -206,7 +207,9 @@ class TaskFlow:
         async with self._opening:
             if not self._is_logging:
                 self._is_logging = True
-                LogListener(self.settings.log.level, now=self.clock.now).subscribe(self.bus)
+                where = self.settings.broker.placed_url if self._given_broker is None else self._given_broker.name
+                about = {"version": __version__, "broker": where}
+                LogListener(self.settings.log.level, now=self.clock.now, about=about).subscribe(self.bus)
             if self._opened == 0:
                 broker = self._given_broker or make_broker(self.settings, self.clock)
                 try:

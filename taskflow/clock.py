@@ -142,14 +142,14 @@ class LoopClock:
             self._alarm.cancel()
         assert self._loop is not None
         self._alarm_at = when
-        self._alarm = self._loop.call_later(max(0.0, when - time.monotonic()), self._ring, self._timers)
+        self._alarm = self._loop.call_later(max(0.0, when - self.now()), self._ring, self._timers)
 
     def _ring(self, timers: TimerHeap) -> None:
         if timers is not self._timers:
             return  # an alarm of the loop before
         self._alarm, self._alarm_at = None, float("inf")
         try:
-            timers.fire(time.monotonic())
+            timers.fire(self.now())
         finally:  # also when a callback raised: the loop reports it, the others are called next
             earliest = timers.earliest()
             if earliest is not None and earliest < self._alarm_at:

@@ -15,8 +15,8 @@ from taskflow.brokers.base import Cancelled, Final
 from taskflow.core import events, specs
 from taskflow.core.job import MAX_LANE_BYTES, Job, JobState
 from taskflow.errors import ConfigError, JobCancelled, JobExpired, JobFailed, JobNotFound, PayloadError
-from taskflow.runtime.codec import envelope
-from taskflow.runtime.ids import new_job_id
+from taskflow.runtime.codec import ENVELOPE_END, envelope_head
+from taskflow.runtime.ids import new_job_id, new_job_ids
 from taskflow.runtime.task import Named, TaskDef, gate_names, is_lane
 from taskflow.telemetry.context import MAX_ID, current_correlation_id, current_traceparent
 
@@ -296,32 +296,37 @@ class Task(Generic[P, R, C]):
     ) -> list[JobHandle[R]]:
         name, origin = self.name, Origin.here()
         jobs = []
+        before, mould = None, None
         with _no_collection():
-            for call in calls:
+            calls = list(calls)
+            for call, job_id in zip(calls, new_job_ids(len(calls)), strict=True):
                 if type(call) is not Call or call.task != name:
                     got = f"one of {call.task!r}" if isinstance(call, Call) else f"a {type(call).__name__}"
                     raise PayloadError(f"{name}.submit_many() takes what {name}.call(...) makes, got {got}")
                 said = call.options if options is None else options
+                if said is not before or mould is None:
+                    before, mould = said, self._mould(said, origin)
                 try:
-                    jobs.append(self.prepare(call.arguments, said, origin))
+                    jobs.append(mould.cast(call.arguments, job_id))
                 except PayloadError:
                     self._refused(said)
                     raise
         client = self._flow.client
         ids = await (client.submit(jobs) if connection is None else client.submit_in(connection, jobs)) if jobs else []
         flow, definition = self._flow, self.definition
-        return [JobHandle(flow, job_id, definition) for job_id in ids]
+        with _no_collection():
+            return [JobHandle(flow, job_id, definition) for job_id in ids]
 
     def _refused(self, options: Options) -> None:
         """Tell that one job did not fit."""
         queue = self.definition.policy(self._flow.settings, options.policy_options()).queue
         self._flow.bus.emit(events.JobsRejected(queue, "invalid", 1))
 
-    def prepare(self, arguments: Mapping[str, Any], options: Options, origin: Origin | None = None) -> Job:
-        """The job record of one submission: validated, encoded, its gates and lane fixed.
+    def prepare(self, arguments: Mapping[str, Any], options: Options) -> Job:
+        """The job record of one submission: validated, encoded, its gates and lane fixed."""
+        return self._mould(options, Origin.here()).cast(arguments, new_job_id())
 
-        `origin` is where it is submitted: found anew without it.
-        """
+    def _mould(self, options: Options, origin: Origin) -> _Mould:
         definition, settings = self.definition, self._flow.settings
         if options is _NO_OPTIONS:
             if self._plan is None or self._plan.settings is not settings:
@@ -330,28 +335,11 @@ class Task(Generic[P, R, C]):
         else:
             plan = _Plan.of(settings, definition.policy(settings, options.policy_options()))
             carried = options.carried()
-        args = definition.codec.dump(arguments)
-        lane = options.lane
-        if lane is None:
-            lane = "" if definition.lane is None else definition.lane_of(arguments)
-        correlation_id, traceparent = origin or Origin.here()
-        job = (
-            options.job_id or new_job_id(),
-            definition.name,
-            plan.queue,
-            envelope(
-                args, options.correlation_id or correlation_id, traceparent, to_json(carried) if carried else None
-            ),
-            plan.priority,
-            lane,
-            gate_names(plan.named, lane) if plan.named else (),
-            options.key,
-            options.delay,
-            plan.expires_s,
-            plan.expire_reason,
-            options.batch,
+        head = envelope_head(
+            options.correlation_id or origin.correlation_id, origin.traceparent, to_json(carried) if carried else None
         )
-        return _new(Job, job)
+        lane = "" if options.lane is None and definition.lane is None else options.lane
+        return _new(_Mould, (definition, plan, options, head, lane, gate_names(plan.named, lane or "")))
 
     def __repr__(self) -> str:
         return f"<task {self.name!r}>"
@@ -386,6 +374,40 @@ class _Plan(NamedTuple):
             reason, expires_s = "deadline", policy.deadline_s
         named = tuple(spec for spec in (policy.breaker, policy.bulkhead, policy.rate) if spec is not None)
         return cls(settings, policy.queue, policy.priority, named, reason, expires_s)
+
+
+class _Mould(NamedTuple):
+    """What all jobs share that are submitted in one place with the same options."""
+
+    definition: TaskDef
+    plan: _Plan
+    options: Options
+    head: bytes  # of the payload: all but the arguments
+    lane: str | None  # None: each job has its own
+    gates: tuple[str, ...]  # of that lane
+
+    def cast(self, arguments: Mapping[str, Any], job_id: str) -> Job:
+        """The job with these arguments; `job_id` is its id unless the options name one. Raises `PayloadError`."""
+        definition, plan, options, head, lane, gates = self
+        args = definition.codec.dump(arguments)
+        if lane is None:
+            lane = definition.lane_of(arguments)
+            gates = gate_names(plan.named, lane)
+        job = (
+            options.job_id or job_id,
+            definition.name,
+            plan.queue,
+            head + args + ENVELOPE_END,
+            plan.priority,
+            lane,
+            gates,
+            options.key,
+            options.delay,
+            plan.expires_s,
+            plan.expire_reason,
+            options.batch,
+        )
+        return _new(Job, job)
 
 
 class TaskWithOptions(Generic[P, R, C]):

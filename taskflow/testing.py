@@ -5,6 +5,7 @@
         await t.advance(3600)
         await t.run_until_idle()
         assert await job.status() == "succeeded"
+        assert await job.result() == "sent"         # would let the time pass that the job waits for, retries and all
 
     with virtual_policies() as clock:
         assert await clock.run(github.call(fetch, url)) == "data"     # however long its retries wait
@@ -28,9 +29,9 @@ from taskflow.errors import BrokerUnavailable, ConfigError
 from taskflow.policies.registry import Registry, as_default
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
-    from taskflow.brokers.base import FullBroker
+    from taskflow.brokers.base import Final, FullBroker
 
 _T = TypeVar("_T")
 
@@ -83,18 +84,24 @@ class VirtualClock:
         try:
             while True:
                 await all_blocked()
-                due = self._timers.earliest()
                 if task.done():
                     return task.result()
-                if due is not None:
-                    self._now = max(self._now, due)
-                    self._timers.fire(self._now)
-                elif time.monotonic() > give_up_at:
+                if self.jump():
+                    continue
+                if time.monotonic() > give_up_at:
                     raise TimeoutError(f"it waits for no timer, and does not end: {task}")
-                else:
-                    await asyncio.sleep(0.001)
+                await asyncio.sleep(0.001)
         finally:
             task.cancel()
+
+    def jump(self) -> bool:
+        """Go to the next timer, and fire it. False if there is none."""
+        due = self._timers.earliest()
+        if due is None:
+            return False
+        self._now = max(self._now, due)
+        self._timers.fire(self._now)
+        return True
 
 
 async def all_blocked() -> None:
@@ -179,6 +186,32 @@ class Faults:
         return call
 
 
+class _TimePasses:
+    """A broker that lets time pass for the task that entered the test, while that one waits for a job's end.
+
+    Nobody else would: `await job.result()` of a job that is due later would wait for ever.
+    """
+
+    def __init__(self, test: TestFlow) -> None:
+        self._test = test
+        self._task = asyncio.current_task()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._test.faults, name)
+
+    async def finals(self, job_ids: Sequence[str], timeout_s: float) -> dict[str, Final]:
+        found = asyncio.ensure_future(self._test.faults.finals(job_ids, timeout_s))
+        try:
+            while asyncio.current_task() is self._task and not found.done():
+                await self._test.run_until_idle()  # not while handlers run: they may wait for the real world
+                if not found.done():
+                    self._test.clock.jump()
+            answer: dict[str, Final] = await found
+        finally:
+            found.cancel()
+        return answer
+
+
 class TestFlow:
     """One flow under test: its worker runs in this loop, on a memory broker and a virtual clock."""
 
@@ -204,7 +237,7 @@ class TestFlow:
         if flow.is_open:
             raise ConfigError("the flow is open: flow.test() would run its jobs on the real broker")
         kept = flow.clock, flow._given_broker  # noqa: SLF001 - the flow is lent to the test
-        flow.clock, flow._given_broker = self.clock, self.faults  # noqa: SLF001
+        flow.clock, flow._given_broker = self.clock, _TimePasses(self)  # noqa: SLF001
 
         def give_back() -> None:
             flow.clock, flow._given_broker = kept  # noqa: SLF001

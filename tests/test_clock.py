@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import selectors
 import time
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -246,7 +245,7 @@ class SkippingLoop(asyncio.SelectorEventLoop):
 @pytest.fixture
 def loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[SkippingLoop]:
     loop = SkippingLoop()
-    monkeypatch.setattr(clocks, "time", SimpleNamespace(monotonic=loop.time, time=time.time))
+    monkeypatch.setattr(clocks.LoopClock, "now", staticmethod(loop.time))
     yield loop
     loop.close()
 

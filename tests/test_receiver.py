@@ -106,6 +106,14 @@ async def test_webhook_is_served_after_five_bad_answers():
     assert receiver.ledger.replies[Reply.OK] == 1
 
 
+def test_a_pause_of_no_seconds_is_over_at_once_so_that_the_seed_alone_decides():
+    receiver = Receiver(Mood(pause_s=0))
+
+    for _ in range(20):
+        assert receiver._ask_for_pause(1000.25) == "0"
+        assert receiver._pause[1] <= 1000.25
+
+
 async def test_request_in_a_pause_is_a_violation_unless_it_was_under_way():
     async with Receiver(Mood(bad=0, pause_s=60, grace_s=0.0)) as receiver:
         await answers(receiver, ["a"])

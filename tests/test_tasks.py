@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import functools
+import inspect
 import json
 import math
 import traceback
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from taskflow import Bulkhead, CircuitBreaker, JobCancelled, PayloadError, RateLimit, Retry, RetryBudget
+from taskflow import Bulkhead, CircuitBreaker, ConfigError, JobCancelled, PayloadError, RateLimit, Retry, RetryBudget
 from taskflow.core import events
 from taskflow.tasks import Options
 from tests.runtime.made import heard, make_flow
@@ -199,13 +201,25 @@ async def test_the_gates_of_a_job_are_its_named_policies_and_the_lane_keys_those
     assert [job.lane for job in found if job is not None] == ["a:80", "b:8080", "c"]
 
 
+async def test_a_lane_sees_the_arguments_that_the_handler_will_get() -> None:
+    flow = make_flow()
+
+    @flow.task(lane=lambda day: day.strftime("%Y-%m"))
+    async def bill(day: dt.date) -> None: ...
+
+    async with flow.test() as t:
+        jobs = [await bill.submit(dt.date(2026, 7, 1)), await bill.submit("2026-07-02")]  # type: ignore[arg-type]
+        found = [await t.broker.show(job.id) for job in jobs]
+
+    assert [job.lane for job in found if job is not None] == ["2026-07", "2026-07"]
+
+
 @pytest.mark.parametrize(
     ("lane", "words"),
     [
         (lambda to: to.missing, "lane= raised AttributeError"),
         (lambda to: 7, "must return a string"),
         (lambda to: "x" * 300, "at most 200 bytes"),
-        (lambda: "", "lane= raised TypeError"),
         (lambda to: "\ud800", "of valid UTF-8, got one of 1 characters"),
     ],
 )
@@ -218,6 +232,21 @@ async def test_a_lane_that_cannot_be_had_is_refused_at_submit(lane: Any, words: 
     async with flow.test():
         with pytest.raises(PayloadError, match=words):
             await work.submit("ada")
+
+
+@pytest.mark.parametrize("lane", [lambda: "", lambda to: to, lambda to, text, more: to, lambda to, **kw: to, str.upper])
+def test_a_lane_that_does_not_take_what_the_handler_takes_is_refused_where_it_is_declared(lane: Any) -> None:
+    flow = make_flow()
+
+    def declare() -> None:
+        @flow.task(lane=lane)
+        async def work(to: str, *, text: str = "") -> None: ...
+
+    if "kw" in inspect.signature(lane).parameters:
+        declare()
+    else:
+        with pytest.raises(ConfigError, match=r"task 'work': lane= is called with all arguments .* \(to, text\)"):
+            declare()
 
 
 @pytest.mark.parametrize(

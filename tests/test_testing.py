@@ -8,7 +8,7 @@ import time
 import pytest
 
 from taskflow import ConfigError, RateLimit, Retry, TaskFlow
-from taskflow.errors import BrokerUnavailable
+from taskflow.errors import BrokerUnavailable, ResultTimeout
 from taskflow.testing import TestFlow, VirtualClock, all_blocked
 from tests.runtime.made import make_flow
 
@@ -171,6 +171,69 @@ async def test_run_until_idle_waits_out_small_faults() -> None:
         await t.run_until_idle()
 
         assert {await job.result(0) for job in jobs} == {"done"}
+
+
+async def test_waiting_for_a_result_lets_the_time_pass_that_the_job_waits_for() -> None:
+    flow = TaskFlow()
+    tried_at: list[float] = []
+
+    @flow.task(retry=Retry(attempts=3, base=60, max_delay=600, jitter="none"))
+    async def fetch() -> str:
+        tried_at.append(t.clock.now())
+        if len(tried_at) < 3:
+            raise OSError
+        return "data"
+
+    async with flow.test() as t:
+        job = await fetch.options(delay=3600).submit()
+
+        assert await job.result(timeout=7200) == "data"
+
+    assert [round(at) for at in tried_at] == [3600, 3660, 3780]
+
+
+async def test_a_result_that_does_not_come_in_time_is_told_at_once() -> None:
+    flow = TaskFlow()
+
+    @flow.task
+    async def later() -> None: ...
+
+    async with flow.test() as t:
+        job = await later.options(delay=3600).submit()
+        with pytest.raises(ResultTimeout, match="5 s"):
+            await job.result(timeout=5)
+
+        assert 5 <= t.clock.now() < 60
+
+
+async def test_time_stands_still_while_a_result_waits_for_a_handler_that_waits_for_the_real_world() -> None:
+    flow = TaskFlow()
+
+    @flow.task(timeout=0.001)
+    async def real() -> str:
+        await asyncio.sleep(0.05)
+        return "done"
+
+    async with flow.test():
+        job = await real.submit()
+
+        assert await job.result(timeout=0.002) == "done"
+
+
+async def test_a_result_awaited_elsewhere_leaves_the_time_to_the_test() -> None:
+    flow = TaskFlow()
+
+    @flow.task
+    async def later() -> None: ...
+
+    async with flow.test() as t:
+        job = await later.options(delay=60).submit()
+        waiting = asyncio.create_task(job.result())
+        await t.run_until_idle()
+
+        assert (waiting.done(), t.clock.now()) == (False, pytest.approx(0, abs=0.1))
+        await t.advance(60)
+        assert await waiting is None
 
 
 async def test_a_paused_worker_is_idle() -> None:

@@ -18,7 +18,7 @@ from taskflow.brokers.sqlite import schema
 from taskflow.cli.exits import Exit
 from taskflow.cli.loading import load_app
 from taskflow.cli.operating import sqlite_file
-from taskflow.cli.review import review
+from taskflow.cli.review import Review, review, unfed
 from taskflow.cli.running import open_broker, print_json, run_async
 from taskflow.cli.shown import count_of
 from taskflow.errors import BrokerError, ConfigError
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from taskflow.app import TaskFlow
     from taskflow.runtime.task import TaskDef
-    from taskflow.settings.tuning import TaskPolicy
 
 _SPARE_FILES = 100  # for the interpreter, logs, the broker and HTTP, beside those of the jobs
 
@@ -105,30 +104,32 @@ def _findings(app: str | None) -> Iterator[Finding]:
 
 def _app(flow: TaskFlow, name: str) -> Iterator[Finding]:
     tasks = ", ".join(sorted(flow.tasks)[:10]) + (", …" if len(flow.tasks) > 10 else "")
+    found = review(flow)
     if flow.tasks:
         yield _ok("app", f"{name} has {count_of(len(flow.tasks), 'task')}: {tasks}")
     else:
-        yield _warning("app", f"{name} has no tasks: is the module that registers them imported?")
-    found = review(flow)
+        yield from (_warning("app", text) for text in unfed(flow, found, ()))
     yield from (Finding("tasks", Verdict.FAILED, text, Exit.USAGE) for text in found.problems)
     yield from (_warning("tasks", text) for text in found.misspelt)
     if not found.problems and not found.misspelt:
         yield _ok("tasks", "all policies are valid, no override is of an unknown task")
     yield from (_warning("gates", text) for text in found.gates)
     if len(found.policies) == len(flow.tasks):
-        yield from _queues(flow, found.policies)
+        yield from _queues(flow, found)
     yield from _sizes(flow)
 
 
-def _queues(flow: TaskFlow, policies: dict[str, TaskPolicy]) -> Iterator[Finding]:
+def _queues(flow: TaskFlow, found: Review) -> Iterator[Finding]:
     worked = queue_weights(flow, None)
     fed: dict[str, list[str]] = {}
-    for name, policy in sorted(policies.items()):
+    for name, policy in sorted(found.policies.items()):
         fed.setdefault(policy.queue, []).append(name)
     for queue in sorted(fed.keys() - worked.keys()):
         yield _warning(
             "queues", f"jobs of {', '.join(fed[queue])} go to queue {queue!r}, which TASKFLOW_WORKER__QUEUES leaves out"
         )
+    if flow.tasks:
+        yield from (_warning("queues", text) for text in unfed(flow, found, worked))
     if fed.keys() <= worked.keys():
         yield _ok("queues", f"a worker works {', '.join(worked)}")
 

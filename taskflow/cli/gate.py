@@ -124,7 +124,7 @@ async def _hold(name: str, said: Hold, *, new: bool, as_json: bool) -> None:
 @click.option("--lanes", is_flag=True, help="Also all gates of its lane keys, as http/example.org of http.")
 @_json_option
 def release(names: tuple[str, ...], *, lanes: bool, as_json: bool) -> None:
-    """Open gates that are held: by an operator, a breaker, or a Retry-After. Waiting jobs are claimed again."""
+    """End the hold of gates: an operator's, a breaker's, or a Retry-After's. Waiting jobs are claimed again."""
     run_async(_release(list(dict.fromkeys(names)), lanes=lanes, as_json=as_json))
 
 

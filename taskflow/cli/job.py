@@ -159,6 +159,8 @@ async def _find(broker: FullBroker, job_id: str, state: JobState | None) -> JobI
             shown = ", ".join(job.id for job in matching[:5])
             raise JobNotFound(f"{count_of(len(matching), 'job')} begin with {job_id!r}: {shown}; say more of the id")
         found = matching[0] if matching else None
+    if found is None and len(job_id) < _LEAST_PREFIX:
+        raise JobNotFound(f"no job has the id {job_id!r}; the beginning of one will do from {_LEAST_PREFIX} digits on")
     if found is None:
         raise JobNotFound(_missing(job_id))
     if state is not None and found.state is not state:
@@ -184,9 +186,9 @@ def _what(job: JobInfo, now: float) -> str:
     """The one thing worth knowing of a job in this state."""
     match job.state:
         case JobState.SCHEDULED if job.due_at > now:
-            return f"in {span(job.due_at - now)}"
+            return f"in {span(job.due_at - now)}{_after(job)}"
         case JobState.SCHEDULED | JobState.READY | JobState.WAITING:
-            return f"due for {span(max(0.0, now - job.due_at))}"
+            return f"due for {span(max(0.0, now - job.due_at))}{_after(job)}"
         case JobState.RUNNING:
             since = "" if job.started_at is None else f"for {span(now - job.started_at)} "
             return f"{since}in {job.worker}"
@@ -195,3 +197,8 @@ def _what(job: JobInfo, now: float) -> str:
         case _:
             ago = "" if job.finished_at is None else f"{span(now - job.finished_at)} ago"
             return f"{ago} {job.reason}".strip()
+
+
+def _after(job: JobInfo) -> str:
+    error = last_error(job)
+    return f", after {error}" if error else ""

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from taskflow.core.job import Job
     from taskflow.tasks import AnyTask, Options
 
+_SHOWN_BROKEN = 5  # lines of a file that one message names
+
 
 class JobFile:
     """A file of jobs. Its digest names the batch, so that the same file, submitted again, meets its own jobs."""
@@ -39,23 +41,36 @@ class JobFile:
         return derived_job_id("line", self.digest, task, str(number))
 
     def check(self, task: AnyTask, options: Options) -> None:
-        """Raises `PayloadError` that names the first line that is no job: before any other is sent."""
-        for _ in self.jobs(task, options):
-            pass
+        """Raises `PayloadError` that names the lines that are no jobs: before any other is sent."""
+        broken: list[str] = []
+        for number, line in self._numbered():
+            try:
+                self._job(number, line, task, options)
+            except PayloadError as error:
+                broken.append(str(error))
+        if len(broken) > _SHOWN_BROKEN:
+            more = len(broken) - _SHOWN_BROKEN
+            broken[_SHOWN_BROKEN:] = [f"… and {more:,} more of its {self.lines:,} lines are no jobs"]
+        if broken:
+            raise PayloadError("\n".join(broken))
 
     def jobs(self, task: AnyTask, options: Options) -> Iterator[tuple[int, Job]]:
         """The jobs of all lines, in order, each with its line's number. Raises `PayloadError` that names the line."""
+        for number, line in self._numbered():
+            yield number, self._job(number, line, task, options)
+
+    def _numbered(self) -> Iterator[tuple[int, bytes]]:
+        """The lines that are not empty."""
         self._file.seek(0)
-        for number, line in enumerate(self._file, start=1):
-            if not line.strip():
-                continue
-            args, kwargs = arguments(line, f"{self.name}, line {number}")
-            try:
-                bound = task.definition.codec.bind(args, kwargs)
-                job = task.prepare(bound, replace(options, job_id=self.job_id(task.name, number)))
-            except PayloadError as error:
-                raise PayloadError(f"{self.name}, line {number}: {error}") from None
-            yield number, job
+        return ((number, line) for number, line in enumerate(self._file, start=1) if line.strip())
+
+    def _job(self, number: int, line: bytes, task: AnyTask, options: Options) -> Job:
+        args, kwargs = arguments(line, f"{self.name}, line {number}")
+        try:
+            bound = task.definition.codec.bind(args, kwargs)
+            return task.prepare(bound, replace(options, job_id=self.job_id(task.name, number)))
+        except PayloadError as error:
+            raise PayloadError(f"{self.name}, line {number}: {error}") from None
 
 
 def arguments(text: bytes | str, where: str) -> tuple[tuple[object, ...], dict[str, object]]:
@@ -71,8 +86,13 @@ def arguments(text: bytes | str, where: str) -> tuple[tuple[object, ...], dict[s
             return tuple(value), {}
         case _:
             raise PayloadError(
-                f"{where}: arguments are a JSON object (by name) or array (by position), got a {type(value).__name__}"
+                f"{where}: arguments are a JSON object (by name) or array (by position), got {_kind(value)}"
             )
+
+
+def _kind(value: object) -> str:
+    """What JSON calls it."""
+    return {str: "a string", bool: "a boolean", type(None): "null"}.get(type(value), "a number")
 
 
 @contextmanager

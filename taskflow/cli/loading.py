@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import click
 
 from taskflow.app import TaskFlow
-from taskflow.cli.review import review
+from taskflow.cli.review import review, unfed
 from taskflow.errors import ConfigError
 from taskflow.settings import Settings, spelling
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 def load_app(spec: str | None, settings: Settings | None = None) -> TaskFlow:
@@ -30,6 +30,8 @@ def load_app(spec: str | None, settings: Settings | None = None) -> TaskFlow:
         raise ConfigError("no app: say which, as in `taskflow worker module:flow`, or set TASKFLOW_APP")
     module_name, _, attribute = spec.partition(":")
     attribute = attribute or "flow"
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        raise ConfigError(f"app {spec!r}: {module_name!r} is no name of a module{_as_module(module_name)}")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -37,12 +39,17 @@ def load_app(spec: str | None, settings: Settings | None = None) -> TaskFlow:
         module = importlib.import_module(module_name)
     except ConfigError:
         raise
+    except SystemExit as error:
+        raise ConfigError(
+            f"app {spec!r} cannot be imported: it calls sys.exit({error.code!r}); what starts a program belongs under "
+            f'if __name__ == "__main__":'
+        ) from error
     except ModuleNotFoundError as error:
         if error.name != module_name.partition(".")[0] and error.name != module_name:
             raise _broken(spec, error) from error
         raise ConfigError(
             f"app {spec!r}: there is no module {error.name!r} in {here} or on the path; "
-            f"say module:attribute, from the folder that holds the module"
+            f"say module:attribute, from the folder that holds the module{_as_module(module_name)}"
         ) from None
     except Exception as error:
         raise _broken(spec, error) from error
@@ -54,15 +61,27 @@ def load_app(spec: str | None, settings: Settings | None = None) -> TaskFlow:
     return flow
 
 
+def _as_module(name: str) -> str:
+    """A did-you-mean for a file's name, if the file is there."""
+    file = Path(name)
+    if file.suffix != ".py" or file.is_absolute() or not file.is_file():
+        return ""
+    return f"; did you mean '{'.'.join(file.with_suffix('').parts)}:flow'?"
+
+
 def _broken(spec: str, error: BaseException) -> ConfigError:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return ConfigError(
-        f"app {spec!r} cannot be imported: {type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
-    )
+    if isinstance(error, SyntaxError):
+        message, file, line = error.msg, error.filename, error.lineno
+    else:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        message, file, line = str(error), frame.filename, frame.lineno
+    return ConfigError(f"app {spec!r} cannot be imported: {type(error).__name__}: {message} ({file}, line {line})")
 
 
-def warn_about(flow: TaskFlow) -> None:
+def warn_about(flow: TaskFlow, *, queues: Mapping[str, int] | None = None) -> None:
     """Tell, on stderr, of variables that look misspelt, are of no task, make a gate or make tasks disagree about one.
+
+    With the `queues` that a worker works, also of an app without tasks, and of queues that no task goes to.
 
     Raises `ConfigError` for policies that are not valid, and for overrides of unknown tasks under
     TASKFLOW_STRICT_ENV=1.
@@ -70,7 +89,8 @@ def warn_about(flow: TaskFlow) -> None:
     found = review(flow)
     if found.problems:
         raise ConfigError("\n".join(found.problems))
-    for warning in (*flow.settings.warnings, *found.warnings):
+    of_queues = [] if queues is None else unfed(flow, found, queues)
+    for warning in (*flow.settings.warnings, *found.warnings, *of_queues):
         click.echo(f"taskflow: warning: {warning}", err=True)
 
 

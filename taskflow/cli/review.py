@@ -9,6 +9,8 @@ from taskflow.settings.sharing import disagreements, made_by_overrides
 from taskflow.settings.tuning import unknown_tasks
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from taskflow.app import TaskFlow
     from taskflow.settings.tuning import TaskPolicy
 
@@ -44,3 +46,15 @@ def review(flow: TaskFlow) -> Review:
     declared = {name: flow.tasks[name].declared for name in policies}
     gates = [*disagreements(settings, declared), *made_by_overrides(settings, declared)]
     return Review(policies, problems, misspelt, gates)
+
+
+def unfed(flow: TaskFlow, found: Review, queues: Iterable[str]) -> list[str]:
+    """Lines about what a worker of these queues waits for in vain: no tasks at all, queues that none goes to."""
+    if not flow.tasks:
+        return ["the app has no tasks: is the module that registers them imported?"]
+    fed = {policy.queue for policy in found.policies.values()}
+    return [
+        f"queue {queue!r}: no task goes there by itself; they go to {', '.join(sorted(fed))}"
+        for queue in queues
+        if queue not in fed
+    ]

@@ -17,7 +17,7 @@ from taskflow.brokers.base import Final
 from taskflow.cli.exits import Exit
 from taskflow.cli.lines import JobFile, open_job_file
 from taskflow.cli.loading import load_app, split_app, warn_about
-from taskflow.cli.running import find_task, print_json, reader_may_leave, run_async
+from taskflow.cli.running import find_task, print_json, reader_may_leave, run_to_exit
 from taskflow.cli.signals import Stop, exit_code, handle_signals
 from taskflow.core.job import JobState
 from taskflow.errors import JobNotFound, QueueFull
@@ -58,7 +58,7 @@ def run(ctx: click.Context, words: tuple[str, ...], jsonl: str, concurrency: int
     flow.configure_logs()
     with open_job_file(jsonl) as file:
         file.check(task, Options())
-        ctx.exit(run_async(_Run(flow, task, file).go(concurrency, as_json=as_json)))
+        ctx.exit(run_to_exit(_Run(flow, task, file).go(concurrency, as_json=as_json)))
 
 
 class _Run:

@@ -6,15 +6,17 @@ import asyncio
 import json
 import os
 import sys
-from contextlib import asynccontextmanager, contextmanager
+import threading
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from taskflow.app import make_broker
+from taskflow.cli.exits import Exit, code_of
 from taskflow.cli.loading import nearest
 from taskflow.clock import LoopClock
-from taskflow.errors import UnknownTask
+from taskflow.errors import TaskflowError, UnknownTask
 from taskflow.settings import Settings
 
 if TYPE_CHECKING:
@@ -25,12 +27,48 @@ if TYPE_CHECKING:
     from taskflow.tasks import AnyTask
 
 T = TypeVar("T")
+_LEAVE_S = 2.0  # for what handlers left behind, after they had the time of the drain and of the worker's end
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` in a loop of its own: uvloop's where it is installed."""
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(work)
+
+
+def run_to_exit(work: Coroutine[Any, Any, Exit]) -> Exit:
+    """As `run_async`, for a command that runs handlers: what they leave behind does not keep the process.
+
+    The event loop waits at its end for tasks that go on although they were cancelled, and for the threads of
+    `asyncio.to_thread`, however long; by then their jobs were handed back.
+    """
+    is_over = threading.Event()
+
+    async def watched() -> Exit:
+        code, words = Exit.FAILED, ""
+        try:
+            code = await work
+        except TaskflowError as error:
+            code, words = code_of(error), f"taskflow: {error}"
+            raise
+        finally:
+            threading.Thread(target=_leave, args=(is_over, code, words), name="taskflow exit", daemon=True).start()
+        return code
+
+    try:
+        return run_async(watched())
+    finally:
+        is_over.set()
+
+
+def _leave(is_over: threading.Event, code: Exit, words: str) -> None:
+    """End the process, unless it is about to end by itself."""
+    if is_over.wait(_LEAVE_S):
+        return
+    with suppress(OSError, ValueError):  # whoever reads our output has gone
+        click.echo(f"{words}\ntaskflow: a handler does not end, or a thread that it started: left".strip(), err=True)
+        sys.stdout.flush()
+    os._exit(code)
 
 
 def _loop_factory() -> Any:

@@ -34,6 +34,11 @@ def span(seconds: float) -> str:
     return " ".join(words[:2])
 
 
+def per_second(count: float) -> str:
+    """How many a second: two digits, or all before the point."""
+    return f"{count:.2g}" if count < 10 else f"{count:,.0f}"
+
+
 def instant(at: float, now: float) -> str:
     """An instant, and how far away it is."""
     try:

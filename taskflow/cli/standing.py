@@ -1,4 +1,4 @@
-"""How a gate stands, in words and as JSON: held until when and by whom, recovering or open; its limit, its rate."""
+"""How a gate stands, in words and as JSON: held until when and by whom, recovering or admitting; its limit and rate."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ ENDLESS_S = 1e9
 _ENDLESS_FROM_S = ENDLESS_S / 2  # left of a hold that was without an end: far longer than any breaker's
 _OPERATOR = "operator"
 _BREAKER = "circuit_open"  # the reason that workers give when a breaker of theirs opened
+_THROTTLED = "throttled"  # the reason that they give when a job of theirs was told to come back later
 _SAID = ("name", "tat", "limit", "limit_override", "rate", "rate_override")  # fields that JSON tells otherwise
 _PERIODS = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 
@@ -66,14 +67,16 @@ def held(gate: Gate, now: float) -> str:
         return f"held by an operator until {until}{f': {one_line(text)}' if text else ''}"
     if gate.reason == _BREAKER:
         return f"held by its breaker until {until}"
+    if gate.reason == _THROTTLED:
+        return f"held until {until}, as the other side asked"
     return f"held until {until}{f', because of {one_line(gate.reason)}' if gate.reason else ''}"
 
 
 def state(gate: Gate, parent: Gate | None, now: float) -> str:
-    """One word for JSON: held, recovering or open."""
+    """One word for JSON: held, recovering or admitting. Not "open", which of a circuit breaker means the contrary."""
     if is_held(gate, now) or (parent is not None and is_held(parent, now)):
         return "held"
-    return "open" if gate.ramp is None else "recovering"
+    return "admitting" if gate.ramp is None else "recovering"
 
 
 def told(gate: Gate, parent: Gate | None, now: float) -> str:
@@ -82,7 +85,7 @@ def told(gate: Gate, parent: Gate | None, now: float) -> str:
         return held(gate, now)
     if parent is not None and is_held(parent, now):
         return f"held with all of gate {one_line(parent.name)!r}: {held(parent, now)}"
-    return "open" if gate.ramp is None else f"recovering, {gate.ramp} at once"
+    return "admitting" if gate.ramp is None else f"recovering, {gate.ramp} at once"
 
 
 def limit_in_force(gate: Gate, parent: Gate | None) -> InForce[int]:

@@ -52,7 +52,8 @@ def status(ctx: click.Context, *, as_json: bool) -> None:
         shown = [gate_json(gate, gates, now) for gate in closed]
         print_json({"broker": broker, "queues": queues, "gates_held": shown, "dead_letters": dead})
         return
-    click.echo(f"broker        {broker['url']}, reachable{_sized(broker.get('file_bytes'))}")
+    where = "" if file is None or file.is_absolute() else f" ({file.absolute()})"
+    click.echo(f"broker        {broker['url']}{where}, reachable{_sized(broker.get('file_bytes'))}")
     click.echo(f"dead letters  {f'{dead:,}: taskflow dead list' if dead else 0}")
     click.echo(f"gates held    {len(closed)} of {len(gates)}")
     for gate in closed:

@@ -11,7 +11,7 @@ from taskflow.cli.exits import Exit
 from taskflow.cli.lines import arguments, open_job_file
 from taskflow.cli.loading import load_app, refuse_memory, split_app, warn_about
 from taskflow.cli.running import find_task, print_json, run_async
-from taskflow.errors import JobCancelled, JobExpired, JobFailed
+from taskflow.errors import BrokerError, JobCancelled, JobExpired, JobFailed, QueueFull
 from taskflow.runtime.client import BATCH
 from taskflow.settings import Settings
 from taskflow.tasks import Options
@@ -98,8 +98,17 @@ async def _submit_file(flow: TaskFlow, task: AnyTask, path: str, options: Option
         submitted = 0
         async with flow:
             jobs = file.jobs(task, options)
-            while chunk := list(itertools.islice(jobs, BATCH)):
-                submitted += len(await flow.client.submit([job for _, job in chunk]))
+            try:
+                while chunk := list(itertools.islice(jobs, BATCH)):
+                    submitted += len(await flow.client.submit([job for _, job in chunk]))
+            except (QueueFull, BrokerError) as error:
+                submitted += len(error.accepted) if isinstance(error, QueueFull) else 0
+                click.echo(
+                    f"taskflow: at least {submitted:,} of {file.lines:,} lines are submitted; the same command submits "
+                    "the rest",
+                    err=True,
+                )
+                raise
     if as_json:
         print_json({"submitted": submitted, "file": file.name})
     else:

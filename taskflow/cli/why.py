@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from taskflow.cli.shown import count_of, instant, last_error, one_line, span
+from taskflow.cli.shown import count_of, instant, last_error, one_line, per_second, span
 from taskflow.cli.standing import (
     by_name,
     held,
@@ -29,7 +29,10 @@ _TURNED_AWAY = {  # the reasons of snoozes, as workers give them
     "circuit_open": "its breaker was open",
     "bulkhead_full": "a bulkhead was full",
     "rate_limited": "a rate limit turned it away",
+    "throttled": "its dependency asked it to wait",
     "threads_busy": "all threads of its worker were busy",
+    "processes_busy": "all child processes of its worker were busy",
+    "retry_budget": "its retry budget was empty",
     "queue_full": "a queue that it submits to was full",
     "broker_unavailable": "the broker did not answer it",
 }
@@ -115,7 +118,7 @@ def _in_line(queue: QueueCounts | None) -> list[str]:
     if queue.running == 0 and queue.drain_per_s <= 0:
         words.append(f"nothing of queue {queue.queue!r} runs or has ended lately: is a worker for it up?")
     elif ahead and queue.drain_per_s > 0:
-        words.append(f"{queue.drain_per_s:.2g} a second leave it")
+        words.append(f"{per_second(queue.drain_per_s)} a second leave it")
     return words or ["the next worker with a free slot takes it"]
 
 

@@ -344,8 +344,6 @@ Event = (
     | BreakerMoved
 )
 
-Listener = Callable[[Event], None]
-
 
 def _started(batch: AttemptsStarted) -> list[AttemptStarted]:
     return [AttemptStarted(one.claim, one.correlation_id) for one in batch.attempts]

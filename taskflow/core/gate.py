@@ -169,6 +169,11 @@ def family(name: str) -> str:
     return name.partition("/")[0]
 
 
+def of_family(names: Iterable[str], policy: str) -> str | None:
+    """Which of a job's gates its policy of this name made, if any."""
+    return next((name for name in names if family(name) == policy), None)
+
+
 def limit_of(gate: Gate, parent: Gate | None = None) -> int | None:
     """Live claims that the gate admits in all: the nearest word wins, an operator's first; a ramp lowers it."""
     words = [gate.limit_override, gate.limit]

@@ -10,8 +10,8 @@ from typing import NamedTuple
 class ErrorRecord:
     """One failure, as a person will read it in the dead letters. `stack` is the whole traceback, as text.
 
-    `kind` tells bad data from a broken dependency: `timeout`, `transient`, `permanent`, `throttled`, `bad_payload`,
-    `bad_result`, `given_up`, `lost`.
+    `kind` tells bad data from a broken dependency: `timeout`, `transient`, `throttled`; `bad_data`, `bad_payload`,
+    `bad_result`, `given_up`; `died` (its process), `lost` (its worker); `error` where nobody can tell.
     """
 
     type: str

@@ -144,8 +144,8 @@ class CircuitGuard:
         elif self._is_failure is not None:
             try:
                 verdict = Verdict.FAILURE if self._is_failure(result) else Verdict.SUCCESS
-            except Exception as broken:  # noqa: BLE001 - the user's function; it comes out, and the permit goes back
-                verdict, error = Verdict.IGNORED, broken
+            except Exception:  # noqa: BLE001 - the `Retry` whose function it is asks it too, and lets that out
+                verdict = Verdict.IGNORED
         self._circuit.report(permit, verdict, now)
         return error
 

@@ -1,7 +1,8 @@
-"""What an error says of the call: classes for aiohttp, asyncio and the system, SQLite and SQLSTATE databases.
+"""What an error says of the call: classes for aiohttp, httpx, requests, asyncio and the system, SQLite and SQLSTATE
+databases.
 
-Libraries are known by the marks of their errors (`status`, `sqlstate`, `sqlite_errorcode`), not imported. What they
-leave open, whoever knows better says: `register_classifier`.
+Libraries are known by the marks of their errors (`status`, `response`, `sqlstate`, `sqlite_errorcode`), not imported.
+What they leave open, whoever knows better says: `register_classifier`.
 """
 
 from __future__ import annotations
@@ -113,6 +114,11 @@ def _ours(error: Exception) -> ErrorClass | None:
         return _of_aiohttp(error)
     if library == "sqlite3":
         return _of_sqlite(error)
+    status = getattr(getattr(error, "response", None), "status_code", None)  # of httpx and requests
+    if isinstance(status, int):
+        return status_class(status)
+    if library == "httpx":
+        return _of_httpx(error)
     cause = getattr(error, "orig", None)  # SQLAlchemy's errors carry the driver's
     if isinstance(cause, Exception) and cause is not error:
         return known_class(cause)
@@ -141,6 +147,14 @@ def _of_aiohttp(error: Exception) -> ErrorClass:
     return PERMANENT if isinstance(error, ValueError | TypeError | AssertionError) else TRANSIENT
 
 
+def _of_httpx(error: Exception) -> ErrorClass | None:
+    """What broke between us and the server may pass; a wrong URL will not."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if names & {"UnsupportedProtocol", "LocalProtocolError", "InvalidURL", "TooManyRedirects"}:
+        return PERMANENT
+    return TRANSIENT if "TransportError" in names else _of_system(error)
+
+
 def _of_sqlite(error: Exception) -> ErrorClass | None:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in _SQLITE_TRANSIENT:
@@ -158,6 +172,8 @@ def _of_state(state: str) -> ErrorClass | None:
 
 
 def headers_of(answer: object) -> Mapping[str, str] | None:
-    """The HTTP headers of an error or a response, where it has some."""
+    """The HTTP headers of an error, of the response that it is about, or of a response, where it has some."""
     headers = getattr(answer, "headers", None)
+    if headers is None:
+        headers = getattr(getattr(answer, "response", None), "headers", None)
     return headers if isinstance(headers, Mapping) else None

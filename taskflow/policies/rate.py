@@ -10,6 +10,7 @@ from taskflow.errors import DeadlineExceeded, RateLimited, Rejected
 from taskflow.policies.classes import known_class
 from taskflow.policies.guard import Waiting
 from taskflow.policies.hints import asked_wait_s
+from taskflow.policies.retry_after import LONGEST_S
 from taskflow.policies.scope import deadline_at
 from taskflow.telemetry import turned_away
 
@@ -69,7 +70,7 @@ class Turns:
         """Whoever was throttled speaks for all: its siblings wait too."""
         del permit, now, result
         if error is not None and not isinstance(error, Rejected) and known_class(error) is ErrorClass.THROTTLED:
-            self.pause(asked_wait_s(error, wall=self._clock.wall()) or 0.0)
+            self.pause(min(asked_wait_s(error, wall=self._clock.wall()) or 0.0, LONGEST_S))
         return error
 
     async def _wait(self, wait_s: float) -> None:

@@ -62,10 +62,6 @@ class Retrying:
                 result = None
                 try:
                     result = await self._body(fn, args, kwargs)
-                    if on_result is None or not on_result(result):
-                        return result
-                    history = history or _History(self._name, self._clock, began)
-                    wait_s = self._wait_s(history, None, result)
                 except Exception as raised:  # the policy says which are worth another attempt
                     history = history or _History(self._name, self._clock, began)
                     wait_s = self._wait_s(history, raised, None)
@@ -73,6 +69,11 @@ class Retrying:
                         history.tell(raised)
                         raise
                     error = raised
+                else:  # an `on_result` that raises is no failure of the call: to make it again would help nobody
+                    if on_result is None or not on_result(result):
+                        return result
+                    history = history or _History(self._name, self._clock, began)
+                    wait_s = self._wait_s(history, None, result)
                 if wait_s is None:
                     return result
                 try:

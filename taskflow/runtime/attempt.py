@@ -7,6 +7,7 @@ is open or whose task is unknown here has not been attempted.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from taskflow.brokers.base import Completing, Settled
 from taskflow.core import events
 from taskflow.core.backoff import exponential
 from taskflow.core.decision import Release, decide
-from taskflow.core.gate import family
+from taskflow.core.gate import of_family
 from taskflow.core.outcome import Interrupted, Outcome, Rejected, Succeeded
 from taskflow.core.specs import Retry
 from taskflow.errors import ConfigError, PayloadError
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
 _UNKNOWN_FIRST_S, _UNKNOWN_MOST_S = 5.0, 300.0
 _NO_PLACE_S = 5.0
 _LONGEST_HOLD_S = 86_400.0  # what one answer of a third party may close a gate for
+_SPREAD = 0.1  # those who were told to wait the same time come back over this share of it: later, never earlier
+_GONE: dict[str, Any] = {}  # arguments live no longer than the handler does
 _NO_POLICY = Retry()  # for what goes wrong before the task's own is known
 
 
@@ -87,6 +90,7 @@ class Attempts:
         self._settings = settings
         self._max_result_bytes = settings.retention.result_max_bytes
         self._clock = clock
+        self._now = clock.now
         self._rng = rng
         self._emit = emit
         self._claims = leases.claims
@@ -103,23 +107,24 @@ class Attempts:
 
     def admit(self, walk: Walk, slot: Slot) -> bool:
         """Whether `run` is to make an attempt. If not, what becomes of the job is with the settler, or with others."""
-        if self._claims.get(walk.claim.job_id) is not walk:
+        claim = walk.claim
+        if self._claims.get(claim.job_id) is not walk:
             return False  # lost while it waited here
         walk.slot = slot
-        now = self._clock.now()
+        walk.started_at = now = self._now()
         try:
-            outcome = self._admit(walk, now)
+            outcome = self._admit(walk, claim, now)
         except Exception as error:  # noqa: BLE001 - ours: the job gets another try, and this slot goes on
-            outcome = outcomes.failed(error, covers=_NO_POLICY.covers)
+            outcome = self._failed(error, _NO_POLICY)
         if outcome is None:
-            walk.started_at = now
             return True
+        if walk.admitted is not None:
+            self._breakers.give_back(walk.admitted)
         self._end(walk, outcome, now)
         return False
 
-    def _admit(self, walk: Walk, now: float) -> Outcome | None:
+    def _admit(self, walk: Walk, claim: Claim, now: float) -> Outcome | None:
         """Find what the attempt needs; or why there is none."""
-        claim = walk.claim
         task = self._tasks.get(claim.task)
         if task is None:
             return self._unknown(claim)
@@ -140,19 +145,15 @@ class Attempts:
             if isinstance(admitted, Rejected):
                 return admitted
             walk.admitted = admitted
-        if policy.retry.budget is not None:
+        if policy.retry.budget is not None and task.is_async:
             return self._charge(walk, policy.retry, policy.retry.budget)
-        return None
+        return None  # a sync one pays once it has its place: it may be sent away before
 
     def _charge(self, walk: Walk, retry: Retry, budget: RetryBudget) -> Outcome | None:
         """Take the token of a retry, or say when to look again. A probe needs none: all the others wait for it."""
-        admitted = walk.admitted
-        if admitted is not None and admitted.is_probe:
+        if walk.admitted is not None and walk.admitted.is_probe:
             return None
-        denied = self._budgets.charge(walk.claim, retry, budget)
-        if denied is not None and admitted is not None:
-            self._breakers.give_back(admitted)
-        return denied
+        return self._budgets.charge(walk.claim, retry, budget)
 
     def _unknown(self, claim: Claim) -> Outcome:
         """A task that this process does not know waits for the deploy that does, ever longer."""
@@ -199,12 +200,25 @@ class Attempts:
             del self.running[walk]
         walk.started_at = now = clock.now()
         if _is_late(walk, now):
-            if walk.child is None:
-                places.give_back()
-            else:
-                self._processes.put_back(walk.child)
+            self._leave_place(walk)
             return outcomes.overdue(claim.expire_reason)
         return None
+
+    async def _get_ready(self, walk: Walk, policy: TaskPolicy, where: Where | None) -> Outcome | None:
+        """What a sync handler needs beyond what `admit` has found; or why there is no attempt."""
+        denied = await self._take_place(walk, where)
+        if denied is None and policy.retry.budget is not None:
+            denied = self._charge(walk, policy.retry, policy.retry.budget)
+            if denied is not None:
+                self._leave_place(walk)
+        return denied
+
+    def _leave_place(self, walk: Walk) -> None:
+        """The place was taken, and is not needed."""
+        if walk.child is None:
+            self._threads.places.give_back()
+        else:
+            self._processes.put_back(walk.child)
 
     def _no_place(self, places: Places) -> Outcome:
         return Rejected(places.busy, _NO_PLACE_S * (1 + self._rng.random()))
@@ -218,50 +232,52 @@ class Attempts:
         try:
             task, policy, slot = walk.definition, walk.policy, walk.slot
             assert policy is not None
-            if not task.is_async and (denied := await self._take_place(walk, task.where)) is not None:
+            if not task.is_async and (denied := await self._get_ready(walk, policy, task.where)) is not None:
                 if walk.admitted is not None:
                     self._breakers.give_back(walk.admitted)
-                self._end(walk, denied, self._clock.now())
+                self._end(walk, denied, self._now())
                 return
-            before = self._begin(walk, policy)
+            before = self._begin(walk, policy.timeout_s)
             outcome: Outcome
             try:
-                if walk.child is not None:
+                if task.is_async:
+                    result = await task.start(**walk.args)
+                    outcome = self._succeeded(walk, task, result)
+                elif walk.child is not None:
                     outcome = await self._processes.run(walk.child, walk, retry=policy.retry)
                 else:
-                    if task.is_async:
-                        result = await task.start(**walk.args)
-                    else:
-                        thread = self._threads.start(partial(task.start, **walk.args))
-                        result = await _join(thread)
-                    if walk.completion is None:
-                        outcome = outcomes.succeeded(task, result, max_bytes=self._max_result_bytes)
-                    else:
-                        outcome = Succeeded(walk.completion.result)
+                    thread = self._threads.start(partial(task.start, **walk.args))
+                    result = await _join(thread)
+                    outcome = self._succeeded(walk, task, result)
             except BaseException as error:  # noqa: BLE001 - whatever a handler raises is an outcome; the rest is raised
                 outcome = self._outcome_of(walk, policy, slot.caught(error))
             finally:
                 slot.end()
                 job_context.reset(before)
                 del self.running[walk]
-                walk.vouched_until = NEVER
-            self._conclude(walk, outcome)
+                walk.vouched_until, walk.args = NEVER, _GONE
+            now = self._now()
+            walk.run_s = now - walk.started_at
+            if type(outcome) is Succeeded and slot.stopped is None and walk.admitted is None:
+                walk.outcome, walk.error = "succeeded", None
+            else:
+                outcome = self._conclude(walk, outcome)
+            self._end(walk, outcome, now, was_run=True)
         except BaseException as error:
             is_ours = isinstance(error, Exception)  # no handler's: those are outcomes by now
             if not walk.has_ended:
-                outcome = outcomes.failed(error, covers=_NO_POLICY.covers) if is_ours else Interrupted()
-                self._end(walk, outcome, self._clock.now())
+                outcome = self._failed(error, _NO_POLICY) if is_ours else Interrupted()
+                self._end(walk, outcome, self._now())
             if not is_ours:
                 raise
         if thread is not None:
             await self._let_go(thread, walk.claim)
 
-    def _begin(self, walk: Walk, policy: TaskPolicy) -> Token[JobContext | None]:
+    def _begin(self, walk: Walk, timeout_s: float) -> Token[JobContext | None]:
         """The handler is about to run."""
-        claim, now = walk.claim, walk.started_at
-        deadline_at = now + policy.timeout_s
-        if claim.expire_reason == "deadline":  # the longest wait, on the other hand, is over once the job runs
-            deadline_at = min(deadline_at, walk.at + claim.expires_in_s)
+        deadline_at = walk.started_at + timeout_s
+        if walk.claim.expire_reason == "deadline":  # the longest wait, on the other hand, is over once the job runs
+            deadline_at = min(deadline_at, walk.at + walk.claim.expires_in_s)
         walk.deadline_at, walk.notebook = deadline_at, self._notebook
         self.running[walk] = None
         walk.vouched_until = deadline_at + OVERTIME_S
@@ -272,22 +288,34 @@ class Attempts:
         walk.slot.begin(deadline_at)
         return job_context.set(walk)
 
-    def _conclude(self, walk: Walk, outcome: Outcome) -> None:
-        """The handler has ended."""
-        now = self._clock.now()
-        walk.run_s = run_s = now - walk.started_at
-        if isinstance(outcome, Succeeded):
-            walk.outcome, walk.error = "succeeded", None
-            if walk.slot.stopped == TIMEOUT:
-                claim = walk.claim
-                self._emit(events.TimeoutIgnored(claim.job_id, claim.task, claim.queue, run_s))
-        else:
-            walk.outcome, walk.error = outcomes.label(outcome), getattr(outcome, "error", None)
+    def _succeeded(self, walk: Walk, task: TaskDef, result: Any) -> Outcome:
+        if walk.completion is not None:
+            return Succeeded(walk.completion.result)
+        return outcomes.succeeded(task, result, max_bytes=self._max_result_bytes)
+
+    def _conclude(self, walk: Walk, outcome: Outcome) -> Outcome:
+        """What the listeners are told of a handler's end, and what its breaker makes of the outcome."""
+        walk.outcome, walk.error = outcomes.label(outcome), getattr(outcome, "error", None)
+        if walk.slot.stopped == TIMEOUT and isinstance(outcome, Succeeded):
+            claim = walk.claim
+            self._emit(events.TimeoutIgnored(claim.job_id, claim.task, claim.queue, walk.run_s))
+        if isinstance(outcome, Rejected) and outcome.reason == outcomes.THROTTLED:
+            outcome = self._throttled(walk, outcome)
         if walk.admitted is not None:
-            outcome, word = self._breakers.report(walk.admitted, outcome, run_s)
+            outcome, word = self._breakers.report(walk.admitted, outcome, walk.run_s)
             if word is not None:
                 walk.hold = word
-        self._end(walk, outcome, now, was_run=True)
+        return outcome
+
+    def _throttled(self, walk: Walk, outcome: Rejected) -> Rejected:
+        """Its dependency said: not now. That is for all who need it; and they do not come back all at once."""
+        policy = walk.policy
+        assert policy is not None
+        spec = policy.rate or policy.breaker or policy.bulkhead
+        gate = None if spec is None else of_family(walk.claim.gates, spec.name)
+        if gate is not None:
+            walk.hold = GateHold(gate, min(outcome.retry_after_s, _LONGEST_HOLD_S), outcome.reason)
+        return replace(outcome, retry_after_s=outcome.retry_after_s * (1 + _SPREAD * self._rng.random()))
 
     def _outcome_of(self, walk: Walk, policy: TaskPolicy, error: Exception) -> Outcome:
         """The outcome of a handler that ended with `error`."""
@@ -308,7 +336,10 @@ class Attempts:
             return self._stopped(walk, why, policy, error)
         if isinstance(error, Snooze) and error.hold is not None:
             walk.hold = _hold(walk.claim, error)
-        return outcomes.failed(error, covers=policy.retry.covers)
+        return self._failed(error, policy.retry)
+
+    def _failed(self, error: BaseException, retry: Retry) -> Outcome:
+        return outcomes.failed(error, covers=retry.covers, wall=self._clock.wall())
 
     def _stopped(self, walk: Walk, why: str, policy: TaskPolicy, error: BaseException | None) -> Outcome:
         claim = walk.claim
@@ -355,6 +386,7 @@ class Attempts:
     def hand_back(self, running: Walk) -> None:
         """Give back a job whose handler does not stop: its word will not count any more."""
         self.cut_off += 1
+        running.has_ended = True
         handed = Walk(running.claim, running.at)  # of its own: what the handler still comes to must not change it
         if self._claims.get(handed.claim.job_id) is running:
             self._claims[handed.claim.job_id] = handed
@@ -369,10 +401,17 @@ class Attempts:
 
     def _end(self, walk: Walk, outcome: Outcome, now: float, *, was_run: bool = False) -> None:
         """Decide, and leave the rest to the settler."""
+        if walk.has_ended:
+            return  # it was handed back: told by the same claim, its word would pass for one that was heard before
         claim = walk.claim
         walk.has_ended = True
         retry = _NO_POLICY if walk.policy is None else walk.policy.retry
-        walk.decision = decide(claim, outcome, retry=retry, jitter=self._rng.random())
+        jitter = 0.0 if type(outcome) is Succeeded else self._rng.random()  # there is nothing to spread
+        try:
+            walk.decision = decide(claim, outcome, retry=retry, jitter=jitter)
+        except Exception as error:  # noqa: BLE001 - a backoff of the user's own: the job must not stay where it is for that
+            outcome = outcomes.without_delay(outcome, error)
+            walk.decision = decide(claim, outcome, retry=replace(retry, delay=None), jitter=jitter)
         walk.total_s = claim.age_s + now - walk.at
         self.ended += 1
         self._settler.push(walk, was_run=was_run)
@@ -385,9 +424,9 @@ def _is_late(walk: Walk, now: float) -> bool:
 
 def _hold(claim: Claim, snooze: Snooze) -> GateHold | None:
     """The gate that `raise Snooze(..., hold=name)` closes: the job's own one of that policy name."""
-    for gate in claim.gates:
-        if family(gate) == snooze.hold:
-            return GateHold(gate, min(snooze.seconds, _LONGEST_HOLD_S), snooze.reason)
+    gate = None if snooze.hold is None else of_family(claim.gates, snooze.hold)
+    if gate is not None:
+        return GateHold(gate, min(snooze.seconds, _LONGEST_HOLD_S), outcomes.kept(snooze.reason))
     snooze.reason = f"{snooze.reason} (it has no gate {snooze.hold!r} to hold)"
     return None
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from taskflow.core import events
 from taskflow.core.breaker import Breaker, BreakerState, Denied, Permit, Verdict
-from taskflow.core.gate import TRIPPED, Recovery, Trip, Word, family, open_for_s
+from taskflow.core.gate import TRIPPED, Recovery, Trip, Word, of_family, open_for_s
 from taskflow.core.outcome import ErrorRecord, Failed, Outcome, Rejected, Succeeded
 from taskflow.runtime.walk import GateWord
 
@@ -96,7 +96,7 @@ class Breakers:
 
     def admit(self, claim: Claim, policy: TaskPolicy, spec: CircuitBreaker) -> Admitted | Rejected:
         """Leave to start, or how long to wait. `spec` is the policy's breaker."""
-        gate = next((name for name in claim.gates if family(name) == spec.name), None)
+        gate = of_family(claim.gates, spec.name)
         if gate is None:
             return self._admit_alone(self._find(spec.name, spec, has_gate=False), spec, policy.timeout_s)
         view = self._find(gate, spec, has_gate=True)
@@ -219,6 +219,8 @@ def _verdict(outcome: Outcome) -> Verdict:
     match outcome:
         case Succeeded():
             return Verdict.SUCCESS
+        case Failed(ErrorRecord(kind="bad_data")):
+            return Verdict.IGNORED
         case Failed(retryable=True) | Failed(ErrorRecord(kind="timeout")):
             return Verdict.FAILURE
         case _:

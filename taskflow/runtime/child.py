@@ -134,28 +134,31 @@ class Jobs:
 
     def run(self, order: Frame) -> Frame:
         """Run one job in a context of its own."""
-        where = Where(*order.head["where"])
+        where, claim = Where(*order.head["where"]), Claim(*order.head["claim"])
         try:
+            task = self._task(where, claim.task)  # made once, and no part of what the job may use
             _limit_cpu(self._cpu_s)
             try:
-                outcome = copy_context().run(self._call, where, order)
+                outcome = copy_context().run(self._call, task, claim, order)
             finally:
                 _limit_cpu(None)
         except BaseException as error:  # noqa: BLE001 - whatever a handler raises is an outcome
             return _raised(error, where)
         return _told(outcome)
 
-    def _call(self, where: Where, order: Frame) -> Outcome:
+    def _task(self, where: Where, name: str) -> TaskDef:
+        task = self._tasks.get((where, name))
+        if task is None:
+            task = self._tasks[where, name] = TaskDef(name, self._functions[where], {})
+        return task
+
+    def _call(self, task: TaskDef, claim: Claim, order: Frame) -> Outcome:
         head = order.head
-        claim = Claim(*head["claim"])
         claim = claim._replace(
             payload=order.body,
             gates=tuple(claim.gates),
             checkpoint=None if head["checkpoint"] is None else head["checkpoint"].encode(),
         )
-        task = self._tasks.get((where, claim.task))
-        if task is None:
-            task = self._tasks[where, claim.task] = TaskDef(claim.task, self._functions[where], {})
         try:
             args, *_ = task.codec.load(order.body)
         except PayloadError as error:
@@ -192,7 +195,7 @@ def _raised(error: BaseException, where: Where) -> Frame:
         asked.append(error)  # it knows the task's `Retry`; this process may not
         return True
 
-    outcome = outcomes.failed(shown, covers=ask_the_worker)
+    outcome = outcomes.failed(shown, covers=ask_the_worker, wall=time.time())
     main = where.module if where.is_main else None
     told = _told(outcome, lineage(asked[0], main) if asked else None)
     told.head["is_spent"] = isinstance(error, MemoryError)
@@ -205,7 +208,7 @@ def _told(outcome: Outcome, kin: Any = None) -> Frame:
             return Frame({"is": "succeeded", "has_result": result is not None}, result or b"")
         case Rejected(reason, retry_after_s, error):
             told = {"is": "rejected", "reason": reason, "retry_after_s": retry_after_s, "error": _fields(error)}
-            return Frame(told)
+            return Frame({**told, "lineage": kin})
         case Failed(error, retryable, retry_after_s):
             told = {"is": "failed", "error": _fields(error), "retryable": retryable, "retry_after_s": retry_after_s}
             return Frame({**told, "lineage": kin})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from taskflow.brokers.base import Accepted, Cancelled, Transactional
@@ -20,8 +21,12 @@ if TYPE_CHECKING:
 
 BATCH = 500  # jobs in one round trip: past that, larger batches gain little and hold the broker up longer
 _LONGEST_WAIT_S = 3_600.0
+_NEVER = float("inf")
 _LOOK_S = 1.0  # between two tries to get into a full queue
 _NEW = Accepted.NEW  # an enum's member costs as much as a call on Python 3.11
+_ALL_NEW = {_NEW}
+_accepted = attrgetter("accepted")  # these run in C: each job passes here
+_id, _queue, _queue_and_task = attrgetter("id"), attrgetter("queue"), attrgetter("queue", "task")
 _REFUSED = frozenset({Accepted.QUEUE_FULL, Accepted.GATE_FULL})
 _KNOWN = frozenset({Accepted.SAME_ID, Accepted.SAME_KEY})
 # A reply that was lost on its way looks like an outage. Asking again with the same ids tells, and submits nothing
@@ -79,7 +84,7 @@ class Client:
                 # And never long without a look: what a queue drains at is known only after a while.
                 pause_s = min(_LOOK_S, max(0.01, wait_s)) * (0.5 + self._rng.random())
                 await self.clock.sleep(min(patience_s, pause_s))
-        return [others.get(job.id, job.id) for job in jobs] if others else [job.id for job in jobs]
+        return [others.get(job.id, job.id) for job in jobs] if others else list(map(_id, jobs))
 
     async def submit_in(self, connection: object, jobs: Sequence[Job]) -> list[str]:
         """As `submit`, within the transaction of `connection`, that the caller ends.
@@ -104,13 +109,13 @@ class Client:
         return [others.get(job.id, job.id) for job in jobs]
 
     def _bounds(self, jobs: Sequence[Job]) -> dict[str, int]:
-        return dict.fromkeys({job.queue for job in jobs}, self._settings.queue.max_size)
+        return dict.fromkeys(map(_queue, jobs), self._settings.queue.max_size)
 
     def _heard(
         self, chunk: Sequence[Job], receipts: Sequence[Receipt], others: dict[str, str]
     ) -> list[tuple[Job, Receipt]]:
         """Announce what the broker took; returns what it refused. `others`: submitted id → id of the job of its key."""
-        if all([receipt.accepted is _NEW for receipt in receipts]):  # noqa: C419 - twice as fast
+        if set(map(_accepted, receipts)) == _ALL_NEW:
             self._announce(events.JobsSubmitted, chunk)
             return []
         answers = list(zip(chunk, receipts, strict=True))
@@ -155,7 +160,7 @@ class Client:
         return error
 
     def _announce(self, event: type[events.JobsSubmitted | events.JobsDeduplicated], jobs: Sequence[Job]) -> None:
-        for (queue, task), count in Counter([(job.queue, job.task) for job in jobs]).items():
+        for (queue, task), count in Counter(map(_queue_and_task, jobs)).items():
             self._emit(event(queue, task, count))
 
     async def cancel(self, job_id: str) -> Cancelled:
@@ -171,8 +176,8 @@ class Client:
 
         An outage of the broker is waited out, within `timeout`; then `BrokerUnavailable` is raised.
         """
-        give_up_at = float("inf") if timeout is None else self.clock.now() + timeout
-        left_s = float("inf") if timeout is None else max(0.0, timeout)
+        left_s = _NEVER if timeout is None else max(0.0, timeout)
+        give_up_at = self.clock.now() + left_s
         pause_s = _FIRST_PAUSE_S
         while True:
             try:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 VERSION = 1
 _BARE = b'{"v":1,"args":'
+ENVELOPE_END = b"}"
+_WITHIN_BARE = slice(len(_BARE), -len(ENVELOPE_END))
 _KINDS = inspect.Parameter
 # Bytes as base64, infinity as words: JSON has neither. Said twice, since pydantic's serializer of a TypedDict leaves
 # out the first, and those of dataclasses within it leave out the second.
@@ -58,14 +60,15 @@ class Codec:
 
     __slots__ = (
         "_accepts_more",
-        "_args",
-        "_dump_args",
+        "_args_to_json",
         "_dump_result",
         "_is_plain",
+        "_load_args",
         "_names",
         "_positional_only",
         "_read",
         "_result",
+        "_valid_args",
         "defaults",
         "name",
     )
@@ -115,7 +118,7 @@ class Codec:
         returns = hints.pop("return", Any)
         self._is_plain = all(_is_plain(kind) for kind in hints.values())
         try:
-            self._args: TypeAdapter[Any] = TypeAdapter(args)
+            of_args: TypeAdapter[Any] = TypeAdapter(args)
             self._read: TypeAdapter[Any] = TypeAdapter(envelope)
             self._result = _result_adapter(returns)
         except (PydanticSchemaGenerationError, PydanticUserError) as error:
@@ -127,7 +130,9 @@ class Codec:
                 f"task {name!r}: {secret} is a secret, which JSON would carry as asterisks; pass the secret's name, "
                 f"and look it up in the handler"
             )
-        self._dump_args = SchemaSerializer(self._args.core_schema, _SERIALIZER)
+        # Bound once: each job passes through these three.
+        self._valid_args, self._load_args = of_args.validator.validate_python, of_args.validator.validate_json
+        self._args_to_json = SchemaSerializer(of_args.core_schema, _SERIALIZER).to_json
         self._dump_result = SchemaSerializer(self._result.core_schema, _SERIALIZER)
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,13 +155,12 @@ class Codec:
 
         Raises `PayloadError` that names each argument that does not fit.
         """
-        validator = self._args.validator
         try:
-            valid = validator.validate_python(bound)
+            valid = self._valid_args(bound)
             if self._is_plain:
-                return self._dump_args.to_json(valid)  # without options: each one costs more than the dump itself
-            data = self._dump_args.to_json(valid, warnings="error", round_trip=True, by_alias=True)
-            validator.validate_json(data)  # models may write what they do not read
+                return self._args_to_json(valid)  # without options: each one costs more than the dump itself
+            data = self._args_to_json(valid, warnings="error", round_trip=True, by_alias=True)
+            self._load_args(data)  # models may write what they do not read
         except ValidationError as error:
             raise PayloadError(f"{self.name}(): {_problems(error)}") from None
         except PydanticSerializationError as error:
@@ -165,12 +169,17 @@ class Codec:
             raise PayloadError(f"{self.name}(): validating an argument raised {type(error).__name__}") from error
         return data
 
+    def converted(self, bound: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments that fit, as their annotations say: what the handler will get."""
+        valid: dict[str, Any] = self._valid_args(bound)
+        return valid
+
     def load(self, payload: bytes) -> Envelope:
         """The envelope, its arguments validated. Raises `PayloadError`, or `NewerEnvelope`."""
         try:
-            if payload.startswith(_BARE) and payload.endswith(b"}"):  # as `envelope` writes most of them
+            if payload.startswith(_BARE) and payload.endswith(ENVELOPE_END):  # as most of them are written
                 try:
-                    return self._args.validator.validate_json(payload[len(_BARE) : -1]), None, None, None
+                    return self._load_args(payload[_WITHIN_BARE]), None, None, None
                 except ValidationError:  # more than arguments, or they do not fit: the whole can tell
                     read = self._read.validator.validate_json(payload)
             else:
@@ -227,15 +236,12 @@ class Codec:
             return from_json(data)
 
 
-def envelope(
-    args: bytes,
-    correlation_id: str | None = None,
-    traceparent: str | None = None,
-    options: bytes | None = None,
+def envelope_head(
+    correlation_id: str | None = None, traceparent: str | None = None, options: bytes | None = None
 ) -> bytes:
-    """The payload of a job, from the JSON of its arguments."""
+    """What stands before the JSON of the arguments in a job's payload; `ENVELOPE_END` stands behind it."""
     if correlation_id is None and traceparent is None and options is None:
-        return _BARE + args + b"}"
+        return _BARE
     head = [b'{"v":1']
     if correlation_id is not None:
         head.append(b',"cid":' + to_json(correlation_id))
@@ -243,7 +249,7 @@ def envelope(
         head.append(b',"tp":' + to_json(traceparent))
     if options is not None:
         head.append(b',"opt":' + options)
-    return b"".join((*head, b',"args":', args, b"}"))
+    return b"".join((*head, b',"args":'))
 
 
 def version_of(payload: bytes) -> int | None:

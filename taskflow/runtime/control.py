@@ -13,7 +13,7 @@ class RetryLater(ControlFlow):
     def __init__(self, seconds: float, reason: str = "retry later") -> None:
         super().__init__(f"{reason} (in {seconds:g} s)")
         self.seconds = max(0.0, float(seconds))
-        self.reason = reason
+        self.reason = str(reason)
 
 
 class Snooze(ControlFlow):
@@ -26,7 +26,7 @@ class Snooze(ControlFlow):
     def __init__(self, seconds: float, reason: str = "snoozed", *, hold: str | None = None) -> None:
         super().__init__(f"{reason} (for {seconds:g} s)")
         self.seconds = max(0.0, float(seconds))
-        self.reason = reason
+        self.reason = str(reason)
         self.hold = hold
 
 
@@ -35,4 +35,4 @@ class GiveUp(ControlFlow):
 
     def __init__(self, reason: str = "given up") -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason = str(reason)

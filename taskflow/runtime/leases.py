@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from taskflow.errors import BrokerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from taskflow.brokers.base import BeatReply, Broker, SyncBeat
     from taskflow.clock import Clock
@@ -86,11 +86,13 @@ class Leases:
         now = self._clock.now()
         return now - self._beat_at <= self._lease_s * _OUTAGE and now - self._steady_since >= self._lease_s * _GRACE
 
-    def drop(self, walk: Walk) -> None:
-        """It is settled, or lost."""
-        job_id = walk.claim.job_id
-        if self.claims.get(job_id) is walk:
-            del self.claims[job_id]
+    def drop(self, walks: Iterable[Walk]) -> None:
+        """They are settled, or lost."""
+        claims = self.claims
+        for walk in walks:
+            job_id = walk.claim.job_id
+            if claims.get(job_id) is walk:
+                del claims[job_id]
 
     def find(self, job_id: str, token: int) -> Walk | None:
         """The claim, if it is still believed to be ours."""

@@ -367,6 +367,9 @@ def _outcome(answer: Frame, retry: Retry) -> Outcome:
         case "snooze":
             raise Snooze(head["seconds"], head["reason"], hold=head["hold"])
         case "rejected":
+            if head["lineage"] is not None and not covers(retry, head["lineage"]):
+                assert error is not None
+                return Failed(error, retryable=False)
             return Rejected(head["reason"], head["retry_after_s"], error)
         case _:
             assert error is not None

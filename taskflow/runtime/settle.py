@@ -20,7 +20,7 @@ from taskflow.core.job import JobState
 from taskflow.runtime.walk import GateWord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from taskflow.brokers.base import Broker
     from taskflow.clock import Clock
@@ -41,7 +41,7 @@ class Settler:
         calls: BrokerCalls,
         clock: Clock,
         emit: Callable[[events.Event], None],
-        forget: Callable[[Walk], None],
+        forget: Callable[[Sequence[Walk]], None],
         on_told: Callable[[], None],
         on_word: Callable[[GateWord, Gate], None],
     ) -> None:
@@ -59,13 +59,15 @@ class Settler:
         self._unsure: list[Walk] = []  # ended too; whether they succeeded depends on a transaction of their handler's
         self._pending: list[Walk] = []
         self._telling: list[Walk] = []
+        self._apart: list[Walk] = []  # completed by their handlers: to be told one batch at a time, beside the others
+        self._telling_apart: asyncio.Task[None] | None = None
         self._wake: asyncio.Future[None] | None = None
         self._quiet: list[asyncio.Future[None]] = []
 
     @property
     def unsettled(self) -> int:
         """Jobs that ended here and that the broker does not know of yet."""
-        return len(self._pending) + len(self._telling)
+        return len(self._pending) + len(self._telling) + len(self._apart)
 
     @property
     def is_holding(self) -> bool:
@@ -84,9 +86,11 @@ class Settler:
             (self._ended if walk.completion is None else self._unsure).append(walk)
         self._pending.append(walk)
         hold = walk.hold
-        if isinstance(hold, GateWord):
+        if hold is None:
+            pass
+        elif isinstance(hold, GateWord):
             self._words.append(hold)
-        elif hold is not None and (hold.gate not in self._holds or hold.for_s > self._holds[hold.gate].for_s):
+        elif hold.gate not in self._holds or hold.for_s > self._holds[hold.gate].for_s:
             self._holds[hold.gate] = hold
         if self._wake is not None:
             self._wake_up(self._wake)
@@ -122,6 +126,8 @@ class Settler:
                     await self._wake
                     continue
                 batch, self._pending = self._pending, []
+                if self._unsure:
+                    batch = self._set_apart(batch)
                 self._telling = batch
                 try:
                     await self._tell(batch)
@@ -131,15 +137,41 @@ class Settler:
                     await self._tell_each(batch)
                 self._telling = []
                 self._on_told()  # a claim may have waited for it: no worker runs far ahead of what it told
-                if not self._pending:
+                if self._apart and self._telling_apart is None:
+                    self._telling_apart = asyncio.create_task(self._tell_apart(), name="taskflow settle apart")
+                if not self.unsettled:
                     self._announce_quiet()
         finally:
-            self._pending[:0] = self._telling
-            self._telling = []
+            if self._telling_apart is not None:
+                self._telling_apart.cancel()
+                self._telling_apart = None
+            self._pending[:0] = self._telling + self._apart
+            self._telling, self._apart = [], []
+
+    def _set_apart(self, batch: list[Walk]) -> list[Walk]:
+        """What is left of the batch without the jobs that their handlers completed.
+
+        A handler that has not ended its transaction keeps its job's row locked: nobody else must wait for that.
+        """
+        self._apart += [walk for walk in batch if walk.completion is not None]
+        return [walk for walk in batch if walk.completion is None]
+
+    async def _tell_apart(self) -> None:
+        """Until none is left. Their gates were told with the batch that they came from."""
+        while self._apart:
+            batch = self._apart[:]
+            try:
+                await self._settle(batch)
+            except Exception:  # noqa: BLE001 - as in `run`
+                await self._tell_each(batch)
+            del self._apart[: len(batch)]
+        self._telling_apart = None
+        if not self.unsettled:
+            self._announce_quiet()
 
     async def idle(self) -> None:
         """Wait until everything that ended has been told."""
-        while self._pending or self._telling:
+        while self.unsettled:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._quiet.append(future)
             await future
@@ -153,13 +185,16 @@ class Settler:
     async def _tell(self, batch: list[Walk]) -> None:
         if self._holds or self._words:
             await self._tell_gates()
+        if batch:
+            await self._settle(batch)
+
+    async def _settle(self, batch: list[Walk]) -> None:
         new = tuple.__new__  # the constructor of a NamedTuple is one more call
         settlements = [new(Settlement, (w.claim.job_id, w.claim.token, w.decision)) for w in batch]
         replies = await self._calls.until_heard("settle", lambda: self._broker.settle(settlements))
-        forget = self._forget
+        self._forget(batch)
         settled: list[Walk] = []
         for walk, (answer, state) in zip(batch, replies, strict=True):
-            forget(walk)
             if state is _SUCCEEDED and type(walk.decision) is not Complete:
                 # Its transaction committed, by `complete_in`: what came after that is of no account.
                 walk.decision, walk.outcome = Complete(), "succeeded"
@@ -201,8 +236,8 @@ class Settler:
     async def _tell_each(self, batch: list[Walk]) -> None:
         for walk in batch:
             try:
-                await self._tell([walk])
+                await self._settle([walk])
             except Exception as error:  # noqa: BLE001 - as above
-                self._forget(walk)  # its lease will end, and another worker has a try
+                self._forget([walk])  # its lease will end, and another worker has a try
                 self._announce_unsure([walk])
                 self._calls.failed("settle", error, 0.0)

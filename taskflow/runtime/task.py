@@ -54,6 +54,7 @@ class TaskDef:
         self.is_async = is_async(self.fn)
         self.start = self.codec.by_name(self.fn)
         self._check_isolation()
+        self._check_lane()
 
     def _check_isolation(self) -> None:
         if self.isolation not in (None, "thread", "process"):
@@ -65,6 +66,21 @@ class TaskDef:
             )
         if self.isolation == "process":
             self.where = where_is(self.fn, self.name)
+
+    def _check_lane(self) -> None:
+        """`lane=` takes what the handler takes: said here, and not by a TypeError at the first job."""
+        if self.lane is None:
+            return
+        names = [one.name for one in inspect.signature(self.fn).parameters.values() if one.kind is not one.VAR_KEYWORD]
+        try:
+            inspect.signature(self.lane).bind(**dict.fromkeys(names))
+        except TypeError as error:
+            raise ConfigError(
+                f"task {self.name!r}: lane= is called with all arguments of the task by name "
+                f"({', '.join(names) or 'none'}), and this function does not take them: {error}"
+            ) from None
+        except ValueError:  # a builtin that does not tell what it takes
+            return
 
     def check_found(self) -> None:
         """Raise `ConfigError` if a child process would not find the function. Once all modules are imported."""
@@ -91,11 +107,14 @@ class TaskDef:
         return found
 
     def lane_of(self, args: Mapping[str, Any]) -> str:
-        """The lane key of a job with these arguments. A `PayloadError` of `lane=` is a refusal in its own words."""
+        """The lane key of a job with these arguments, which fit. `lane=` sees them as the handler will.
+
+        A `PayloadError` of `lane=` is a refusal in its own words.
+        """
         if self.lane is None:
             return ""
         try:
-            lane = self.lane(**{**self.codec.defaults, **args})
+            lane = self.lane(**{**self.codec.defaults, **self.codec.converted(args)})
         except PayloadError:
             raise  # the user's own words, for these arguments
         except Exception as error:  # noqa: BLE001 - the user's code; what it says, and where, may show an argument

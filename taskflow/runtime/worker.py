@@ -450,7 +450,7 @@ class Worker:
                             await run(walk)
                     finally:
                         self._busy -= 1
-                        if walk.claim.lost >= SUSPECT_AFTER:
+                        if self._suspects and walk.claim.lost >= SUSPECT_AFTER:
                             self._suspects -= 1
                         if self._wants_room:
                             self._make_room()
@@ -493,8 +493,7 @@ class Worker:
         for walk in self._running_of(claims):
             walk.slot.stop(LEASE_LOST)
             stopped.append(walk)
-        for walk in stopped:
-            self._leases.drop(walk)
+        self._leases.drop(stopped)
         return tuple(sorted(walk.claim.job_id for walk in stopped))
 
     def _running_of(self, claims: Mapping[str, int]) -> list[Walk]:

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
@@ -121,8 +122,8 @@ class BrokerSettings(Section):
 
     url: SecretStr = leaf(
         SecretStr("sqlite:///taskflow.db"),
-        "Where jobs live: memory://, sqlite:///relative.db, sqlite:////absolute.db, redis://[USER:PASSWORD@]HOST[:PORT][/DB], "
-        "rediss:// (TLS), unix:///SOCKET[?db=N] (Redis too) or postgresql://[USER[:PASSWORD]@]HOST[:PORT]/DATABASE. "
+        "Where jobs live: memory://, sqlite:///relative.db, sqlite:////absolute.db, "
+        "redis://[USER:PASSWORD@]HOST[:PORT][/DB], rediss:// (TLS), unix:///SOCKET[?db=N] (Redis too) or postgresql://[USER[:PASSWORD]@]HOST[:PORT]/DATABASE. "
         "One file needs no server and survives kill -9.",
         shown="sqlite:///taskflow.db",
     )
@@ -177,6 +178,12 @@ class BrokerSettings(Section):
     def shown_url(self) -> str:
         """The URL as logs, banners and `config show` may print it: without the password."""
         return mask_url(self.url.get_secret_value())
+
+    @property
+    def placed_url(self) -> str:
+        """The same, a relative file in the current folder: what tells two processes on two files apart."""
+        file = self.url.get_secret_value().partition(":///")[2]
+        return f"sqlite:///{Path(file).absolute()}" if self.scheme == "sqlite" else self.shown_url
 
 
 class WorkerSettings(Section):

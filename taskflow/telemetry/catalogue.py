@@ -21,6 +21,7 @@ SNOOZE_REASONS = (
     "rate_limited",
     "queue_full",
     "rejected",
+    "throttled",
     "threads_busy",
     "retry_budget",
     "processes_busy",

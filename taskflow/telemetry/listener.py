@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loguru import logger
@@ -12,7 +13,7 @@ from taskflow.core.job import JobState
 from taskflow.telemetry.lines import OURS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from loguru import Record
 
@@ -87,9 +88,16 @@ def announce(event: str, **fields: Any) -> None:
 class LogListener:
     """Logs what happens to jobs, workers, brokers and gates. Success is DEBUG, and not even looked at without."""
 
-    def __init__(self, level: str = "INFO", *, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        level: str = "INFO",
+        *,
+        now: Callable[[], float] = time.monotonic,
+        about: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._is_debug = logger.level(level).no <= logger.level("DEBUG").no
         self._now = now
+        self._about = dict(about)  # what a worker that starts tells of this process: its version, its broker
         self._rejected: dict[tuple[str, str], tuple[float, int]] = {}  # → (quiet until, refused since)
 
     def subscribe(self, bus: Bus) -> None:
@@ -244,6 +252,7 @@ class LogListener:
             queues=event.queues,
             concurrency=event.concurrency,
             tasks=event.tasks,
+            **self._about,
         )
 
     def _on_draining(self, event: events.WorkerDraining) -> None:

@@ -23,7 +23,7 @@ from taskflow.cli.main import cli
 # `ledger` tells who ran what; `outage` names verbs of the broker that do not answer while it is there, `broken` those
 # that refuse; `looks` grows with each look at the counts; jobs of `wait` end once there is `let-go`.
 APP = """
-import asyncio, os, pathlib
+import asyncio, os, pathlib, time
 from taskflow import Bulkhead, CircuitBreaker, Retry, TaskFlow, current_job
 from taskflow.brokers.sqlite import SqliteBroker
 from taskflow.errors import BrokerError, BrokerUnavailable
@@ -77,6 +77,17 @@ async def refuse(number: int) -> None:
     add_line("ledger", f"start {number} {os.getpid()}")
     if number % 2 == 0:
         raise ValueError(f"{number} is even")
+
+@flow.task
+async def stay(number: int, how: str) -> None:
+    add_line("ledger", f"start {number} {os.getpid()}")
+    if how == "in a thread":
+        await asyncio.to_thread(time.sleep, 600)
+    while True:
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            add_line("ledger", f"cancelled {number} {os.getpid()}")
 
 @flow.task(breaker=CircuitBreaker("smtp"), bulkhead=Bulkhead("smtp", 2))
 async def gated(number: int, seconds: float = 0.0) -> int:

@@ -47,8 +47,8 @@ def test_gate_list_shows_live_claims_limit_rate_and_who_said_them():
     assert (found["api"]["rate"]["rate"], found["api"]["rate_source"], found["api"]["limit"]) == ("1/h", "code", None)
     rows = {line.split()[0]: re.split(r"  +", line) for line in text.splitlines()}
     assert rows["GATE"] == ["GATE", "LIVE", "LIMIT", "RATE", "STATE"]
-    assert rows["smtp"] == ["smtp", "1", "7 (operator; code: 1)", "open"]
-    assert rows["api"] == ["api", "0", "1/h (code)", "open"]
+    assert rows["smtp"] == ["smtp", "1", "7 (operator; code: 1)", "admitting"]
+    assert rows["api"] == ["api", "0", "1/h (code)", "admitting"]
 
 
 def test_gate_list_shows_who_holds_a_gate_until_when():
@@ -116,7 +116,7 @@ def test_a_held_gate_lets_no_job_be_claimed_until_it_is_released():
     assert (held.code, held.err) == (0, "")
     assert "gate 'smtp' is held by an operator until released: they move" in held.out
     assert claims() == 1, "the other one flows"
-    assert run("gate", "release", "smtp").out.startswith("gate 'smtp' is open, ")
+    assert run("gate", "release", "smtp").out.startswith("gate 'smtp' is admitting, ")
     assert claims() == 1
 
 
@@ -178,7 +178,7 @@ def test_several_gates_are_released_at_once():
 
     found = shown("gate", "release", "smtp", "api")
 
-    assert [(gate["gate"], gate["state"]) for gate in found] == [("smtp", "open"), ("api", "open")]
+    assert [(gate["gate"], gate["state"]) for gate in found] == [("smtp", "admitting"), ("api", "admitting")]
 
 
 # --- limit and rate ----------------------------------------------------------------------------------------------------

@@ -1,9 +1,11 @@
 """What a command tells about the settings of the app that it starts."""
 
+import sys
+
 import pytest
 
 from taskflow import Bulkhead, CircuitBreaker, TaskFlow
-from taskflow.cli.loading import warn_about
+from taskflow.cli.loading import load_app, warn_about
 from taskflow.errors import ConfigError
 from taskflow.settings import Settings
 
@@ -72,3 +74,65 @@ def test_policies_that_are_not_valid_are_all_told_at_once():
 
     assert "TASKFLOW_TASKS__SEND_MAIL__RATE__BURST" in str(caught.value)
     assert "TASKFLOW_TASKS__CALL__BREAKER__" in str(caught.value)
+
+
+# --- queues ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_is_told_of_queues_that_no_task_goes_to(capsys):
+    warn_about(_flow(TASKS__SEND_MAIL__QUEUE="mail"), queues={"mial": 1, "mail": 5})
+
+    assert capsys.readouterr().err.splitlines() == [
+        "taskflow: warning: queue 'mial': no task goes there by itself; they go to default, mail"
+    ]
+
+
+def test_a_worker_is_told_that_its_app_has_no_tasks(capsys):
+    warn_about(TaskFlow(settings=Settings.from_env({})), queues={"default": 1})
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("taskflow: warning: the app has no tasks")
+
+
+# --- the module --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import no_such_part", "ModuleNotFoundError: No module named 'no_such_part' ({file}, line 1)"),
+        ("\nraise RuntimeError('no')", "RuntimeError: no ({file}, line 2)"),
+        ("\n\ndef (:", "SyntaxError: invalid syntax ({file}, line 3)"),
+        ("import sys; sys.exit(7)", "it calls sys.exit(7)"),
+    ],
+)
+def test_a_module_that_breaks_on_import_is_told_with_its_place(code, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "modules", {**sys.modules})
+    file = tmp_path / "broken_app.py"
+    file.write_text(code)
+
+    with pytest.raises(ConfigError) as caught:
+        load_app("broken_app:flow", Settings.from_env({}))
+
+    assert words.format(file=file) in str(caught.value)
+
+
+@pytest.mark.parametrize("spec", ["jobs/app.py", "jobs/app.py:flow", "./jobs/app.py"])
+def test_a_file_in_place_of_a_module_is_told_the_module(spec, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "app.py").touch()
+
+    with pytest.raises(ConfigError, match=r"did you mean 'jobs\.app:flow'"):
+        load_app(spec, Settings.from_env({}))
+
+
+def test_a_file_of_the_current_folder_in_place_of_a_module_is_told_the_module(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "some_app.py").touch()
+
+    with pytest.raises(ConfigError, match="did you mean 'some_app:flow'"):
+        load_app("some_app.py", Settings.from_env({}))

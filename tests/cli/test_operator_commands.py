@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from taskflow.brokers.base import ClaimRequest
+from taskflow.cli.shown import per_second
 from taskflow.core.gate import Hold
 from tests.cli.desk import at_broker, claimed, dead, declared, run, shown, sit_down, state_of, submitted, work
 
@@ -48,6 +49,15 @@ def test_job_list_can_be_narrowed_by_state_queue_and_task():
     assert ids("--queue", "bulk") == set(bulk)
     assert ids("--task", "gated") == set(gated)
     assert ids("--queue", "mail", "--task", "send_mail", "--state", "ready") == set(mail)
+
+
+def test_job_list_shows_why_a_job_has_to_wait_for_its_next_attempt():
+    submitted("stumble")
+    work(until=lambda counts: any(queue.scheduled for queue in counts))
+
+    (_, line) = run("job", "list", "--task", "stumble").out.splitlines()
+
+    assert line.endswith(", after ConnectionError: no route")
 
 
 def test_job_list_stops_at_the_limit_and_says_so():
@@ -579,6 +589,19 @@ def test_dead_purge_deletes_dead_letters_for_good():
     assert shown("dead", "purge", "--task", "fail", "--yes") == {"purged": 1}
 
 
+def test_the_beginning_of_an_id_that_is_too_short_is_told_how_long_it_has_to_be():
+    (job_id,) = submitted("send_mail", "ada")
+
+    result = run("job", "show", job_id[:7])
+
+    assert result.code == 5
+    assert "from 8 digits on" in result.err
+
+
+def test_status_shows_a_fast_queue_without_an_exponent():
+    assert [per_second(count) for count in (0.0584, 9.96, 240.4, 12_000)] == ["0.058", "10", "240", "12,000"]
+
+
 # --- status ------------------------------------------------------------------------------------------------------------
 
 
@@ -596,7 +619,16 @@ def test_status_shows_broker_queues_gates_and_dead_letters(file):
     assert {queue["queue"]: queue["ready"] for queue in found["queues"]} == {"bulk": 0, "mail": 2}
     assert [(gate["gate"], gate["reason"]) for gate in found["gates_held"]] == [("smtp", "ConnectionError")]
     assert found["dead_letters"] == 1
-    for word in ("sqlite:///jobs.db", "reachable", "mail", "bulk", "smtp", "ConnectionError", "dead letters  1"):
+    for word in (
+        "sqlite:///jobs.db",
+        str(file),
+        "reachable",
+        "mail",
+        "bulk",
+        "smtp",
+        "ConnectionError",
+        "dead letters  1",
+    ):
         assert word in text
 
 

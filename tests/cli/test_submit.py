@@ -97,6 +97,26 @@ def test_a_bad_line_is_named_and_nothing_of_its_file_is_submitted(place):
     assert not (place.folder / "jobs.db").exists()
 
 
+def test_all_bad_lines_are_told_at_once_the_first_five_by_name(place):
+    lines = ["[1]", *["{bad"] * 7]
+
+    result = place.here("submit", "app", "work", "--jsonl", place.file(*lines))
+
+    told = result.err.splitlines()
+    assert (result.code, result.out) == (2, "")
+    assert [line.partition(", line ")[2][:1] for line in told[:5]] == ["2", "3", "4", "5", "6"]
+    assert told[5:] == ["taskflow: … and 2 more of its 8 lines are no jobs"]
+
+
+def test_a_file_that_does_not_fit_is_told_how_much_of_it_is_in(tmp_path):
+    with Place(tmp_path, QUEUE__MAX_SIZE=3, QUEUE__ON_FULL="reject") as place:
+        result = place.here("submit", "app", "work", "--jsonl", place.file(*(f"[{number}]" for number in range(5))))
+        kept = len(place.jobs())
+
+    assert (result.code, result.out) == (1, "")
+    assert f"taskflow: at least {kept} of 5 lines are submitted; the same command submits the rest" in result.err
+
+
 # --- what is no job ----------------------------------------------------------------------------------------------------
 
 
@@ -104,12 +124,16 @@ def test_a_bad_line_is_named_and_nothing_of_its_file_is_submitted(place):
     ("words", "helps"),
     [
         (["work", "{number: 1}"], "JSON-ARGS: no JSON"),
-        (["work", "7"], "a JSON object (by name) or array (by position), got a int"),
+        (["work", "7"], "a JSON object (by name) or array (by position), got a number"),
+        (["work", "null"], "got null"),
         (["work", '{"numbr": 1}'], "numbr"),
         (["work", '{"number": "many"}'], "number"),
         (["work", "[1, 2, 3]"], "work"),
-        (["wrok", "[1]"], "no task named 'wrok'; did you mean 'work'? known: flaky, gated, refuse, send_mail, work"),
-        (["quite_another", "[1]"], "no task named 'quite_another'; known: flaky, gated, refuse, send_mail, work"),
+        (
+            ["wrok", "[1]"],
+            "no task named 'wrok'; did you mean 'work'? known: flaky, gated, refuse, send_mail, stay, work",
+        ),
+        (["quite_another", "[1]"], "no task named 'quite_another'; known: flaky, gated, refuse, send_mail, stay, work"),
         (["work", "--jsonl", "nowhere.jsonl"], "--jsonl nowhere.jsonl: cannot be read"),
     ],
 )

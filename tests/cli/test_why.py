@@ -1,5 +1,6 @@
 """One sentence for each thing that can keep a job from running, and the words for durations and instants in it."""
 
+import re
 import time
 
 import pytest
@@ -10,6 +11,7 @@ from taskflow.cli.standing import ENDLESS_S, operators_reason
 from taskflow.cli.why import why
 from taskflow.core.gate import Gate, Rate
 from taskflow.core.job import JobState
+from taskflow.runtime import outcomes
 
 
 def record(state, **changes):
@@ -64,6 +66,16 @@ def test_why_a_job_waits_at_the_held_family_of_its_gate():
     job = record(JobState.READY, gates=("http/example.org",))
 
     assert "gate 'http' is held until" in sentence(job, [Gate("http", held_until=1_060.0), Gate("http/example.org")])
+
+
+def test_why_a_job_waits_that_the_other_side_has_throttled():
+    gate = Gate("http", held_until=1_060.0, reason=outcomes.THROTTLED)
+    job = record(JobState.SCHEDULED, gates=("http",), due_at=1_060.0, snoozes=1, reason=outcomes.THROTTLED)
+
+    said = sentence(job, [gate])
+
+    assert "snoozed: its dependency asked it to wait" in said
+    assert re.search(r"gate 'http' is held until .*, as the other side asked", said)
 
 
 def test_why_a_job_waits_at_a_rate():

@@ -1,5 +1,6 @@
 """A worker process and its signals: what each one does, and how the process ends."""
 
+import json
 import re
 import signal
 import urllib.error
@@ -7,6 +8,7 @@ import urllib.request
 
 import pytest
 
+from taskflow import __version__
 from tests.cli.processes import Place, until
 
 
@@ -30,6 +32,20 @@ def running(place, seconds, *words):
 
 
 # --- to stop -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["in a thread", "deaf"])
+def test_a_handler_that_does_not_end_does_not_keep_the_process(tmp_path, how):
+    with Place(tmp_path, WORKER__DRAIN_S=0.1) as place:
+        place.submit("stay", (1, how))
+        worker = place.start("worker", "app")
+        until(lambda: place.ledger("start"), "it runs")
+
+        worker.tell(signal.SIGTERM)
+
+        assert worker.end(60) == 4
+        assert "a handler does not end, or a thread that it started: left" in worker.err
+        assert place.states() == {"ready": 1}
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -64,6 +80,14 @@ def test_a_second_signal_hands_back_at_once(tmp_path, signum, code):
 
         assert worker.end() == code
         assert place.states() == {"ready": 1}
+
+
+def test_the_log_says_which_version_works_on_which_broker(tmp_path):
+    with Place(tmp_path) as place:
+        result = place.run("worker", "app", "--until-empty")
+
+    (line,) = [json.loads(line) for line in result.err.splitlines() if '"worker.started"' in line]
+    assert (line["version"], line["broker"]) == (__version__, f"sqlite:///{tmp_path}/jobs.db")
 
 
 # --- to pause, to tell -------------------------------------------------------------------------------------------------

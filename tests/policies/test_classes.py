@@ -15,6 +15,7 @@ from yarl import URL
 from taskflow import ErrorClass, RateLimited, classify, register_classifier
 from taskflow.errors import BrokerUnavailable, BulkheadFull, CircuitOpen, DeadlineExceeded
 from taskflow.policies.classes import known_class
+from taskflow.policies.hints import asked_wait_s
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,6 +55,38 @@ class OperationalError(Exception):
     """As drivers raise it when the connection fails: without a SQLSTATE."""
 
     sqlstate = None
+
+
+class Response:
+    """What errors of httpx and requests are about."""
+
+    def __init__(self, status_code: int) -> None:
+        self.status_code = status_code
+        self.headers = {"Retry-After": "7"}
+
+
+class HTTPStatusError(Exception):
+    """As httpx and requests raise it for a status that is no success."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.response = Response(status)
+
+
+class TransportError(Exception):
+    """As httpx raises it: of its own kind, not of Python's."""
+
+
+class ConnectTimeout(TransportError):
+    """One of them."""
+
+
+class UnsupportedProtocol(TransportError):
+    """One that will not pass."""
+
+
+for made in (TransportError, ConnectTimeout, UnsupportedProtocol):
+    made.__module__ = "httpx"
 
 
 def status_error(status: int) -> aiohttp.ClientResponseError:
@@ -98,6 +131,13 @@ ERRORS: list[tuple[BaseException, ErrorClass | None]] = [
     (aiohttp.ClientPayloadError(), TRANSIENT),
     (aiohttp.ClientOSError(), TRANSIENT),
     (aiohttp.InvalidURL("x"), PERMANENT),
+    # httpx and requests
+    *((HTTPStatusError(status), TRANSIENT) for status in (408, 500, 502)),
+    (HTTPStatusError(429), THROTTLED),
+    (HTTPStatusError(503), OVERLOADED),
+    (HTTPStatusError(404), PERMANENT),
+    (ConnectTimeout(), TRANSIENT),
+    (UnsupportedProtocol(), PERMANENT),
     # PostgreSQL
     *((PostgresError(state), TRANSIENT) for state in ("40001", "40P01", "08006", "57P01", "55P03", "57014", "25006")),
     *((PostgresError(state), OVERLOADED) for state in ("53300", "53100")),
@@ -115,6 +155,11 @@ ERRORS: list[tuple[BaseException, ErrorClass | None]] = [
     (ExceptionGroup("", [OSError(), RateLimited("")]), THROTTLED),
     (BaseExceptionGroup("", [ValueError(), asyncio.CancelledError()]), CANCELLED),
 ]
+
+
+def test_an_error_asks_to_wait_as_the_response_does_that_it_is_about() -> None:
+    assert asked_wait_s(HTTPStatusError(429), wall=0) == 7
+    assert asked_wait_s(ConnectTimeout(), wall=0) is None
 
 
 @pytest.mark.parametrize(("error", "kind"), ERRORS, ids=lambda value: repr(value)[:50])

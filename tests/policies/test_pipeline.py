@@ -26,6 +26,7 @@ from taskflow import (
     RetryBudget,
     TaskFlow,
     Timeout,
+    register_classifier,
 )
 from taskflow.core.breaker import BreakerState, Mode
 from taskflow.testing import virtual_policies
@@ -307,19 +308,23 @@ async def test_results_that_are_failures_are_retried_and_count_for_the_breaker(
     assert pipeline.breaker.snapshot().failures == 5
 
 
-async def test_a_result_that_cannot_be_judged_gives_all_permits_back(registry: Registry) -> None:
+async def test_a_result_that_cannot_be_judged_is_not_asked_for_again_and_gives_all_permits_back(
+    registry: Registry,
+) -> None:
     pipeline = Pipeline(
-        Retry(attempts=1, on_result=lambda status: status.code),
+        Retry(attempts=3, on_result=lambda status: status.code),
         CircuitBreaker("api"),
         Bulkhead("api", 1),
         registry=registry,
     )
 
-    for _ in range(3):
-        with pytest.raises(AttributeError):
-            await pipeline.call(Body("no status"))
+    body = Body("no status")
 
-    assert pipeline.bulkhead.in_use == 0
+    with pytest.raises(AttributeError):
+        await pipeline.call(body)
+
+    assert body.runs == 1
+    assert (pipeline.bulkhead.in_use, pipeline.breaker.snapshot().calls) == (0, 0)
 
 
 async def test_errors_are_retried_by_their_class(registry: Registry, clock: VirtualClock) -> None:
@@ -474,3 +479,32 @@ async def test_chaos_is_seen_by_all_policies_around_it(registry: Registry, clock
     assert failed.value.__notes__[0] == "taskflow: injected by Chaos"
     assert clock.now() == 6
     assert pipeline.breaker.snapshot().failures == 2
+
+
+async def test_nobody_closes_a_rate_limit_for_ever_with_one_answer(registry: Registry) -> None:
+    class Told(Exception):
+        retry_after_s = 1e9
+
+    undo = register_classifier(lambda error: ErrorClass.THROTTLED if isinstance(error, Told) else None)
+    pipeline = Pipeline(RateLimit("api", "1/s"), registry=registry)
+    try:
+        with pytest.raises(Told):
+            await pipeline.call(Body(Told()))
+    finally:
+        undo()
+
+    with pytest.raises(RateLimited) as turned_away:
+        await pipeline.call(Body("up"))
+    assert turned_away.value.retry_after_s == pytest.approx(3600)
+
+
+async def test_a_rate_limit_that_is_paused_starts_nothing_until_then(registry: Registry, clock: VirtualClock) -> None:
+    pipeline = Pipeline(RateLimit("api", "100/s", burst=10), registry=registry)
+
+    pipeline.rate_limit.pause(30)
+
+    with pytest.raises(RateLimited) as turned_away:
+        await pipeline.call(Body("up"))
+    assert turned_away.value.retry_after_s == pytest.approx(30)
+    await clock.advance(30)
+    assert await pipeline.call(Body("up")) == "up"

@@ -105,6 +105,12 @@ def leave_a_program_and_die(file: str) -> None:
     os._exit(7)
 
 
+def throttle(retry_after: str) -> None:
+    from tests.runtime.made import http_error  # it takes a while, and only this needs it
+
+    raise http_error(429, retry_after)
+
+
 def fail(name: str, message: str = "no luck") -> None:
     raise {
         "Jam": Jam(message),

@@ -5,6 +5,10 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import aiohttp
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
+
 from taskflow import Settings, TaskFlow
 from taskflow.core.job import Claim, Job
 from taskflow.settings import BrokerSettings
@@ -26,6 +30,14 @@ def make_claim(job_id: str = "a", token: int = 1, **changes: Any) -> Claim:
         job_id, token, "task", "default", b'{"v":1,"args":{}}', "", (), 4, 0, 0, 0, 0, 0, 1e9, "max_wait", None
     )
     return claim._replace(**changes)
+
+
+def http_error(status: int, retry_after: str | None = None) -> aiohttp.ClientResponseError:
+    """What `raise_for_status` of aiohttp raises."""
+    headers = CIMultiDict() if retry_after is None else CIMultiDict({"Retry-After": retry_after})
+    url = URL("https://api.example.org")
+    asked = aiohttp.RequestInfo(url, "GET", CIMultiDictProxy(CIMultiDict()), url)
+    return aiohttp.ClientResponseError(asked, (), status=status, message="no", headers=CIMultiDictProxy(headers))
 
 
 def heard(flow: TaskFlow, *types: type[E]) -> list[E]:

@@ -11,6 +11,7 @@ import pytest
 
 from taskflow import (
     BrokerUnavailable,
+    Bulkhead,
     BulkheadFull,
     CircuitBreaker,
     CircuitOpen,
@@ -164,6 +165,27 @@ async def test_a_hold_of_a_gate_that_the_job_does_not_have_is_said() -> None:
     job = await after_one_attempt(Snooze(60, "no", hold="smpt"), breaker=CircuitBreaker("smtp"))
 
     assert "no gate 'smpt'" in job.reason
+
+
+async def test_what_a_handler_says_of_itself_is_kept_as_any_message() -> None:
+    """Without secrets that show, not endless, and as text that every broker takes; an exception is a reason, too."""
+    later = await after_one_attempt(RetryLater(1, "postgres://ada:hunter2@db/x"))
+    snoozed = await after_one_attempt(Snooze(1, OSError("\ud800 password=hunter2")))  # type: ignore[arg-type]
+    flow = make_flow()
+
+    @flow.task(bulkhead=Bulkhead("smtp", 1))
+    async def mail() -> None:
+        raise Snooze(60, "\ud800" + "x" * 10_000, hold="smtp")
+
+    async with flow.test() as t:
+        await mail.submit()
+        await t.run_until_idle()
+        (gate,) = await t.broker.gates()
+
+    assert later.errors[0].message == "postgres://***@db/x"
+    assert snoozed.reason == "\\ud800 password=***"
+    assert gate.reason.startswith("\\ud800xxx")
+    assert len(gate.reason) < 2_100
 
 
 async def test_give_up_is_the_end() -> None:

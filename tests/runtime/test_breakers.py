@@ -106,10 +106,11 @@ async def test_one_lane_that_fails_does_not_hold_the_others() -> None:
         assert gates["http/down"] > t.clock.wall()
 
 
-async def test_bad_data_says_nothing_about_the_dependency() -> None:
+@pytest.mark.parametrize("retry", [Retry(attempts=1, on=(OSError,)), Retry(attempts=1)])
+async def test_bad_data_says_nothing_about_the_dependency_retried_or_not(retry: Retry) -> None:
     flow = make_flow()
 
-    @flow.task(breaker=CircuitBreaker("smtp", consecutive=2), retry=Retry(attempts=1, on=(OSError,)))
+    @flow.task(breaker=CircuitBreaker("smtp", consecutive=2), retry=retry)
     async def send() -> None:
         raise ValueError("no address")
 

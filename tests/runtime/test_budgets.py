@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from taskflow import CircuitBreaker, Retry, RetryBudget
@@ -96,6 +98,41 @@ async def test_an_empty_budget_spends_no_attempts_and_buries_nothing() -> None:
     assert tried == sum(info.attempts for info in found if info is not None)
     assert "dead" not in states
     assert "retry_budget" in {getattr(one.decision, "reason", "") for one in snoozed}
+
+
+async def test_a_retry_that_finds_no_thread_has_not_been_sent_and_pays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budgets, "_LEAST_PER_S", 1e-6)
+    flow = make_flow(worker={"threads": 1, "concurrency": 10})
+    runs, hanging, let_go = [], threading.Event(), threading.Event()
+
+    @flow.task(timeout=1)
+    def hang() -> None:
+        hanging.set()
+        let_go.wait(30)
+
+    @flow.task(retry=Retry(attempts=2, base=2, jitter="none", budget=RetryBudget("api", ratio=0, cap=1)))
+    def call() -> None:
+        runs.append(1)
+        raise OSError
+
+    async with TestFlow(flow) as t:
+        job = await call.submit()
+        await t.run_until_idle()
+        await hang.submit()
+        while not hanging.is_set():
+            await t.advance(0.01)
+        await t.advance(60)
+        turned_away = await t.broker.show(job.id)
+        let_go.set()
+        for _ in range(5):
+            await t.advance(20)
+            await t.run_until_idle()
+
+        assert await job.status() == "dead"
+
+    assert turned_away is not None
+    assert (turned_away.reason, turned_away.snoozes > 1) == ("threads_busy", True)
+    assert len(runs) == 2
 
 
 async def test_a_probe_is_not_a_retry_that_its_budget_could_refuse(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, Json, SecretStr, computed_field, field_serializer, field_validator
 
 from taskflow.errors import ConfigError, PayloadError
-from taskflow.runtime.codec import Codec, NewerEnvelope, envelope
+from taskflow.runtime.codec import ENVELOPE_END, Codec, NewerEnvelope, envelope_head
+
+
+def envelope(args: bytes, *head: Any) -> bytes:
+    return envelope_head(*head) + args + ENVELOPE_END
 
 
 def carry(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -369,7 +373,7 @@ def test_handlers_that_never_return_can_be_tasks() -> None:
 def test_the_envelope_carries_ids_and_options() -> None:
     def handler(a: int) -> None: ...
 
-    payload = envelope(b'{"a":1}', correlation_id='c"1', traceparent="00-ab", options=b'{"timeout":3}')
+    payload = envelope(b'{"a":1}', 'c"1', "00-ab", b'{"timeout":3}')
     read = Codec("task", handler).load(payload)
 
     assert read == ({"a": 1}, 'c"1', "00-ab", {"timeout": 3})

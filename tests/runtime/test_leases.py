@@ -183,7 +183,7 @@ async def test_what_was_settled_or_claimed_anew_while_the_beat_was_under_way_is_
     await bench.memory.settle([Settlement(claim.job_id, claim.token, Release()) for claim in (first, again)])
 
     await clock.advance(LEASE_S / 3 + 0.5)  # the beat is on its way back: both are lost, as it saw them
-    bench.leases.drop(bench.leases.claims[first.job_id])
+    bench.leases.drop([bench.leases.claims[first.job_id]])
     (newer,) = [claim for claim in await bench.claim() if claim.job_id == "again"]
     await clock.advance(1.0)
 
@@ -240,7 +240,7 @@ async def test_a_word_about_an_old_claim_does_not_touch_the_new_one() -> None:
     old, new = Walk(make_claim("a", 1), 0.0), Walk(make_claim("a", 2), 0.0)
     bench.leases.claims["a"] = new
 
-    bench.leases.drop(old)
+    bench.leases.drop([old])
 
     assert bench.leases.find("a", 2) is new
     assert bench.leases.find("a", 1) is None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from taskflow import Bulkhead, Snooze
+from taskflow import Bulkhead, Retry, Snooze
 from taskflow.brokers.memory import MemoryBroker
 from taskflow.core import events
 from taskflow.core.job import JobState
@@ -150,3 +150,29 @@ async def test_submit_many_of_what_is_no_call_says_what_it_takes() -> None:
             await add.submit_many([1])  # type: ignore[list-item]
         with pytest.raises(PayloadError, match="takes a Retry"):
             add.options(retry=5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("answer", [ZeroDivisionError(), None, "soon"])
+async def test_a_backoff_of_ones_own_that_breaks_costs_no_job(answer: object) -> None:
+    flow = make_flow()
+
+    def delay(attempt: int) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    @flow.task(retry=Retry(attempts=2, base=1, jitter="none", delay=delay))
+    async def fail() -> None:
+        raise OSError("down")
+
+    async with TestFlow(flow) as t:
+        job = await fail.submit()
+        await t.run_until_idle()
+        first = await t.broker.show(job.id)
+        await t.advance(2)
+
+        assert await job.status() == "dead"
+
+    assert first is not None
+    assert (first.state, first.due_at - first.submitted_at) == ("scheduled", 1)
+    assert first.errors[0].message.startswith("down (its Retry(delay=) raised ")

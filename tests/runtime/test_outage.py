@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import pytest
 
 from taskflow import CircuitBreaker, Retry, TaskFlow
@@ -15,6 +16,7 @@ from taskflow.core.gate import Gate, Hold, Release
 from taskflow.core.job import JobState
 from taskflow.runtime.control import Snooze
 from tests.runtime.fleet import Fleet
+from tests.runtime.made import http_error, make_flow
 
 if TYPE_CHECKING:
     from taskflow.clock import Clock
@@ -272,6 +274,55 @@ async def test_one_throttled_job_has_all_wait_and_is_no_failure_of_the_dependenc
     assert await states(fleet) == {JobState.SUCCEEDED: 41}
     assert calls[1:11] == [calls[1]] * 10  # no ramp: all at once
     await fleet.stop()
+
+
+@pytest.mark.parametrize(("status", "retry_after", "waits_s"), [(429, "30", 30), (429, None, 5), (503, "30", 30)])
+async def test_a_retry_after_is_obeyed_by_all_and_spends_no_attempt(
+    status: int, retry_after: str | None, waits_s: float
+) -> None:
+    calls: list[float] = []
+
+    def register(flow: TaskFlow) -> None:
+        @flow.task(breaker=CircuitBreaker("api", consecutive=1))
+        async def call() -> None:
+            calls.append(flow.clock.now())
+            await flow.clock.sleep(0.1)
+            if len(calls) == 1:
+                raise http_error(status, retry_after)
+
+    fleet = Fleet(register)
+    await submit(fleet, call=1)
+    await fleet.start(concurrency=10)
+    await fleet.clock.advance(1)
+    await submit(fleet, call=10)
+    await fleet.start(concurrency=10)
+
+    await fleet.clock.advance(waits_s - 1.5)
+    held = len(calls)
+    (found,) = await fleet.broker.gates()
+    await fleet.clock.advance(waits_s)
+    (throttled,) = [job for job in await fleet.broker.jobs() if job.snoozes]
+
+    assert held == 1
+    assert (found.era, found.ramp) == (0, None)  # it lives, and counts
+    assert await states(fleet) == {JobState.SUCCEEDED: 11}
+    assert (throttled.attempts, throttled.snoozes) == (1, 1)
+    assert throttled.errors[0].kind == "throttled"
+    await fleet.stop()
+
+
+async def test_an_error_that_retry_does_not_cover_is_the_end_though_the_other_side_asks_to_wait() -> None:
+    flow = make_flow()
+
+    @flow.task(retry=Retry(never=(aiohttp.ClientResponseError,)))
+    async def call() -> None:
+        raise http_error(429, "30")
+
+    async with flow.test() as t:
+        job = await call.submit()
+        await t.run_until_idle()
+
+        assert await job.status() == "dead"
 
 
 async def test_a_person_opens_and_closes_whatever_the_breaker_says() -> None:

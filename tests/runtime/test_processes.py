@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from taskflow import CircuitBreaker, ConfigError, JobFailed, Retry, TaskFlow
+from taskflow import CircuitBreaker, ConfigError, ErrorClass, JobFailed, Retry, TaskFlow
 from taskflow.core import events
 from taskflow.telemetry.context import bind_correlation_id
 from tests.runtime import handlers, unimportable
@@ -219,6 +219,22 @@ async def test_the_words_of_a_handler_mean_the_same_in_a_process() -> None:
         "bulkhead_full",
         7,
     )
+
+
+@pytest.mark.parametrize(("never", "state"), [((), "scheduled"), ((ErrorClass.THROTTLED,), "dead")])
+async def test_a_retry_after_in_a_process_holds_the_dependency_for_all(never: Any, state: str) -> None:
+    flow = make_flow()
+    policies: Any = {"breaker": CircuitBreaker("printer"), "retry": Retry(never=never)}
+    task = flow.task(isolation="process", **policies)(handlers.throttle)
+
+    async with flow.test() as t:
+        job = await task.submit("30")
+        await t.run_until_idle()
+        found = await info(t, job.id)
+        gates = {gate.name: gate.held_until for gate in await t.broker.gates()}
+
+        assert (found.state, found.snoozes, found.errors[0].kind) == (state, state == "scheduled", "throttled")
+        assert gates["printer"] == (t.clock.wall() + 30 if state == "scheduled" else 0)
 
 
 async def test_a_snooze_in_a_process_holds_the_dependency_for_all() -> None:

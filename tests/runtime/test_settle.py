@@ -51,8 +51,9 @@ class Bench:
     def _on_word(self, word: GateWord, gate: Gate) -> None:
         self.heard.append((word, gate))
 
-    def _forget(self, walk: Walk) -> None:
-        self.held.pop(walk.claim.job_id, None)
+    def _forget(self, walks: Sequence[Walk]) -> None:
+        for walk in walks:
+            self.held.pop(walk.claim.job_id, None)
 
     async def claim(self, *ids: str, **changes: Any) -> list[Claim]:
         await put(self.memory, *ids, **changes)

@@ -228,3 +228,31 @@ async def test_job_whose_completion_is_not_committed_yet_is_nobody_elses(flow: T
     assert answer is Settled.APPLIED
     assert (taken_back, others) == ([], [])
     assert state == "succeeded"
+
+
+async def test_handler_that_leaves_its_transaction_open_holds_up_no_other_job(flow: TaskFlow, orders: Orders) -> None:
+    left_open = asyncio.Event()
+
+    @flow.task
+    async def forget() -> int:
+        await transaction.__aenter__()
+        await here().complete_in(connection, 7)
+        left_open.set()
+        return 8
+
+    @flow.task
+    async def work() -> int:
+        return 9
+
+    told = Told(flow)
+    async with orders.connected() as connection, flow.worker():
+        transaction = connection.transaction()
+        forgotten = await forget.submit()
+        await left_open.wait()
+        other = await (await work.submit()).result(PATIENCE_S)
+        before = await forgotten.status()
+        await transaction.__aexit__(None, None, None)
+        late = await forgotten.result(PATIENCE_S)
+
+    assert (other, before, late) == (9, "running", 7)
+    assert told.summary() == (["succeeded"] * 2, ["succeeded"] * 2, 0)

@@ -17,6 +17,7 @@ from taskflow.brokers.base import ClaimRequest, JobInfo
 from taskflow.brokers.memory import MemoryBroker
 from taskflow.clock import LoopClock
 from taskflow.core import events
+from taskflow.core.decision import Release
 from taskflow.errors import BrokerUnavailable
 from taskflow.testing import Faults, TestFlow, all_blocked
 from tests.runtime.fleet import Fleet
@@ -850,6 +851,35 @@ async def test_a_handler_that_does_not_stop_does_not_hold_up_the_end_and_its_job
     assert (job.state, job.attempts, job.lost) == ("ready", 0, 0)
     release.set()
     await all_blocked()
+
+
+async def test_the_word_of_a_handler_whose_job_was_handed_back_is_not_told_at_all() -> None:
+    release = asyncio.Event()
+
+    def register(flow: TaskFlow) -> None:
+        @flow.task(name="task")
+        async def work() -> None:
+            while not release.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await release.wait()
+
+    fleet = Fleet(register)
+    member = await fleet.start(concurrency=2, drain=1)
+    settled = heard(member.flow, events.JobSettled)
+    await put(fleet.broker, "a")
+    await all_blocked()
+    member.faults.cut("settle")
+    member._end.set()
+    await fleet.clock.advance(7)  # the drain, and the time to clean up
+
+    release.set()
+    await all_blocked()
+    member.faults.mend()
+    await fleet.drive(member.task)
+
+    assert [(event.decision, event.state) for event in settled] == [(Release(), "ready")]
+    assert member.running.stopped is not None
+    assert (member.running.stopped.handed_back, member.running.stopped.unsettled) == (1, 0)
 
 
 async def test_a_claim_that_is_under_way_when_the_drain_begins_is_handed_back_without_a_loss() -> None:

@@ -45,7 +45,7 @@ from taskflow.brokers.memory.expiries import Expiries
 from taskflow.brokers.memory.lanes import GateLine, Holder, Lane, Left, Queue, Ring, Row, late, matching, order, resolve
 from taskflow.clock import Clock, LoopClock
 from taskflow.core import gate as gating
-from taskflow.core.decision import Bury, Cancel, Complete, Decision, Expire, Release, Retry, Snooze
+from taskflow.core.decision import Bury, Cancel, Complete, Expire, Release, Retry, Snooze
 from taskflow.core.job import FINAL, SUSPECT_AFTER, TRANSITIONS, Claim, Job, JobState, is_buried
 from taskflow.core.outcome import ErrorRecord
 from taskflow.core.window import retry_after_s
@@ -110,8 +110,76 @@ class MemoryBroker:
     async def submit(self, jobs: Sequence[Job], bounds: Mapping[str, int]) -> list[Receipt]:
         """As `Broker.submit`. A queue that `bounds` does not name has no bound."""
         now = self._clock.wall()
+        rows, new = self._rows, tuple.__new__
         refused: dict[str, int] = {}
-        return [self._submit(job, bounds.get(job.queue), refused, now) for job in jobs]
+        receipts: list[Receipt] = []
+        accepted: list[Row] = []
+        queue: Queue | None = None
+        row: Row | None = None
+        lane: Lane | None = None
+        where: tuple[str, tuple[str, ...], int] = ("", (), 0)  # in its queue, the job before
+        for job in jobs:
+            job_id, task, name, payload, priority, lane_key, gates, key, delay_s, expires_s, reason, batch = job
+            if job_id in rows:
+                receipts.append(Receipt(job_id, Accepted.SAME_ID))
+                continue
+            if key is not None and (holder := self._keys.get((task, key))) is not None:
+                receipts.append(Receipt(holder, Accepted.SAME_KEY))
+                continue
+            if queue is None or queue.name != name:
+                queue, bound, lane = self._queue(name), bounds.get(name), None
+                count = queue.count
+            if bound is not None and (gates or count[_READY] + count[_SCHEDULED] >= bound):
+                refusal = self._refusal(job, queue, bound, refused, now)
+                if refusal is not None:
+                    receipts.append(refusal)
+                    continue
+            self._submitted = seq = self._submitted + 1
+            due_at = now + delay_s if delay_s > 0 else now
+            state = _READY if due_at <= now else _SCHEDULED
+            before = row
+            row = rows[job_id] = Row(
+                job_id,
+                task,
+                queue,
+                payload,
+                priority,
+                lane_key,
+                gates,
+                key,
+                expires_s,
+                reason,
+                batch,
+                seq,
+                state,
+                now,
+                due_at,
+                due_at,
+                due_at + expires_s,
+                due_at,
+            )
+            accepted.append(row)
+            queue.had_jobs = True
+            count[state] += 1
+            if key is not None:
+                self._keys[task, key] = job_id
+            if batch:
+                self._batches.add(batch)
+            for gate in gates:
+                self._gate(gate).add_queued(queue, 1)
+            if (
+                lane is not None
+                and (lane_key, gates, priority) == where
+                and state is _READY
+                and (line := lane.lines[priority])[-1] is before
+            ):  # right behind the one before, as most of a batch
+                line.append(row)
+                lane.size += 1
+            else:
+                lane, where = self._place(row), (lane_key, gates, priority)
+            receipts.append(new(Receipt, (job_id, _NEW, 0.0)))
+        self._expiries.add(accepted)
+        return receipts
 
     async def claim(self, request: ClaimRequest) -> list[Claim]:
         """As `Broker.claim`."""
@@ -166,25 +234,42 @@ class MemoryBroker:
     async def settle(self, settlements: Sequence[Settlement]) -> list[SettleReply]:
         """As `Broker.settle`."""
         now = self._clock.wall()
+        rows, results, finished = self._rows, self._results, self._finished
         replies: list[SettleReply] = []
-        left: dict[Queue, int] = {}  # jobs that left their queue for good
+        completed: dict[Queue, int] = {}
+        left: dict[Queue, int] = {}  # other jobs that left their queue for good
         freed: dict[str, list[int]] = {}  # gate → [claims that ended, of them unused]
         for job_id, token, decision in settlements:
-            row = self._rows.get(job_id)
+            row = rows.get(job_id)
             if row is None or row.token != token or row.state is not _RUNNING:
                 replies.append(late(row, token))
                 continue
             row.settled_token = token
-            self._end_claim(row, freed, is_unused=type(decision) is Release)
-            if type(decision) is Complete:
-                self._complete(row, decision.result, now)
-                left[row.queue] = left.get(row.queue, 0) + 1
+            if isinstance(decision, Complete):  # what most claims come to: written out, every job passes here
+                if row.gates:
+                    self._end_claim(row, freed)
+                else:
+                    del row.worker.claims[job_id]  # type: ignore[union-attr]
+                    row.worker = None
+                row.attempts += 1
+                row.state, row.finished_at, row.result = _COMPLETED, now, decision.result
+                finished[job_id] = row
+                if row.result is not None:
+                    results[job_id] = row
+                if row.key is not None or job_id in self._waiters:
+                    self._tell_final(row)
+                completed[row.queue] = completed.get(row.queue, 0) + 1
                 replies.append(_DONE)
                 continue
+            self._end_claim(row, freed, is_unused=type(decision) is Release)
             self._apply(row, decision, now)
             if row.finished_at is not None:
                 left[row.queue] = left.get(row.queue, 0) + 1
             replies.append(SettleReply(_APPLIED, row.state))
+        for queue, count in completed.items():
+            queue.count[_RUNNING] -= count
+            queue.count[_COMPLETED] += count
+            queue.drain.add(count, now=now)
         for queue, count in left.items():
             queue.drain.add(count, now=now)
         self._free(freed)
@@ -242,9 +327,9 @@ class MemoryBroker:
         if len(job_ids) == 1:
             row = self._rows.get(job_ids[0])
             if row is not None and row.finished_at is not None:
-                return {row.job.id: row.final()}
+                return {row.id: row.final()}
         kept = [row for job_id in job_ids if (row := self._rows.get(job_id)) is not None]
-        found = {row.job.id: row.final() for row in kept if row.finished_at is not None}
+        found = {row.id: row.final() for row in kept if row.finished_at is not None}
         if found or not job_ids:
             return found
         if not kept:
@@ -258,16 +343,16 @@ class MemoryBroker:
         first: asyncio.Future[Final | None] = asyncio.get_running_loop().create_future()
         timer = self._clock.call_at(self._clock.now() + timeout_s, partial(resolve, first))
         for row in kept:
-            self._waiters.setdefault(row.job.id, set()).add(first)
+            self._waiters.setdefault(row.id, set()).add(first)
         try:
             final = await first
         finally:
             timer.cancel()
             for row in kept:
-                self._forget_waiter(row.job.id, first)
+                self._forget_waiter(row.id, first)
         if not self._is_open:
             raise BrokerError("the memory broker was closed while a job's end was waited for")
-        found = {row.job.id: row.final() for row in kept if row.finished_at is not None}
+        found = {row.id: row.final() for row in kept if row.finished_at is not None}
         if final is not None:  # it may be pruned or retried by now
             found[final.job_id] = final
         return found
@@ -367,41 +452,13 @@ class MemoryBroker:
         self._batches.discard(batch)
         held_back = self._held_back.pop(batch, [])
         for line in (self._results, self._finished, self._dead):
-            rows = [row for of, row in held_back if of is line and self._rows.get(row.job.id) is row]
+            rows = [row for of, row in held_back if of is line and self._rows.get(row.id) is row]
             newer = line.copy()
             line.clear()
-            line.update((row.job.id, row) for row in rows if row.finished_at is not None)
+            line.update((row.id, row) for row in rows if row.finished_at is not None)
             line.update(newer)
 
     # ---- into the queue ----
-
-    def _submit(self, job: Job, bound: int | None, refused: dict[str, int], now: float) -> Receipt:
-        job_id, task, name, _, _, _, gates, key, delay_s, expires_s, _, batch = job
-        if job_id in self._rows:
-            return Receipt(job_id, Accepted.SAME_ID)
-        if key is not None and (holder := self._keys.get((task, key))) is not None:
-            return Receipt(holder, Accepted.SAME_KEY)
-        queue = self._queues.get(name) or self._queue(name)
-        if bound is not None and (gates or queue.bounded() >= bound):
-            refusal = self._refusal(job, queue, bound, refused, now)
-            if refusal is not None:
-                return refusal
-        self._submitted = seq = self._submitted + 1
-        due_at = now + delay_s if delay_s > 0 else now
-        state = _READY if due_at <= now else _SCHEDULED
-        row = Row(job, queue, seq, state, now, due_at, due_at, due_at + expires_s, due_at)
-        self._rows[job_id] = row
-        queue.had_jobs = True
-        if key is not None:
-            self._keys[task, key] = job_id
-        if batch:
-            self._batches.add(batch)
-        self._expiries.add(row)
-        queue.count[state] += 1
-        for gate in gates:
-            self._gate(gate).add_queued(queue, 1)
-        self._place(row)
-        return _new(Receipt, (job_id, _NEW, 0.0))
 
     def _refusal(self, job: Job, queue: Queue, bound: int, refused: dict[str, int], now: float) -> Receipt | None:
         """Why the queue, or half of it for a gate, has no place for `job`, and when it should have."""
@@ -418,31 +475,31 @@ class MemoryBroker:
         ahead = refused[line] = refused.get(line, 0) + 1  # in this batch: they will come back too
         return Receipt(job.id, accepted, retry_after_s(over + ahead, drain_per_s=queue.drain.read(now=now)))
 
-    def _place(self, row: Row) -> None:
-        """Put a row that is ready or scheduled where a claim will find it."""
-        queue = row.queue
+    def _place(self, row: Row) -> Lane | None:
+        """Put a row that is ready or scheduled where a claim will find it. Returns its lane if it is ready."""
+        queue, lane = row.queue, None
         if row.state is _SCHEDULED:
             heapq.heappush(queue.scheduled, (row.due_at, row.seq, row))
         else:
-            job = row.job
-            key = (job.lane, job.gates, row.lost >= SUSPECT_AFTER)
+            key = (row.lane, row.gates, row.lost >= SUSPECT_AFTER)
             lane = queue.lanes.get(key)
             if lane is None:
-                lane = queue.lanes[key] = Lane(key, tuple(self._gate(name) for name in job.gates))
-            line = lane.lines.get(job.priority)
+                lane = queue.lanes[key] = Lane(key, tuple(self._gate(name) for name in row.gates))
+            line = lane.lines.get(row.priority)
             if line is None:
-                line = lane.lines[job.priority] = deque()
-                if job.priority > lane.top:
-                    self._raise_lane(queue, lane, job.priority)
+                line = lane.lines[row.priority] = deque()
+                if row.priority > lane.top:
+                    self._raise_lane(queue, lane, row.priority)
             lane.size += 1
             if not line or (last := line[-1]).due_at < row.due_at or (last.due_at == row.due_at and last.seq < row.seq):
                 line.append(row)
             else:
                 insort(line, row, key=order)
             if lane.ring is not queue.open[lane.kind]:
-                return  # nothing to claim before its gate opens
+                return lane  # nothing to claim before its gate opens
         if queue.waiters:
             queue.wake_waiters()
+        return lane
 
     @staticmethod
     def _raise_lane(queue: Queue, lane: Lane, priority: int) -> None:
@@ -461,8 +518,8 @@ class MemoryBroker:
         queue = row.queue
         queue.count[before] -= 1
         queue.count[after] += 1
-        if row.job.gates and (step := (after in _BOUNDED) - (before in _BOUNDED)):
-            for name in row.job.gates:
+        if row.gates and (step := (after in _BOUNDED) - (before in _BOUNDED)):
+            for name in row.gates:
                 self._gate(name).add_queued(queue, step)
 
     # ---- out of the queue ----
@@ -523,16 +580,16 @@ class MemoryBroker:
         """These rows of `queue` are the worker's now. Written out, for once: every job passes here."""
         queue.count[_READY] -= len(rows)
         queue.count[_CLAIMED] += len(rows)
-        token, beats, held = self._token, worker.beats, worker.claims
+        token, beats, held, name, new = self._token, worker.beats, worker.claims, queue.name, tuple.__new__
         claims: list[Claim] = []
         for row in rows:
             token += 1
+            job_id = row.id
             row.state, row.token, row.worker, row.vouched, row.started_at = _CLAIMED, token, worker, beats, now
-            job_id, task, name, payload, priority, lane, gates, _, _, _, expire_reason, _ = row.job
             held[job_id] = row
             recoveries: tuple[gating.Recovery, ...] = ()
-            if gates:
-                lines = [self._gate(gate) for gate in gates]
+            if row.gates:
+                lines = [self._gate(gate) for gate in row.gates]
                 for line in lines:
                     line.add_queued(queue, -1)
                 recoveries = gating.recoveries_of(line.record for line in lines)
@@ -540,23 +597,23 @@ class MemoryBroker:
             claim = (
                 job_id,
                 token,
-                task,
+                row.task,
                 name,
-                payload,
-                lane,
-                gates,
-                priority,
+                row.payload,
+                row.lane,
+                row.gates,
+                row.priority,
                 row.attempts,
                 row.snoozes,
                 row.lost,
                 waited_s if waited_s > 0 else 0.0,
                 age_s if age_s > 0 else 0.0,
                 row.expires_at - now,
-                expire_reason,
+                row.expire_reason,
                 row.checkpoint,
                 recoveries,
             )
-            claims.append(_new(Claim, claim))
+            claims.append(new(Claim, claim))
         self._token = token
         return claims
 
@@ -627,11 +684,10 @@ class MemoryBroker:
                 self._look_again(gate, admission.look_again_at)
 
     def _end_claim(self, row: Row, freed: dict[str, list[int]], *, is_unused: bool = False) -> None:
-        job = row.job
         assert row.worker is not None
-        del row.worker.claims[job.id]
+        del row.worker.claims[row.id]
         row.worker = None
-        for name in job.gates:
+        for name in row.gates:
             ended = freed.setdefault(name, [0, 0])
             ended[0] += 1
             ended[1] += is_unused
@@ -644,10 +700,8 @@ class MemoryBroker:
 
     # ---- what becomes of a claim ----
 
-    def _apply(self, row: Row, decision: Decision, now: float) -> None:
+    def _apply(self, row: Row, decision: Retry | Snooze | Release | Bury | Expire | Cancel, now: float) -> None:
         match decision:
-            case Complete():
-                self._complete(row, decision.result, now)
             case Retry():
                 row.add_error(decision.error, now)
                 row.attempts += 1
@@ -684,34 +738,21 @@ class MemoryBroker:
             if delay_s <= 0:
                 self._move(row, "due")
         if row.expires_at <= now:  # it passed while the job ran
-            self._expiries.add(row)
+            self._expiries.add([row])
         self._place(row)
-
-    def _complete(self, row: Row, result: bytes | None, now: float) -> None:
-        """What most claims come to."""
-        row.attempts += 1
-        count = row.queue.count
-        count[_RUNNING] -= 1
-        count[_COMPLETED] += 1
-        row.state = _COMPLETED
-        if result is not None:
-            row.result = result
-            self._results[row.job.id] = row
-        self._close(row, now)
 
     def _finish(self, row: Row, event: str, now: float) -> None:
         """Into a final state, along the table."""
         self._move(row, event)
-        self._close(row, now)
-
-    def _close(self, row: Row, now: float) -> None:
-        """The row is final: its key is free, whoever waits for it hears."""
         row.finished_at = now
-        job = row.job
-        if job.key is not None:
-            self._keys.pop((job.task, job.key), None)
-        (self._dead if row.state is _DEAD else self._finished)[job.id] = row
-        if self._waiters and (waiting := self._waiters.pop(job.id, None)) is not None:
+        (self._dead if row.state is _DEAD else self._finished)[row.id] = row
+        self._tell_final(row)
+
+    def _tell_final(self, row: Row) -> None:
+        """The row is final: its key is free, whoever waits for it hears."""
+        if row.key is not None:
+            self._keys.pop((row.task, row.key), None)
+        if (waiting := self._waiters.pop(row.id, None)) is not None:
             final = row.final()
             for waiter in waiting:
                 if not waiter.done():
@@ -743,20 +784,19 @@ class MemoryBroker:
             return Retried.MISSING
         if row.state is not _DEAD:
             return Retried.NOT_DEAD
-        job = row.job
-        if job.key is not None:
-            if (job.task, job.key) in self._keys:
+        if row.key is not None:
+            if (row.task, row.key) in self._keys:
                 return Retried.KEY_TAKEN
-            self._keys[job.task, job.key] = job.id
+            self._keys[row.task, row.key] = row.id
         self._move(row, "resurrect")
-        self._dead.pop(job.id, None)
+        self._dead.pop(row.id, None)
         row.attempts = row.snoozes = row.lost = 0
         row.due_at = row.first_due_at = row.ready_at = now
-        row.expires_at = now + job.expires_s
+        row.expires_at = now + row.expires_s
         row.finished_at = None
         row.cancel_requested = False
         row.reason = ""
-        self._expiries.add(row)
+        self._expiries.add([row])
         self._place(row)
         return Retried.READY
 
@@ -783,7 +823,7 @@ class MemoryBroker:
         self._expiries.sweep(sum(queue.bounded() + queue.count[_RUNNING] for queue in self._queues.values()))
         for row in self._expiries.take_due(now, max(0, most - len(moved))):
             if row.finished_at is None and row.state is not _RUNNING and row.expires_at <= now:
-                row.reason = row.job.expire_reason
+                row.reason = row.expire_reason
                 self._leave_line(row, "expire", now)
                 moved.append(row.reclaimed(row.reason))
 
@@ -813,8 +853,8 @@ class MemoryBroker:
             if row.finished_at is None or row.finished_at > before or len(rows) >= most:
                 break
             gone.append(job_id)
-            if row.job.batch in self._batches:
-                self._held_back.setdefault(row.job.batch, []).append((line, row))
+            if row.batch in self._batches:
+                self._held_back.setdefault(row.batch, []).append((line, row))
             else:
                 rows.append(row)
         for job_id in gone:
@@ -822,7 +862,7 @@ class MemoryBroker:
         return rows
 
     def _forget(self, row: Row) -> None:
-        job_id = row.job.id
+        job_id = row.id
         del self._rows[job_id]
         row.queue.count[row.state] -= 1
         for line in (self._results, self._finished, self._dead):

@@ -18,7 +18,7 @@ from taskflow.brokers.base import (
     SettleReply,
 )
 from taskflow.core import gate as gating
-from taskflow.core.job import SUSPECT_AFTER, Job, JobState
+from taskflow.core.job import SUSPECT_AFTER, JobState
 from taskflow.core.window import DrainRate
 
 if TYPE_CHECKING:
@@ -35,10 +35,20 @@ _NEVER = float("inf")
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """One job as it is kept."""
+    """One job as it is kept: what was submitted, and what came of it."""
 
-    job: Job
+    # No `Job` within: one object more for each job that is kept, and for the garbage collector to look at.
+    id: str
+    task: str
     queue: Queue
+    payload: bytes
+    priority: int
+    lane: str
+    gates: tuple[str, ...]
+    key: str | None
+    expires_s: float
+    expire_reason: str
+    batch: str
     seq: int  # the order of submission
     state: JobState
     submitted_at: float
@@ -71,22 +81,21 @@ class Row:
 
     def final(self) -> Final:
         error = self.errors[-1] if self.errors else None
-        return tuple.__new__(Final, (self.job.id, self.state, self.result, error, self.result_kept))
+        return tuple.__new__(Final, (self.id, self.state, self.result, error, self.result_kept))
 
     def reclaimed(self, reason: str) -> Reclaimed:
-        return Reclaimed(self.job.id, self.job.task, self.job.queue, self.state, self.lost, reason)
+        return Reclaimed(self.id, self.task, self.queue.name, self.state, self.lost, reason)
 
     def info(self) -> JobInfo:
-        job = self.job
         return JobInfo(
-            id=job.id,
-            task=job.task,
-            queue=job.queue,
+            id=self.id,
+            task=self.task,
+            queue=self.queue.name,
             state=self.state,
-            priority=job.priority,
-            lane=job.lane,
-            gates=job.gates,
-            key=job.key,
+            priority=self.priority,
+            lane=self.lane,
+            gates=self.gates,
+            key=self.key,
             attempts=self.attempts,
             snoozes=self.snoozes,
             lost=self.lost,
@@ -99,7 +108,7 @@ class Row:
             reason=self.reason,
             cancel_requested=self.cancel_requested,
             progress=self.progress,
-            payload=job.payload,
+            payload=self.payload,
             errors=tuple(self.errors or ()),
         )
 
@@ -224,7 +233,7 @@ class Queue:
 
     def forget_ready(self, row: Row) -> None:
         """A row that was ready ended where it stands."""
-        lane = self.lanes[row.job.lane, row.job.gates, row.lost >= SUSPECT_AFTER]
+        lane = self.lanes[row.lane, row.gates, row.lost >= SUSPECT_AFTER]
         lane.size -= 1
         lane.ended += 1
         if lane.size == 0:
@@ -344,6 +353,6 @@ def matching(rows: Iterable[Row], state: JobState | None, queue: str | None, tas
         row
         for row in rows
         if (state is None or row.state is state)
-        and (queue is None or row.job.queue == queue)
-        and (task is None or row.job.task == task)
+        and (queue is None or row.queue.name == queue)
+        and (task is None or row.task == task)
     )

@@ -86,7 +86,8 @@ _INFO = (
     " w.name, j.reason, coalesce(f.was_cancelled, r.is_cancelled, false), n.progress, j.payload,"
     " (SELECT json_agg(json_build_array(e.attempt, e.at, e.type, e.message, e.kind, e.stack) ORDER BY e.n)::text"
     " FROM ~.error e WHERE e.seq = j.seq) FROM ~.job j JOIN ~.queue q ON q.id = j.queue"
-    " LEFT JOIN ~.finished f ON f.seq = j.seq LEFT JOIN ~.running r ON r.seq = j.seq LEFT JOIN ~.scheduled s ON s.seq = j.seq"
+    " LEFT JOIN ~.finished f ON f.seq = j.seq LEFT JOIN ~.running r ON r.seq = j.seq"
+    " LEFT JOIN ~.scheduled s ON s.seq = j.seq"
     " LEFT JOIN ~.worker w ON w.id = r.worker LEFT JOIN ~.note n ON n.seq = j.seq"
 )
 
