@@ -123,8 +123,9 @@ class BrokerSettings(Section):
     url: SecretStr = leaf(
         SecretStr("sqlite:///taskflow.db"),
         "Where jobs live: memory://, sqlite:///relative.db, sqlite:////absolute.db, "
-        "redis://[USER:PASSWORD@]HOST[:PORT][/DB], rediss:// (TLS), unix:///SOCKET[?db=N] (Redis too) "
-        "or postgresql://[USER[:PASSWORD]@]HOST[:PORT]/DATABASE. One file needs no server and survives kill -9.",
+        "redis://[USER:PASSWORD@]HOST[:PORT][/DB], rediss:// (TLS), unix:///SOCKET[?db=N] (Redis too) or "
+        "postgresql://[USER[:PASSWORD]@]HOST[:PORT]/DATABASE. "
+        "One file needs no server and survives kill -9.",
         shown="sqlite:///taskflow.db",
     )
     namespace: str = leaf(

@@ -219,7 +219,8 @@ class Storm:
         report.lost = sorted(self._ids.keys() - done)
         report.stale = len(self._fleet.events("job.stale"))
         report.faults = Counter(fault.kind for fault in self._faults)
-        stalls = self._times("worker.lease_lost")
+        # A lease that was lost because the machine was busy: what ran was stopped, what had ended was refused.
+        stalls = self._times("worker.lease_lost", "job.stale")
         for number, runs in self._fleet.starts().items():
             for run in runs[:-1]:
                 report.again += 1
@@ -251,10 +252,10 @@ class Storm:
                 return True
         return False
 
-    def _times(self, name: str) -> dict[str, list[float]]:
-        """When the log has this event, for each job that it names."""
+    def _times(self, *names: str) -> dict[str, list[float]]:
+        """When the log has one of these events, for each job that it names."""
         found: dict[str, list[float]] = defaultdict(list)
-        for event in self._fleet.events(name):
+        for event in self._fleet.events(*names):
             at = datetime.fromisoformat(event["timestamp"]).timestamp()
             for job_id in event.get("job_ids", [event.get("job_id", "")]):
                 found[job_id].append(at)
