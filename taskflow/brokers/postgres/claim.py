@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from taskflow.brokers.postgres.connection import Pool
 
-_LAG_S = 10.0  # a job that became due so long ago has been committed, but for what the full look finds
+_LAG_S = 1.0  # a job that became due so long ago has been committed, but for what the full look finds
 _LOOK_S = 1.0  # between two looks at whole lines,
 _LOOK_SHARE = 20.0  # which take at most one part in so many of the time
 _MARKS, _CURSORS = 64, 1_000
