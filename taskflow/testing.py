@@ -201,7 +201,8 @@ class _TimePasses:
 
     async def finals(self, job_ids: Sequence[str], timeout_s: float) -> dict[str, Final]:
         if timeout_s <= 0 or asyncio.current_task() is not self._task:
-            return await self._test.faults.finals(job_ids, timeout_s)
+            now: dict[str, Final] = await self._test.faults.finals(job_ids, timeout_s)
+            return now
         found = asyncio.ensure_future(self._test.faults.finals(job_ids, timeout_s))
         try:
             while not found.done():
