@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import traceback
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -154,6 +155,29 @@ async def test_server_that_is_not_there_is_unavailable() -> None:
         await broker.open()
     assert caught.value.kind == "connection"
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://app:s3/cret@127.0.0.1:1/db",
+        "postgresql://app:s3?cret@127.0.0.1:1/db",
+        "postgresql://app:s3#cret@127.0.0.1:1/db",
+        "postgresql://app:[s3cret@127.0.0.1:1/db",
+        "postgresql:///db?host=app:s3cret@127.0.0.1",
+    ],
+)
+async def test_password_that_is_not_escaped_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(ConfigError, match="%40 for @") as caught:
+        await PostgresBroker(url).open()
+    told = "".join(traceback.format_exception(caught.value, limit=0))
+    assert "s3" not in told
+    assert "cret" not in told
+
+
+async def test_port_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match="PORT"):
+        await PostgresBroker("postgresql://app@127.0.0.1:any/db").open()
 
 
 async def test_wrong_password_says_where_to_look(namespace: str) -> None:

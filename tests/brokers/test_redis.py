@@ -22,7 +22,7 @@ from taskflow.brokers.redis import RedisBroker
 from taskflow.brokers.redis.scripts import script
 from taskflow.core import bucket
 from taskflow.core import gate as gating
-from taskflow.core.decision import Bury, Complete, Retry
+from taskflow.core.decision import Bury, Complete, Retry, Snooze
 from taskflow.core.job import JobState
 from taskflow.core.specs import CircuitBreaker
 from taskflow.errors import BrokerError, BrokerUnavailable, ConfigError
@@ -101,6 +101,24 @@ async def commands(broker: RedisBroker) -> int:
     """How many the server has run so far, within scripts too."""
     stats = await broker._link.ask("INFO", "commandstats")
     return sum(one["calls"] for one in stats.values())
+
+
+async def test_text_that_no_utf8_can_hold_is_kept_readable(broker: RedisBroker) -> None:
+    one = job(key="half \ud83d", lane="half \ud83d")
+    await submit(broker, one)
+    assert (await submit(broker, job(key="half \ud83d")))[0].accepted is Accepted.SAME_KEY
+    await settle(broker, await claim_one(broker), Snooze(LONG_S, "half \ud83d"))
+    info = await broker.show(one.id)
+    assert info is not None
+    assert info.reason == r"half \ud83d"
+
+
+async def test_wait_without_end_can_be_shown(broker: RedisBroker) -> None:
+    one = job()
+    await submit(broker, one, job(delay_s=float("inf")))
+    await settle(broker, await claim_one(broker), Snooze(float("inf"), "for ever"))
+    assert {info.state for info in await broker.jobs()} == {JobState.SCHEDULED}
+    assert await state(broker, one.id) is JobState.SCHEDULED
 
 
 # ---- scripts ----

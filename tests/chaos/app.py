@@ -10,19 +10,35 @@ import time
 from contextlib import closing, suppress
 
 from taskflow import CircuitBreaker, Retry, TaskFlow, current_job
+from taskflow.core.events import JobsSettled
+from taskflow.core.job import JobState
 from taskflow.errors import StaleClaim
 
 flow = TaskFlow()
 
 
-def write(event: str, number: int) -> None:
-    """Append one line in one write: lines of several processes never mix, and a kill loses nothing that was written."""
-    line = f"{event} {number} {os.getpid()} {current_job().token} {time.time():.6f}\n"
-    ledger = os.open(os.environ["CHAOS_LEDGER"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+def append(path: str, text: str) -> None:
+    """In one write: lines of several processes never mix, and a kill loses nothing that was written."""
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
-        os.write(ledger, line.encode())
+        os.write(file, text.encode())
     finally:
-        os.close(ledger)
+        os.close(file)
+
+
+def write(event: str, number: int) -> None:
+    """One line of the ledger."""
+    line = f"{event} {number} {os.getpid()} {current_job().token} {time.time():.6f}\n"
+    append(os.environ["CHAOS_LEDGER"], line)
+
+
+def write_told(event: JobsSettled) -> None:
+    """What the broker has acknowledged: these claims have ended their jobs, for ever."""
+    told = [f"{one.claim.job_id} {one.claim.token}\n" for one in event.jobs if one.state is JobState.SUCCEEDED]
+    append(os.environ["CHAOS_LEDGER"] + ".told", "".join(told))
+
+
+flow.listen(write_told, JobsSettled)
 
 
 @flow.task(retry=Retry(attempts=1))

@@ -104,6 +104,15 @@ class Fleet(AbstractContextManager["Fleet"]):
                 found[line.number].append(line)
         return found
 
+    def told(self) -> dict[str, set[int]]:
+        """The claims of each job, by id, of whose success the broker has told their workers."""
+        found: dict[str, set[int]] = defaultdict(set)
+        path = Path(f"{self.ledger}.told")
+        for line in path.read_text().splitlines() if path.exists() else ():
+            job_id, token = line.split()
+            found[job_id].add(int(token))
+        return found
+
     def logs(self) -> str:
         """What all workers said."""
         return "\n".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("worker-*.log")))

@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from taskflow.core.job import JobState
@@ -58,6 +59,9 @@ class Report:
     lost: list[int] = field(default_factory=list)
     again: int = 0  # second and later runs
     unexplained: list[str] = field(default_factory=list)  # of which no fault can be the reason
+    undone: list[str] = field(
+        default_factory=list
+    )  # run again after the broker said that it is done: nothing excuses it
     stale: int = 0
     # Seconds until a job of each dead worker was taken back: while nothing else was broken, and while something was.
     noticed_s: list[float] = field(default_factory=list)
@@ -221,15 +225,22 @@ class Storm:
         report.faults = Counter(fault.kind for fault in self._faults)
         # A lease that was lost because the machine was busy: what ran was stopped, what had ended was refused.
         stalls = self._times("worker.lease_lost", "job.stale")
+        told = self._fleet.told()
         for number, runs in self._fleet.starts().items():
-            for run in runs[:-1]:
+            job_id = self._ids.get(number, "")
+            done_by = told.get(job_id, set())
+            if done_by and (len(done_by) > 1 or max(run.token for run in runs) > min(done_by)):
+                report.undone.append(f"job {number}: claims {[run.token for run in runs]}, done by {sorted(done_by)}")
+            for run, again in pairwise(runs):
                 report.again += 1
-                if self._is_explained(run, ends.get((number, run.token))):
+                ended_at = ends.get((number, run.token))
+                if self._is_explained(run, ended_at, again.at):
                     continue
-                if any(at >= run.at for at in stalls[self._ids.get(number, "")]):
+                # Its worker says so as soon as the machine lets it, which may be after another began.
+                if any(run.at <= at <= again.at + 2 * LEASE_S for at in stalls[job_id]):
                     report.stalls += 1
                 else:
-                    report.unexplained.append(self._tell(run, ends.get((number, run.token))))
+                    report.unexplained.append(self._tell(run, ended_at))
         self._measure_notice(lines, ends)
 
     def _tell(self, run: Line, ended_at: float | None) -> str:
@@ -241,9 +252,9 @@ class Storm:
         ended = "never ended" if ended_at is None else f"ended {ended_at - run.at:+.2f} s"
         return f"job {run.number}, token {run.token}, worker {run.pid}, began {run.at:.3f}, {ended}; {', '.join(near)}"
 
-    def _is_explained(self, run: Line, ended_at: float | None) -> bool:
-        """Whether this run was in flight at a fault: of its own worker, or of the broker."""
-        told_at = float("inf") if ended_at is None else ended_at + TOLD_S
+    def _is_explained(self, run: Line, ended_at: float | None, again_at: float) -> bool:
+        """Whether this run was in flight at a fault, of its own worker or of the broker, that began before the next."""
+        told_at = again_at if ended_at is None else min(again_at, ended_at + TOLD_S)
         for fault in self._faults:
             began_at, over_at = fault.began_at, fault.ended_at
             if not fault.pid:
@@ -341,6 +352,7 @@ def check(report: Report) -> None:
     """The promises."""
     assert not report.lost, f"lost: {report.lost[:20]}"
     assert report.states == {JobState.SUCCEEDED: report.submitted}
+    assert not report.undone, report.undone[:20]
     assert not report.unexplained, report.unexplained[:20]
     assert max(report.noticed_s, default=0) <= LEASE_S + NOTICE_S
     assert not report.died, "a worker ended though nobody told it to"

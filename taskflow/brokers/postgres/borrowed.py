@@ -26,6 +26,8 @@ class Borrowed:
     Raises `ConfigError` for what is no connection to use, or has no transaction open.
     """
 
+    is_lent = True
+
     def __init__(self, connection: Any, namespace: str, where: str) -> None:
         self._namespace, self._where = namespace, where
         self._name = schema.quoted(namespace)
@@ -67,7 +69,11 @@ class Borrowed:
 def _fetch_of(connection: Any) -> Callable[[str, tuple[Any, ...]], Awaitable[list[Any]]]:
     """How this connection answers a statement with `$1`, `$2`, ..."""
     if isinstance(connection, asyncpg.Connection | asyncpg.pool.PoolConnectionProxy):
-        if not connection.is_in_transaction():
+        try:
+            is_in_transaction = connection.is_in_transaction()
+        except asyncpg.InterfaceError as error:
+            raise ConfigError("connection=: it has been given back to its pool already") from error
+        if not is_in_transaction:
             raise _no_transaction("async with connection.transaction():")
         return lambda statement, values: connection.fetch(statement, *values)
     psycopg = sys.modules.get("psycopg")  # whoever has a connection of it has imported it

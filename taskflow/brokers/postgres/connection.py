@@ -26,7 +26,12 @@ class Address:
     """A URL as the driver takes it, our own options apart. `where` may be shown."""
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:  # its words may hold the password
+            raise _no_address() from None
+        if "@" in f"{parts.path}{parts.query}{parts.fragment}":  # what stands before it would be taken for the host
+            raise _no_address()
         if parts.scheme not in {"postgresql", "postgres"}:
             raise ConfigError(
                 f"PostgresBroker needs postgresql://[USER[:PASSWORD]@]HOST[:PORT]/DATABASE, not {parts.scheme}://"
@@ -57,6 +62,8 @@ class Address:
 class Pool:
     """A bounded number of connections. A call gets one for one statement."""
 
+    is_lent = False  # each statement is a transaction of its own
+
     def __init__(self, address: Address, namespace: str) -> None:
         self._address, self._namespace = address, namespace
         self._name = schema.quoted(namespace)
@@ -73,6 +80,8 @@ class Pool:
                 await _again(lambda: schema.migrate(connection, self._namespace))
         except BaseException as error:
             pool.terminate()
+            if type(error) is ValueError:  # of the driver, about a port: what it quotes may be of the password
+                raise _no_address() from None
             if errors.is_translated(error):
                 raise errors.translated(error, self._address.where) from error
             raise
@@ -120,6 +129,14 @@ class Pool:
             if errors.is_translated(error):
                 raise errors.translated(error, self._address.where) from error
             raise
+
+
+def _no_address() -> ConfigError:
+    return ConfigError(
+        "TASKFLOW_BROKER__URL is no address of a PostgreSQL server: it must be "
+        "postgresql://[USER[:PASSWORD]@]HOST[:PORT]/DATABASE[?OPTION=VALUE]; in user, password and values write "
+        "%40 for @, %2F for /, %3A for :, %23 for #, %3F for ?, %5B for [, %25 for %"
+    )
 
 
 async def _again(call: Callable[[], Awaitable[Any]]) -> Any:

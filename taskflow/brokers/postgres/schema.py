@@ -82,7 +82,9 @@ async def migrate(connection: Connection, namespace: str) -> None:
             "SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1)", namespace
         ):
             await connection.execute(f"CREATE SCHEMA {name}")
-        await connection.execute(f"SET LOCAL search_path = {name}")
+        # Kept by each function. Unless it is named, temporary tables come first: one of the caller's own, `job` or
+        # `result`, would be taken for ours in his transaction.
+        await connection.execute(f"SET LOCAL search_path = {name}, pg_temp")
         await connection.execute("SET LOCAL check_function_bodies = off")  # they name each other
         for files in MIGRATIONS[version:]:
             for file in files:

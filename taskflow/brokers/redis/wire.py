@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, assert_never
 
@@ -50,18 +51,20 @@ CANCELLED = {
     "M": Cancelled.MISSING,
 }
 RETRIED = {"R": Retried.READY, "N": Retried.NOT_DEAD, "K": Retried.KEY_TAKEN, "M": Retried.MISSING}
-_LAST_S = 1e15  # what expires later never does
+_LAST_S = 1e15  # what expires, or is due, later never is; and what JSON can tell
 _REPLIES = {
     f"{letter}{number}": SettleReply(answer, STATES[number])
     for letter, answer in SETTLED.items()
     for number in range(len(STATES))
 }
-_text = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_HALVES = re.compile("[\ud800-\udfff]")
 
 
 def text(value: Any) -> str:
-    """Compact JSON."""
-    return _text(value)
+    """Compact JSON. A half of a surrogate pair is spelt out: no UTF-8 can hold it, and the server's JSON refuses it."""
+    made = _json(value)
+    return made if made.isascii() else _HALVES.sub(lambda half: f"\\\\u{ord(half[0]):04x}", made)
 
 
 # ---- jobs ----
@@ -76,12 +79,14 @@ def submission(jobs: Sequence[Job], bounds: Mapping[str, int]) -> tuple[str, str
         job_id, task, queue, payload, priority, lane, gates, key, delay_s, expires_s, why, batch = job
         number = lanes.setdefault((queue, lane, gates), len(lanes))
         expires_s = min(expires_s, _LAST_S)
-        body = _text((job_id, task, queue, lane, gates, expires_s, priority, why, key)).encode() + b"\n" + payload
+        body = text((job_id, task, queue, lane, gates, expires_s, priority, why, key)).encode() + b"\n" + payload
         bodies.append(body)
-        unique = False if key is None else _text((task, key))
-        words.append((job_id, number, priority, delay_s, expires_s, unique, batch or False, why, len(body)))
+        unique = False if key is None else text((task, key))
+        words.append(
+            (job_id, number, priority, min(delay_s, _LAST_S), expires_s, unique, batch or False, why, len(body))
+        )
     named = {queue: bounds[queue] for queue, _, _ in lanes if queue in bounds}
-    return _text(words), _text([_text(lane) for lane in lanes]), _text(named), b"".join(bodies)
+    return text(words), text([text(lane) for lane in lanes]), text(named), b"".join(bodies)
 
 
 def receipts(jobs: Sequence[Job], answer: bytes) -> list[Receipt]:
@@ -173,15 +178,15 @@ def settlements(asked: Sequence[Settlement]) -> tuple[str, bytes]:
                 results.append(result)
         else:
             words.append((job_id, token, *_decision(decision)))
-    return _text(words), b"".join(results)
+    return text(words), b"".join(results)
 
 
 def _decision(decision: Decision) -> tuple[Any, ...]:
     match decision:
         case Retry(delay_s, error):
-            return 1, delay_s, _error(error)
+            return 1, min(delay_s, _LAST_S), _error(error)
         case Snooze(delay_s, reason, error):
-            return 2, delay_s, reason, False if error is None else _error(error)
+            return 2, min(delay_s, _LAST_S), reason, False if error is None else _error(error)
         case Release():
             return (3,)
         case Bury(error, spent):
@@ -214,7 +219,7 @@ def notes(asked: Sequence[Note]) -> tuple[str, bytes]:
         sizes = [-1 if value is None else len(value) for value in (progress, checkpoint)]
         words.append((job_id, token, *sizes))
         values += [value for value in (progress, checkpoint) if value is not None]
-    return _text(words), b"".join(values)
+    return text(words), b"".join(values)
 
 
 # ---- what is told of jobs ----

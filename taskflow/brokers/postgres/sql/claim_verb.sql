@@ -164,7 +164,7 @@ BEGIN
         END IF;
     END LOOP;
     IF cardinality(all_seqs) = 0 THEN RETURN; END IF;
-    claim_token := nextval('token_seq');  -- now that the rows are ours: a later claim of them has a greater one
+    claim_token := new_token();  -- now that the rows are ours: a later claim of them has a greater one
     INSERT INTO running (seq, token, worker, started_at) SELECT s, claim_token, worker_id, now FROM unnest(all_seqs) s;
     RETURN QUERY SELECT now, is_whole_look, a.line, a.due_at, a.seq, claim_token, j.id, j.task, q.name, j.payload, j.lane, j.gates,
         j.priority, j.attempts, j.snoozes, j.lost, greatest(0, now - coalesce(j.ready_at, j.due_at)),

@@ -78,17 +78,21 @@ BEGIN
     RETURN answers;
 END $$;
 
--- Forget final jobs.
-CREATE FUNCTION forget(seqs bigint[], now float8) RETURNS void LANGUAGE plpgsql AS $$
+-- Forget those of these jobs that are still final (a person may have had one retried meanwhile): how many.
+CREATE FUNCTION forget(seqs bigint[], now float8) RETURNS integer LANGUAGE plpgsql AS $$
+DECLARE
+    ended bigint[];
 BEGIN
     WITH gone AS (DELETE FROM finished WHERE seq = ANY (seqs) RETURNING *),
     results AS (DELETE FROM result r USING gone g WHERE r.batch = g.batch AND r.finished_at = g.finished_at
-        AND r.seq = g.seq)
-    INSERT INTO count_delta (queue, dead, at)
-    SELECT j.queue, -count(*), now FROM gone g JOIN job j ON j.seq = g.seq WHERE g.state = 5 GROUP BY j.queue;
-    DELETE FROM job WHERE seq = ANY (seqs);
-    DELETE FROM note WHERE seq = ANY (seqs);
-    DELETE FROM error WHERE seq = ANY (seqs);
+        AND r.seq = g.seq),
+    counted AS (INSERT INTO count_delta (queue, dead, at)
+        SELECT j.queue, -count(*), now FROM gone g JOIN job j ON j.seq = g.seq WHERE g.state = 5 GROUP BY j.queue)
+    SELECT coalesce(array_agg(g.seq), '{}') INTO ended FROM gone g;
+    DELETE FROM job WHERE seq = ANY (ended);
+    DELETE FROM note WHERE seq = ANY (ended);
+    DELETE FROM error WHERE seq = ANY (ended);
+    RETURN cardinality(ended);
 END $$;
 
 CREATE FUNCTION pause_v1(queue_name text, paused boolean, fixed_at float8) RETURNS void LANGUAGE plpgsql
@@ -113,7 +117,7 @@ BEGIN
     n := cardinality(found);
     IF n = most THEN next_after := found[n]; END IF;
     IF wanted > 3 THEN
-        PERFORM forget(found, now);
+        n := forget(found, now);
     ELSE
         PERFORM cancel_v1(ARRAY(SELECT j.id FROM job j WHERE j.seq = ANY (found)), fixed_at);
     END IF;

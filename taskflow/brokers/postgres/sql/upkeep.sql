@@ -33,6 +33,8 @@ END $$;
 
 CREATE FUNCTION leave_v1(worker_name text) RETURNS void LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
+    -- Locked before it is looked at: a claim that is under way keeps the row until it commits, and holds jobs then.
+    PERFORM 1 FROM worker WHERE name = worker_name FOR UPDATE;
     UPDATE worker SET expires_at = -1 WHERE name = worker_name;
     DELETE FROM worker w WHERE w.name = worker_name AND NOT EXISTS (SELECT FROM running r WHERE r.worker = w.id);
 END $$;

@@ -1,0 +1,189 @@
+"""Two transactions at once, held open by the test where it hurts: what one does is nothing to the other."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import psycopg
+import pytest
+
+from taskflow.brokers.base import Settled
+from taskflow.brokers.postgres import PostgresBroker
+from taskflow.core.decision import Bury, Complete, Retry
+from taskflow.core.job import JobState
+from taskflow.errors import ConfigError
+
+from .conftest import postgres
+from .words import BOOM, PATIENCE_S, claim, claim_one, eventually, ids, job, reclaim, settle, state, submit
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from taskflow.core.job import Job
+
+pytestmark = pytest.mark.anyio
+
+_numbers = itertools.count(1)
+_CLAIM = "claim_v1('w1', '{q}', 10, 10, 1, 60, '{}', '{}', '{}', '{}', '{}', '{}', 4, 25, 1000, 100, NULL)"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def namespace() -> str:
+    return f"races_{os.getpid()}_{next(_numbers)}"
+
+
+@pytest.fixture
+async def broker(namespace: str) -> AsyncIterator[PostgresBroker]:
+    broker = PostgresBroker(postgres().url, namespace=namespace)
+    await broker.open()
+    yield broker
+    await broker.close()
+
+
+@contextmanager
+def under_way(statement: str) -> Iterator[psycopg.Connection[Any]]:
+    """A transaction that has run this statement, and is not committed."""
+    with psycopg.connect(postgres().url) as other:
+        other.execute(statement.encode())
+        yield other
+
+
+@asynccontextmanager
+async def mine() -> AsyncIterator[asyncpg.Connection]:
+    """A connection of the caller's own."""
+    connection = await asyncpg.connect(postgres().url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def is_blocked(namespace: str) -> None:
+    """Wait until a call of this namespace's broker waits for a lock."""
+    statement = f"SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%{namespace}%'"
+
+    async def waits() -> bool:
+        return postgres().execute(statement) != [(0,)]
+
+    await eventually(waits)
+
+
+async def submit_in(broker: PostgresBroker, connection: object, *jobs: Job) -> None:
+    await broker.submit_in(connection, jobs, {job.queue: 100_000 for job in jobs})
+
+
+async def test_worker_that_leaves_while_its_last_claim_is_under_way_keeps_its_lease_for_it(
+    broker: PostgresBroker, namespace: str
+) -> None:
+    await broker.beat("w1", {}, 60.0)
+    one = job()
+    await submit(broker, one)
+    with under_way(f"SELECT * FROM {namespace}.{_CLAIM}") as claims:
+        leaving = asyncio.create_task(broker.leave("w1"))
+        await is_blocked(namespace)
+        claims.commit()
+        await leaving
+
+    assert [(moved.job_id, moved.reason) for moved in await reclaim(broker)] == [(one.id, "lease_ended")]
+
+
+async def test_job_that_is_retried_while_the_dead_are_purged_is_kept(broker: PostgresBroker, namespace: str) -> None:
+    one = job()
+    await submit(broker, one)
+    await settle(broker, await claim_one(broker), Bury(BOOM, spent=True))
+    with under_way(f"SELECT {namespace}.retry_v1('{{{one.id}}}', NULL)") as retry:
+        purging = asyncio.create_task(broker.purge(state=JobState.DEAD))
+        await is_blocked(namespace)
+        retry.commit()
+        purged = await purging
+
+    assert purged == 0
+    assert await state(broker, one.id) is JobState.READY
+    assert ids(await claim(broker)) == [one.id]
+
+
+async def test_claim_that_a_failover_forgot_cannot_settle_the_next(broker: PostgresBroker, namespace: str) -> None:
+    """The new primary lacks the last moment of the old one: the claim, and how far its sequences were."""
+    await submit(broker, job())
+    with under_way(f"SELECT * FROM {namespace}.{_CLAIM}") as forgotten:
+        ((token,),) = forgotten.execute(f"SELECT token FROM {namespace}.running".encode())
+        forgotten.rollback()
+    postgres().execute(f"ALTER SEQUENCE {namespace}.token_seq RESTART")
+
+    again = await claim_one(broker, "w2")
+    assert (await settle(broker, again._replace(token=token), Complete(b'"old"'))).answer is Settled.STALE
+    assert (await settle(broker, again, Complete(b'"new"'))).answer is Settled.APPLIED
+
+
+# ---- the caller's own transaction ----
+
+
+async def test_temporary_tables_of_the_caller_are_not_taken_for_ours(broker: PostgresBroker) -> None:
+    one = job(batch="b", gates=("g",))
+    async with mine() as connection, connection.transaction():
+        for name in ("job", "batch", "line", "ready", "queue", "result"):
+            await connection.execute(f"CREATE TEMP TABLE {name} (mine integer)")
+        await submit_in(broker, connection, one)
+
+    assert ids(await claim(broker)) == [one.id]
+
+
+async def test_connection_that_its_pool_has_back_is_refused(broker: PostgresBroker) -> None:
+    async with asyncpg.create_pool(postgres().url, min_size=0, max_size=1) as pool:
+        connection = await pool.acquire()
+        await pool.release(connection)
+        with pytest.raises(ConfigError, match="given back"):
+            await submit_in(broker, connection, job())
+
+
+async def test_transaction_that_stays_open_holds_nobody_up(broker: PostgresBroker) -> None:
+    """It made the first jobs of its lanes: whoever has another for them must not wait for its end."""
+    await submit(broker, job())  # the queue is known
+    done, again = await claim_one(broker), job(lane="a")
+    await settle(broker, done, Complete(None))
+    assert await claim(broker) == []
+    await submit(broker, again)
+    failing = await claim_one(broker)
+    assert await claim(broker) == []  # no lane is left
+
+    slow = [job(), job(lane="a"), job(lane="b"), job()]
+    quick = [job(), job(lane="b"), job(delay_s=0.01)]
+    found: list[str] = []
+    async with mine() as connection, connection.transaction():
+        await submit_in(broker, connection, *slow[:3])
+        await submit_in(broker, connection, *slow[3:])
+        async with asyncio.timeout(PATIENCE_S):
+            await submit(broker, *quick)
+            await settle(broker, failing, Retry(0.0, BOOM))
+            while len(found) < 4:
+                found += ids(await claim(broker))
+        assert sorted(found) == sorted(one.id for one in (*quick, again))
+
+    assert sorted(ids(await claim(broker))) == sorted(one.id for one in slow)
+    assert await claim(broker) == []
+    assert await broker.purge(state=JobState.READY) == 0
+
+
+async def test_job_of_an_open_transaction_can_be_cancelled_once_it_is_there(broker: PostgresBroker) -> None:
+    await submit(broker, job())
+    await settle(broker, await claim_one(broker), Complete(None))
+    assert await claim(broker) == []
+    one = job()
+    async with mine() as connection, connection.transaction():
+        await submit_in(broker, connection, one)
+        await submit(broker, job())  # the lane has another line now
+
+    await broker.cancel([one.id])
+
+    assert await state(broker, one.id) is JobState.CANCELLED
+    assert len(await claim(broker)) == 1
