@@ -11,9 +11,9 @@ from taskflow.brokers.postgres import claim as claiming
 from taskflow.brokers.postgres import gates, reading, settle, submit
 from taskflow.brokers.postgres.beats import PostgresBeat
 from taskflow.brokers.postgres.borrowed import Borrowed
-from taskflow.brokers.postgres.connection import Address, Pool
+from taskflow.brokers.postgres.connection import Address, Pool, look
 from taskflow.brokers.postgres.listening import FINALS, WORK, Listening
-from taskflow.brokers.postgres.schema import STATE_NUMBER
+from taskflow.brokers.postgres.schema import STATE_NUMBER, VERSION
 from taskflow.brokers.postgres.waiting import Waiters, settled
 from taskflow.core.decision import Complete, Release
 from taskflow.core.job import JobState
@@ -52,6 +52,7 @@ class PostgresBroker:
 
     name = "postgres"
     is_durable = True
+    newest_version = VERSION
 
     def __init__(self, url: str, *, namespace: str = "taskflow", wall: Callable[[], float] | None = None) -> None:
         self._address = Address(url)
@@ -70,6 +71,10 @@ class PostgresBroker:
         await self._pool.open()
         self._listening = Listening(self._address, self._pool, self._waiters)
         self._is_open = True
+
+    async def version(self) -> int:
+        """As `Versioned.version`."""
+        return await look(self._address, self._namespace)
 
     async def close(self) -> None:
         """What was asked is still done; whoever waits returns."""

@@ -122,6 +122,20 @@ class Pool:
             raise
 
 
+async def look(address: Address, namespace: str) -> int:
+    """The version of the schema, which is left as it is."""
+    try:
+        connection = await address.connect()
+        try:
+            return await schema.version_of(connection, namespace)
+        finally:
+            connection.terminate()
+    except BaseException as error:
+        if errors.is_translated(error):
+            raise errors.translated(error, address.where) from error
+        raise
+
+
 async def _again(call: Callable[[], Awaitable[Any]]) -> Any:
     """Once more where the server undid everything, because of others."""
     for left in reversed(range(_TRIES)):
