@@ -11,7 +11,7 @@ from taskflow.brokers.postgres import claim as claiming
 from taskflow.brokers.postgres import gates, reading, settle, submit
 from taskflow.brokers.postgres.beats import PostgresBeat
 from taskflow.brokers.postgres.borrowed import Borrowed
-from taskflow.brokers.postgres.connection import Address, Pool, look
+from taskflow.brokers.postgres.connection import UPKEEP_S, Address, Pool, look
 from taskflow.brokers.postgres.listening import FINALS, WORK, Listening
 from taskflow.brokers.postgres.schema import STATE_NUMBER, VERSION
 from taskflow.brokers.postgres.waiting import Waiters, settled
@@ -245,6 +245,7 @@ class PostgresBroker:
                 after,
                 _PURGED_AT_ONCE,
                 self._fixed_at(),
+                within_s=UPKEEP_S,
             )
             count += int(n)
             if next_after is None:
