@@ -23,7 +23,7 @@ _REFUSED = (
     Accepted.QUEUE_FULL,
     Accepted.GATE_FULL,
 )
-_SUBMIT = "SELECT * FROM ~.submit_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"
+_SUBMIT = "SELECT * FROM ~.submit_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)"
 _new = tuple.__new__  # the constructor of a NamedTuple is one more call
 _NEW = Accepted.NEW
 
@@ -38,7 +38,7 @@ def storable(text: str) -> str:
 
 
 async def submit(
-    pool: Pool | Borrowed, jobs: Sequence[Job], bounds: Mapping[str, int], fixed_at: float | None
+    pool: Pool | Borrowed, jobs: Sequence[Job], bounds: Mapping[str, int], fixed_at: float | None, *, is_borrowed: bool
 ) -> list[Receipt]:
     """As `Broker.submit`."""
     ids, tasks, queues, payloads, priorities, lanes, gates, keys, delays_s, expires_s, reasons, batches = zip(
@@ -60,6 +60,7 @@ async def submit(
         batches,
         list(bounds),
         list(bounds.values()),
+        is_borrowed,
         fixed_at,
     )
     receipts: list[Receipt] = [_new(Receipt, (job_id, _NEW, 0.0)) for job_id in ids]
