@@ -372,5 +372,19 @@ class Doubtful(Protocol):
         ...
 
 
+@runtime_checkable
+class Versioned(Protocol):
+    """A broker with tables, of which one version follows another: `open` brings them up to date."""
+
+    newest_version: int
+
+    async def version(self) -> int:
+        """The version that is there, 0 where nothing is. Needs no `open`, changes nothing.
+
+        Raises `BrokerError`, `BrokerUnavailable`, and `ConfigError` for a newer version or what is another program's.
+        """
+        ...
+
+
 class FullBroker(Broker, Operator, Protocol):
     """Both halves: what every broker of this package is."""

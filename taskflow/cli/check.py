@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import sqlite3
 from collections import Counter
-from contextlib import closing
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import quote
 
 import click
 
-from taskflow.brokers.base import Doubtful
-from taskflow.brokers.sqlite import schema
+from taskflow.app import make_broker
+from taskflow.brokers.base import Doubtful, Versioned
 from taskflow.cli.exits import Exit
 from taskflow.cli.loading import load_app
-from taskflow.cli.operating import sqlite_file
+from taskflow.cli.operating import missing_file, sqlite_file
 from taskflow.cli.review import Review, review, unfed
 from taskflow.cli.running import open_broker, print_json, run_async
 from taskflow.cli.shown import count_of
+from taskflow.clock import LoopClock
 from taskflow.errors import BrokerError, ConfigError
 from taskflow.running import queue_weights
 from taskflow.settings import Settings, unknown_variables
@@ -191,16 +187,40 @@ def _broker(settings: Settings) -> Finding:
     if settings.broker.scheme == "memory":
         return _warning("broker", "memory:// dies with its process: `taskflow worker` and `submit` refuse it")
     try:
-        file = sqlite_file(settings)
-        if file is not None:
-            return _ok("broker", _look_at(file, settings.broker.busy_timeout_s))
-        doubts = run_async(_reach(settings))
+        return run_async(_look_at(settings))
     except ConfigError as error:
         return next(iter(_failed("broker", error)))
     except BrokerError as error:
         return Finding("broker", Verdict.FAILED, f"{settings.broker.shown_url}: {error}", Exit.BROKER)
-    reached = f"{settings.broker.shown_url} is reachable"
-    return _warning("broker", f"{reached}, but {'; '.join(doubts)}") if doubts else _ok("broker", reached)
+
+
+async def _look_at(settings: Settings) -> Finding:
+    """What is there: opening it as a worker does would make it, or bring its schema up to date."""
+    broker = make_broker(settings, LoopClock())
+    file = sqlite_file(settings)
+    what = settings.broker.shown_url if file is None else str(file.absolute())
+    if isinstance(broker, Versioned):
+        version = await broker.version()
+        if version == 0:
+            made = (
+                f"{what} does not exist yet"
+                if missing_file(settings)
+                else f"{what} is reachable, and has no schema yet"
+            )
+            return _ok("broker", f"{made}: the first worker or submit makes it")
+        if version < broker.newest_version:
+            return _ok(
+                "broker",
+                f"{what} is reachable; the next command brings its schema from version {version} to "
+                f"{broker.newest_version}",
+            )
+        return _ok("broker", f"{what} is reachable, schema version {version}")
+    doubts = await _reach(settings)
+    return (
+        _warning("broker", f"{what} is reachable, but {'; '.join(doubts)}")
+        if doubts
+        else _ok("broker", f"{what} is reachable")
+    )
 
 
 async def _reach(settings: Settings) -> tuple[str, ...]:
@@ -208,30 +228,6 @@ async def _reach(settings: Settings) -> tuple[str, ...]:
     async with open_broker(settings) as broker:
         await broker.counts()
         return broker.doubts if isinstance(broker, Doubtful) else ()
-
-
-def _look_at(file: Path, wait_s: float) -> str:
-    """What is there, read only: opening it as a worker does would create it, or bring its schema up to date."""
-    path = file.absolute()
-    if not path.parent.is_dir():
-        raise BrokerError(f"there is no folder {path.parent}; make it, or change TASKFLOW_BROKER__URL")
-    if not os.access(path.parent, os.W_OK):  # SQLite keeps its journal beside the file
-        raise BrokerError(f"the folder {path.parent} cannot be written to by this user")
-    if not path.exists():
-        return f"{path} does not exist yet: the first worker or submit makes it"
-    if not os.access(path, os.R_OK | os.W_OK):
-        raise BrokerError(f"{path} cannot be read and written by this user")
-    # While nobody has the file open there is no log beside it, and a reader would leave one there: unless told that
-    # nothing changes.
-    mode = "ro" if path.with_name(f"{path.name}-wal").exists() else "ro&immutable=1"
-    try:
-        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode={mode}", uri=True, timeout=wait_s)) as connection:
-            version = schema.version_of(connection, str(path))
-    except sqlite3.Error as error:
-        raise BrokerError(f"{path}: {error}") from error
-    if version < schema.VERSION:
-        return f"{path} is reachable; the next command brings its schema from version {version} to {schema.VERSION}"
-    return f"{path} is reachable, schema version {version}"
 
 
 # --- findings --------------------------------------------------------

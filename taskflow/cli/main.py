@@ -26,6 +26,7 @@ _COMMANDS = {
     "status": ("taskflow.cli.status:status", "Everything at a glance."),
     "health": ("taskflow.cli.health:health", "Ask a running worker whether it is live, or ready."),
     "check": ("taskflow.cli.check:check", "Check configuration, app and broker, and change nothing."),
+    "db": ("taskflow.cli.db:db", "Bring the broker's schema up to date, or look whether it is."),
     "config": ("taskflow.cli.config:config", "Show, check and explain the configuration."),
 }
 

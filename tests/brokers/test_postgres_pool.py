@@ -1,16 +1,19 @@
-"""Connections of the PostgreSQL broker that their driver has lost track of."""
+"""Connections of the PostgreSQL broker that their driver has lost track of, or that nobody answers on."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import asyncpg
 import pytest
 
 from taskflow.brokers.postgres import PostgresBroker, errors
+from taskflow.brokers.postgres.connection import CALL_S
 from taskflow.errors import BrokerUnavailable
 from tests.brokers.conftest import made
+from tests.servers.postgres import PostgresServer
 
 pytestmark = pytest.mark.anyio
 
@@ -41,3 +44,22 @@ def test_what_the_driver_calls_its_own_bug_is_an_outage_to_us() -> None:
 
     assert errors.is_translated(error)
     assert isinstance(errors.translated(error, "here"), BrokerUnavailable)
+
+
+async def test_call_that_is_stranded_is_heard_of_within_its_time_and_a_little() -> None:
+    with PostgresServer() as server:
+        if not server.is_own:
+            pytest.skip("a server that others use is not paused")
+        broker = PostgresBroker(server.url)
+        await broker.open()
+        server.pause()
+        began = time.monotonic()
+
+        with pytest.raises(BrokerUnavailable, match="did not answer in time"):
+            await broker.counts()
+        took_s = time.monotonic() - began
+        server.resume()
+
+        assert CALL_S <= took_s < CALL_S + 5
+        assert await broker.counts() == []
+        await broker.close()

@@ -11,9 +11,9 @@ from taskflow.brokers.postgres import claim as claiming
 from taskflow.brokers.postgres import gates, reading, settle, submit
 from taskflow.brokers.postgres.beats import PostgresBeat
 from taskflow.brokers.postgres.borrowed import Borrowed
-from taskflow.brokers.postgres.connection import Address, Pool
+from taskflow.brokers.postgres.connection import UPKEEP_S, Address, Pool, look
 from taskflow.brokers.postgres.listening import FINALS, WORK, Listening
-from taskflow.brokers.postgres.schema import STATE_NUMBER
+from taskflow.brokers.postgres.schema import STATE_NUMBER, VERSION
 from taskflow.brokers.postgres.waiting import Waiters, settled
 from taskflow.core.decision import Complete, Release
 from taskflow.core.job import JobState
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from taskflow.core.job import Claim, Job
 
 _PURGED_AT_ONCE = 1_000  # jobs of one transaction
+_ENTERED = 1_000  # names of queues that are remembered
 _CANCELLED = tuple(Cancelled)
 _RETRIED = tuple(Retried)
 
@@ -52,6 +53,7 @@ class PostgresBroker:
 
     name = "postgres"
     is_durable = True
+    newest_version = VERSION
 
     def __init__(self, url: str, *, namespace: str = "taskflow", wall: Callable[[], float] | None = None) -> None:
         self._address = Address(url)
@@ -61,6 +63,7 @@ class PostgresBroker:
         self._turns = claiming.Turns()
         self._listening = Listening(self._address, self._pool, self._waiters)
         self._is_open = False
+        self._entered: set[str] = set()  # queues that are known to be there
         self._wall = wall
 
     async def open(self) -> None:
@@ -70,6 +73,10 @@ class PostgresBroker:
         await self._pool.open()
         self._listening = Listening(self._address, self._pool, self._waiters)
         self._is_open = True
+
+    async def version(self) -> int:
+        """As `Versioned.version`."""
+        return await look(self._address, self._namespace)
 
     async def close(self) -> None:
         """What was asked is still done; whoever waits returns."""
@@ -88,7 +95,7 @@ class PostgresBroker:
         """As `Broker.submit`. A queue that `bounds` does not name has no bound."""
         if not jobs:
             return []
-        receipts = await submit.submit(self._pool, jobs, bounds, self._fixed_at())
+        receipts = await submit.submit(self._pool, jobs, bounds, self._fixed_at(), is_borrowed=False)
         self._waiters.tell_work()
         return receipts
 
@@ -240,6 +247,7 @@ class PostgresBroker:
                 after,
                 _PURGED_AT_ONCE,
                 self._fixed_at(),
+                within_s=UPKEEP_S,
             )
             count += int(n)
             if next_after is None:
@@ -270,7 +278,12 @@ class PostgresBroker:
         """As `Transactional.submit_in`, for a connection of asyncpg or psycopg to the same database."""
         if not jobs:
             return []
-        return await submit.submit(self._borrowed(connection), jobs, bounds, self._fixed_at())
+        borrowed = self._borrowed(connection)
+        # A queue's row that the caller's transaction made would stop everybody else's submit until it commits.
+        if queues := {job.queue for job in jobs} - self._entered:
+            await self._pool.fetch("SELECT ~.enter_v1($1)", list(queues))
+            self._entered = queues if len(self._entered) > _ENTERED else self._entered | queues
+        return await submit.submit(borrowed, jobs, bounds, self._fixed_at(), is_borrowed=True)
 
     async def complete_in(self, connection: object, job_id: str, token: int, result: bytes | None) -> Settled:
         """As `Completing.complete_in`, with such a connection as `submit_in` takes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -14,8 +15,10 @@ from taskflow.errors import BrokerError, ConfigError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-CALL_S = 30.0  # the longest that any call takes
+CALL_S = 10.0  # the longest that a call takes: one whose connection the network has dropped is heard of by then
+UPKEEP_S = 30.0  # a call that moves or forgets thousands of jobs
 _CONNECT_S = 10.0
+_CANCEL_S = 1.0  # for the server's word that it has given up a statement that we gave up
 _POOL = 4  # connections of one broker object, besides the one that listens
 _TRIES = 5  # of a call that met a deadlock or another's id
 _ON = frozenset({"1", "on", "true", "yes"})
@@ -62,8 +65,6 @@ class Address:
 class Pool:
     """A bounded number of connections. A call gets one for one statement."""
 
-    is_lent = False  # each statement is a transaction of its own
-
     def __init__(self, address: Address, namespace: str) -> None:
         self._address, self._namespace = address, namespace
         self._name = schema.quoted(namespace)
@@ -98,9 +99,10 @@ class Pool:
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
             pool.terminate()
 
-    async def fetch(self, statement: str, *values: Any) -> list[Any]:
+    async def fetch(self, statement: str, *values: Any, within_s: float = CALL_S) -> list[Any]:
         """The rows of one statement, in which `~.` stands for the schema."""
-        rows: list[Any] = await self._call(lambda one: one.fetch(statement.replace("~", self._name), *values))
+        text = statement.replace("~", self._name)
+        rows: list[Any] = await self._call(lambda connection: connection.fetch(text, *values, timeout=within_s))
         return rows
 
     async def value(self, statement: str, *values: Any) -> Any:
@@ -115,13 +117,16 @@ class Pool:
             )
 
         async def once() -> Any:
-            async with pool.acquire(timeout=CALL_S) as connection:
-                try:
-                    return await call(connection)
-                except Exception as error:
-                    if errors.is_of_driver(error):
-                        connection.terminate()  # the pool makes another
-                    raise
+            connection = await pool.acquire(timeout=CALL_S)
+            try:
+                return await call(connection)
+            except Exception as error:
+                if errors.is_of_driver(error):
+                    connection.terminate()  # the pool makes another
+                raise
+            finally:
+                with suppress(TimeoutError):  # the pool has ended it, and makes another
+                    await pool.release(connection, timeout=_CANCEL_S)
 
         try:
             return await _again(once)
@@ -137,6 +142,20 @@ def _no_address() -> ConfigError:
         "postgresql://[USER[:PASSWORD]@]HOST[:PORT]/DATABASE[?OPTION=VALUE]; in user, password and values write "
         "%40 for @, %2F for /, %3A for :, %23 for #, %3F for ?, %5B for [, %25 for %"
     )
+
+
+async def look(address: Address, namespace: str) -> int:
+    """The version of the schema, which is left as it is."""
+    try:
+        connection = await address.connect()
+        try:
+            return await schema.version_of(connection, namespace)
+        finally:
+            connection.terminate()
+    except BaseException as error:
+        if errors.is_translated(error):
+            raise errors.translated(error, address.where) from error
+        raise
 
 
 async def _again(call: Callable[[], Awaitable[Any]]) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from taskflow.brokers.base import ERRORS_KEPT, Reclaimed, Settled, SettleReply
+from taskflow.brokers.postgres.connection import UPKEEP_S
 from taskflow.brokers.postgres.schema import STATES
 from taskflow.brokers.postgres.submit import MOST_S, storable
 from taskflow.core.decision import Bury, Cancel, Complete, Expire, Release, Retry, Snooze
@@ -91,6 +92,7 @@ async def reclaim(pool: Pool, max_lost: int, retention: Retention, fixed_at: flo
         retention.rows,
         ERRORS_KEPT,
         fixed_at,
+        within_s=UPKEEP_S,
     )
     return [
         Reclaimed(job_id, task, queue, STATES[state], lost, reason) for job_id, task, queue, state, lost, reason in rows

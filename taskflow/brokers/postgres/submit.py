@@ -38,7 +38,7 @@ def storable(text: str) -> str:
 
 
 async def submit(
-    pool: Pool | Borrowed, jobs: Sequence[Job], bounds: Mapping[str, int], fixed_at: float | None
+    pool: Pool | Borrowed, jobs: Sequence[Job], bounds: Mapping[str, int], fixed_at: float | None, *, is_borrowed: bool
 ) -> list[Receipt]:
     """As `Broker.submit`."""
     ids, tasks, queues, payloads, priorities, lanes, gates, keys, delays_s, expires_s, reasons, batches = zip(
@@ -60,7 +60,7 @@ async def submit(
         batches,
         list(bounds),
         list(bounds.values()),
-        pool.is_lent,
+        is_borrowed,
         fixed_at,
     )
     receipts: list[Receipt] = [_new(Receipt, (job_id, _NEW, 0.0)) for job_id in ids]

@@ -14,10 +14,11 @@ from taskflow.brokers.base import Settlement
 from taskflow.brokers.sqlite import claim as claiming
 from taskflow.brokers.sqlite import leases, operate, reading, settle, submit, wake
 from taskflow.brokers.sqlite.borrowed import borrowed
-from taskflow.brokers.sqlite.connection import Handle
+from taskflow.brokers.sqlite.connection import Handle, look
 from taskflow.brokers.sqlite.lines import Line, Op, nothing
 from taskflow.brokers.sqlite.listening import Listening
 from taskflow.brokers.sqlite.reader import Reader
+from taskflow.brokers.sqlite.schema import VERSION
 from taskflow.brokers.sqlite.settle import Settling
 from taskflow.brokers.sqlite.upkeep import Upkeep
 from taskflow.brokers.sqlite.waiting import Waiters, WorkWaiter, settled
@@ -63,6 +64,7 @@ class SqliteBroker:
 
     name = "sqlite"
     is_durable = True
+    newest_version = VERSION
 
     def __init__(
         self,
@@ -108,6 +110,10 @@ class SqliteBroker:
         except BaseException:
             await self.close()
             raise
+
+    async def version(self) -> int:
+        """As `Versioned.version`."""
+        return await asyncio.to_thread(look, self._path, self._busy_s)
 
     async def close(self) -> None:
         """What was asked is still done; whoever waits returns."""

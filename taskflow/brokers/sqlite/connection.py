@@ -6,6 +6,8 @@ import contextlib
 import os
 import sqlite3
 import time
+from pathlib import Path
+from urllib.parse import quote
 
 from taskflow.brokers.sqlite import schema
 from taskflow.errors import BrokerError, BrokerUnavailable, ConfigError
@@ -93,6 +95,29 @@ def connect(path: str, *, synchronous: str, busy_s: float) -> sqlite3.Connection
             if not is_busy(error) or time.monotonic() >= deadline:
                 raise
         time.sleep(LOCK_PAUSE_S)
+
+
+def look(path: str, busy_s: float) -> int:
+    """The version of the file's schema, 0 where there is none; nothing is made or changed, not even a log beside it."""
+    file = Path(path).absolute()
+    if not file.parent.is_dir():
+        raise BrokerError(f"there is no folder {file.parent}; make it, or change TASKFLOW_BROKER__URL")
+    if not os.access(file.parent, os.W_OK):  # SQLite keeps its journal beside the file
+        raise BrokerError(f"the folder {file.parent} cannot be written to by this user")
+    if not file.exists():
+        return 0
+    if not os.access(file, os.R_OK | os.W_OK):
+        raise BrokerError(f"{file} cannot be read and written by this user")
+    # While nobody has the file open there is no log beside it, and a reader would leave one there: unless told that
+    # nothing changes.
+    mode = "ro" if file.with_name(f"{file.name}-wal").exists() else "ro&immutable=1"
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"file:{quote(str(file))}?mode={mode}", uri=True, timeout=busy_s)
+        ) as db:
+            return schema.version_of(db, str(file))
+    except sqlite3.Error as error:
+        raise BrokerError(f"{file}: {error}") from error
 
 
 def _connect(path: str, synchronous: str, deadline: float) -> sqlite3.Connection:

@@ -1,36 +1,55 @@
 -- Into lines, out of lines.
 
--- Put these jobs into their lines, which are made if need be. A line is locked shared: whoever closes an empty one waits
--- for us, or was first and we make it again. A transaction that its caller ends (`is_lent`) makes lines of its own: for
--- the common one, others would have to wait until it ends.
-CREATE FUNCTION place(seqs bigint[], is_lent boolean DEFAULT false) RETURNS void LANGUAGE plpgsql AS $$
+-- Put jobs, one for each place of the arrays, into their lines, which are made if need be. A line is locked shared:
+-- whoever closes an empty one waits for us, or was first and we make it again. Unless `makes`, a line that is missing
+-- means that nothing is done: false.
+CREATE FUNCTION line_up(queues integer[], kinds smallint[], priorities smallint[], lanes text[], gates text[],
+    dues float8[], seqs bigint[], expires float8[], makes boolean) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
-    are_locked boolean; whose bigint := 0;
+    n_wanted integer; line_ids bigint[];
 BEGIN
     LOOP
         WITH wanted AS MATERIALIZED (
-            SELECT DISTINCT j.queue, (CASE WHEN j.gates = '' THEN 0 ELSE 1 END
-                + CASE WHEN j.lost >= 2 THEN 2 ELSE 0 END)::smallint AS kind, j.priority, j.lane, j.gates
-            FROM job j WHERE j.seq = ANY (seqs)
+            SELECT DISTINCT u.* FROM unnest(queues, kinds, priorities, lanes, gates) u(queue, kind, priority, lane, gates)
         ), locked AS (
             SELECT l.id FROM wanted w JOIN line l ON l.queue = w.queue AND l.key = w.lane AND l.gates = w.gates
-                AND l.priority = w.priority AND l.kind = w.kind AND l.twin = whose FOR KEY SHARE OF l
+                AND l.priority = w.priority AND l.kind = w.kind FOR KEY SHARE OF l
         )
-        SELECT (SELECT count(*) FROM locked) = (SELECT count(*) FROM wanted) INTO are_locked;
-        EXIT WHEN are_locked;
-        IF is_lent THEN whose := pg_current_xact_id()::text::bigint; END IF;
-        INSERT INTO line (queue, kind, priority, key, gates, twin)
-        SELECT DISTINCT j.queue, (CASE WHEN j.gates = '' THEN 0 ELSE 1 END
-            + CASE WHEN j.lost >= 2 THEN 2 ELSE 0 END)::smallint AS kind, j.priority, j.lane, j.gates, whose
-        FROM job j WHERE j.seq = ANY (seqs) ORDER BY 1, 4, 5, 3, 2
-        ON CONFLICT DO NOTHING;
+        SELECT (SELECT count(*) FROM wanted), ARRAY(SELECT id FROM locked) INTO n_wanted, line_ids;
+        EXIT WHEN cardinality(line_ids) = n_wanted;
+        IF NOT makes THEN RETURN false; END IF;
+        INSERT INTO line (queue, kind, priority, key, gates)
+        SELECT DISTINCT u.* FROM unnest(queues, kinds, priorities, lanes, gates) u(queue, kind, priority, lane, gates)
+        ORDER BY 1, 4, 5, 3, 2 ON CONFLICT DO NOTHING;
     END LOOP;
-    INSERT INTO ready (line, due_at, seq, expires_at)
-    SELECT l.id, j.due_at, j.seq, j.expires_at FROM job j
-    JOIN line l ON l.queue = j.queue AND l.key = j.lane AND l.gates = j.gates AND l.priority = j.priority
-        AND l.kind = (CASE WHEN j.gates = '' THEN 0 ELSE 1 END + CASE WHEN j.lost >= 2 THEN 2 ELSE 0 END)
-        AND l.twin = whose
-    WHERE j.seq = ANY (seqs);
+    IF n_wanted = 1 THEN
+        INSERT INTO ready (line, due_at, seq, expires_at)
+        SELECT line_ids[1], u.* FROM unnest(dues, seqs, expires) u;
+    ELSE
+        INSERT INTO ready (line, due_at, seq, expires_at)
+        SELECT l.id, u.due_at, u.seq, u.expires_at
+        FROM unnest(queues, kinds, priorities, lanes, gates, dues, seqs, expires)
+            u(queue, kind, priority, lane, gates, due_at, seq, expires_at)
+        JOIN line l ON l.queue = u.queue AND l.key = u.lane AND l.gates = u.gates AND l.priority = u.priority
+            AND l.kind = u.kind;
+    END IF;
+    RETURN true;
+END $$;
+
+-- The kind of a job's line, see there.
+CREATE FUNCTION kind_of(gates text, lost integer) RETURNS smallint LANGUAGE sql IMMUTABLE AS
+$$ SELECT ((gates <> '')::integer + CASE WHEN lost >= 2 THEN 2 ELSE 0 END)::smallint $$;
+
+-- As `line_up`, for jobs that are kept.
+CREATE FUNCTION place(seqs bigint[]) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    j record;
+BEGIN
+    SELECT array_agg(x.queue) AS queues, array_agg(kind_of(x.gates, x.lost)) AS kinds,
+        array_agg(x.priority) AS priorities, array_agg(x.lane) AS lanes, array_agg(x.gates) AS gates,
+        array_agg(x.due_at) AS dues, array_agg(x.seq) AS seqs, array_agg(x.expires_at) AS expires
+    INTO j FROM job x WHERE x.seq = ANY (place.seqs);
+    PERFORM line_up(j.queues, j.kinds, j.priorities, j.lanes, j.gates, j.dues, j.seqs, j.expires, true);
 END $$;
 
 -- Of the clock's milliseconds, and of a sequence within one: what a failover or a backup forgot is not given out again,

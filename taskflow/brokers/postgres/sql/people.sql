@@ -7,7 +7,7 @@ DECLARE
 BEGIN
     DELETE FROM ready r USING line l WHERE l.queue = j.queue AND l.key = j.lane AND l.gates = j.gates
         AND l.priority = j.priority
-        AND l.kind = (CASE WHEN j.gates = '' THEN 0 ELSE 1 END + CASE WHEN j.lost >= 2 THEN 2 ELSE 0 END)
+        AND l.kind = kind_of(j.gates, j.lost)
         AND r.line = l.id AND r.due_at = j.due_at AND r.seq = j.seq;
     IF NOT FOUND THEN
         was := 'scheduled';

@@ -34,12 +34,22 @@ BEGIN
     END LOOP;
 END $$;
 
+-- These queues are there, and have had jobs.
+CREATE FUNCTION enter_v1(queues text[]) RETURNS void LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    PERFORM queue_named(x.name) FROM (SELECT DISTINCT name FROM unnest(queues) y(name) ORDER BY name) x;
+    UPDATE queue SET had_jobs = true WHERE queue.name = ANY (queues) AND NOT queue.had_jobs;
+END $$;
+
+-- With `is_borrowed` the transaction is a caller's, who may hold it open for long: it must make no row that others want to
+-- make too. Its queues are there (`enter_v1`); where a line is missing, the jobs are scheduled for now: the claim that
+-- finds them makes it.
 -- Jobs that were not new, by their places in the batch: 1 same id, 2 same key (`holder` has it), 3 the queue is full,
 -- 4 a gate's half of it is; then `over` tells how many jobs must leave first.
 CREATE FUNCTION submit_v1(
     ids text[], tasks text[], queues text[], payloads bytea[], priorities integer[], lanes text[], gates text[],
     keys text[], delays_s float8[], expires_s float8[], expire_reasons text[], batches text[],
-    bound_queues text[], bounds bigint[], is_lent boolean, fixed_at float8
+    bound_queues text[], bounds bigint[], is_borrowed boolean, fixed_at float8
 ) RETURNS TABLE (place_n integer, refusal integer, holder text, over bigint, drain_per_s float8)
 LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_hashjoin = off
 SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
@@ -47,15 +57,14 @@ SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = of
 DECLARE
     now float8 := now_s(fixed_at);
     n integer := cardinality(ids);
-    q record; i integer; g text; bound bigint; half bigint; counted bigint; n_deltas bigint;
-    is_slow boolean; is_taken boolean[]; seqs bigint[]; ready_seqs bigint[];
+    q record; r record; i integer; g text; bound bigint; half bigint; counted bigint; n_deltas bigint;
+    is_slow boolean; is_placed boolean; seqs bigint[];
     filled jsonb := '{}'; refused jsonb := '{}'; line_name text; ok boolean[];
     queue_ids integer[]; batch_ids integer[];
 BEGIN
     IF EXISTS (SELECT FROM unnest(queues) x(name) WHERE NOT EXISTS (
             SELECT FROM queue y WHERE y.name = x.name AND y.had_jobs)) THEN
-        PERFORM queue_named(x.name) FROM (SELECT DISTINCT name FROM unnest(queues) y(name) ORDER BY name) x;
-        UPDATE queue SET had_jobs = true WHERE queue.name = ANY (queues) AND NOT queue.had_jobs;
+        PERFORM enter_v1(queues);
     END IF;
     queue_ids := ARRAY(SELECT y.id FROM unnest(queues) WITH ORDINALITY x(name, n) JOIN queue y ON y.name = x.name
         ORDER BY x.n);
@@ -66,7 +75,7 @@ BEGIN
             JOIN unnest(queues) z(name) ON z.name = x.name GROUP BY 1, 2, 3 LOOP
         SELECT coalesce(sum(d.ready + d.scheduled), 0), count(*) INTO counted, n_deltas
         FROM count_delta d WHERE d.queue = q.id;
-        IF n_deltas > 2000 THEN PERFORM fold(now); END IF;
+        IF n_deltas > 2000 AND NOT is_borrowed THEN PERFORM fold(now); END IF;
         filled := filled || jsonb_build_object(q.name, counted);
         is_slow := is_slow OR counted + q.wanted > q.most;
     END LOOP;
@@ -153,16 +162,22 @@ BEGIN
         INSERT INTO job_key (task, key, seq) SELECT tasks[x.n], x.key, seqs[x.n]
         FROM unnest(keys) WITH ORDINALITY x(key, n) WHERE x.key IS NOT NULL AND ok[x.n] ORDER BY 1, 2;
     END IF;
-    ready_seqs := ARRAY(SELECT seqs[x.n] FROM unnest(delays_s) WITH ORDINALITY x(delay, n)
-        WHERE x.delay <= 0 AND (ok IS NULL OR ok[x.n]));
-    IF cardinality(ready_seqs) > 0 THEN PERFORM place(ready_seqs, is_lent); END IF;
-    IF cardinality(ready_seqs) < n THEN
+    SELECT array_agg(x.queue) AS queues, array_agg(kind_of(x.gates, 0)) AS kinds, array_agg(x.priority) AS priorities,
+        array_agg(x.lane) AS lanes, array_agg(x.gates) AS gates, array_agg(now) AS dues, array_agg(x.seq) AS seqs,
+        array_agg(now + x.expires) AS expires
+    INTO r FROM unnest(delays_s, queue_ids, priorities::smallint[], lanes, gates, seqs, expires_s)
+        WITH ORDINALITY x(delay, queue, priority, lane, gates, seq, expires, n)
+    WHERE x.delay <= 0 AND (ok IS NULL OR ok[x.n]);
+    is_placed := r.seqs IS NOT NULL AND line_up(r.queues, r.kinds, r.priorities, r.lanes, r.gates, r.dues, r.seqs,
+        r.expires, NOT is_borrowed);
+    IF NOT is_placed OR 0 < ANY (delays_s) THEN
         INSERT INTO scheduled (queue, due_at, seq, expires_at)
         SELECT j.queue, j.due_at, j.seq, j.expires_at FROM unnest(delays_s) WITH ORDINALITY x(delay, n)
-        JOIN job j ON j.seq = seqs[x.n] WHERE x.delay > 0;
+        JOIN job j ON j.seq = seqs[x.n] WHERE x.delay > 0 OR NOT is_placed;
     END IF;
     INSERT INTO count_delta (queue, ready, scheduled, at)
-    SELECT queue_ids[x.n], count(*) FILTER (WHERE x.delay <= 0), count(*) FILTER (WHERE x.delay > 0), now
+    SELECT queue_ids[x.n], count(*) FILTER (WHERE x.delay <= 0 AND is_placed),
+        count(*) FILTER (WHERE x.delay > 0 OR NOT is_placed), now
     FROM unnest(delays_s) WITH ORDINALITY x(delay, n) WHERE ok IS NULL OR ok[x.n] GROUP BY 1;
     IF array_remove(gates, '') <> '{}' THEN
         INSERT INTO gate_delta (queue, gate, pending)
