@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -18,6 +19,7 @@ CALL_S = 30.0  # the longest that any call takes
 _CONNECT_S = 10.0
 _POOL = 4  # connections of one broker object, besides the one that listens
 _TRIES = 5  # of a call that met a deadlock or another's id
+_HOSTS = re.compile(r"(([^\[\]:,]*|\[[^\]]*\])(:\d*)?(,|$))*")
 _ON = frozenset({"1", "on", "true", "yes"})
 _OFF = frozenset({"0", "off", "false", "no"})
 
@@ -31,14 +33,21 @@ class Address:
             raise ConfigError(
                 f"PostgresBroker needs postgresql://[USER[:PASSWORD]@]HOST[:PORT]/DATABASE, not {parts.scheme}://"
             )
+        user, _, hosts = parts.netloc.rpartition("@")
+        if "@" in user + parts.path or parts.fragment or not _HOSTS.fullmatch(hosts):
+            # A part of the password would count as host or port, and be shown.
+            raise ConfigError(
+                "TASKFLOW_BROKER__URL is no address of a PostgreSQL server: it must be "
+                "postgresql://[USER[:PASSWORD]@]HOST[:PORT]/DATABASE; in user and password write %40 for @, %2F for /, "
+                "%3A for :, %23 for #, %3F for ?, %25 for %"
+            )
         options = parse_qsl(parts.query, keep_blank_values=True)
         listen = next((value for name, value in options if name == "listen"), "on").lower()
         if listen not in _ON | _OFF:
             raise ConfigError(f"TASKFLOW_BROKER__URL: listen is on (the default) or off, not {listen!r}")
         self.listens = listen in _ON
         self.dsn = urlunsplit(parts._replace(query=urlencode([one for one in options if one[0] != "listen"])))
-        hosts = parts.netloc.rpartition("@")[2] or dict(options).get("host", "")
-        self.where = f"{hosts}{parts.path}"
+        self.where = f"{hosts or dict(options).get('host', '')}{parts.path}"
 
     async def connect(self) -> asyncpg.Connection:
         """A connection of its own."""
