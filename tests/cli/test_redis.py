@@ -36,6 +36,7 @@ def test_jobs_submitted_by_one_process_are_run_by_another_and_seen_by_a_third(pl
     (queue,) = json.loads(place.here("queue", "list", "--json").out)
     assert (queue["queue"], queue["ready"], queue["running"]) == ("default", 0, 0)
     assert place.here("status").code == 0
+    assert ("broker.doubted" in worker.err) == ("appendonly" in place.here("status").err)
     assert ("broker.doubted" in worker.err) == ("appendonly" in place.here("check", "app").out)
 
 
