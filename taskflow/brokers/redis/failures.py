@@ -38,7 +38,7 @@ def translated(error: Exception, where: str) -> BrokerError | ConfigError:
     said = str(error)
     if isinstance(error, theirs.AuthenticationError | theirs.AuthorizationError) or any(w in said for w in _REFUSED):
         return ConfigError(
-            f"{where} refuses user or password: check those of TASKFLOW_BROKER__URL (redis://USER:PASSWORD@HOST)"
+            f"{where} refuses user or password, see those of TASKFLOW_BROKER__URL (redis://USER:PASSWORD@HOST)"
         )
     if is_forbidden(error):
         return ConfigError(
