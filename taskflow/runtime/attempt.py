@@ -93,6 +93,7 @@ class Attempts:
         self._now = clock.now
         self._rng = rng
         self._emit = emit
+        self._leases = leases
         self._claims = leases.claims
         self._settler = settler
         self._breakers = breakers
@@ -110,8 +111,12 @@ class Attempts:
         claim = walk.claim
         if self._claims.get(claim.job_id) is not walk:
             return False  # lost while it waited here
+        now = self._now()
+        if now >= self._leases.trusted_until:  # this process stood still: others may run it by now
+            self.settle(walk, Release())
+            return False
         walk.slot = slot
-        walk.started_at = now = self._now()
+        walk.started_at = now
         try:
             outcome = self._admit(walk, claim, now)
         except Exception as error:  # noqa: BLE001 - ours: the job gets another try, and this slot goes on

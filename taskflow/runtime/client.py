@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from taskflow.brokers.base import Accepted, Cancelled, Transactional
 from taskflow.core import events
 from taskflow.errors import BrokerUnavailable, ConfigError, QueueFull, ResultTimeout
+from taskflow.runtime.together import Together
 
 if TYPE_CHECKING:
     import random
@@ -51,6 +52,7 @@ class Client:
         self._settings = settings
         self._rng = rng
         self._emit = emit
+        self._together = Together(broker.submit, BATCH)
 
     async def submit(self, jobs: Sequence[Job]) -> list[str]:
         """Ids of the accepted jobs, in order; for a key that is taken, the id of the job that has it.
@@ -131,7 +133,7 @@ class Client:
         is_first = True
         while True:
             try:
-                receipts = await self.broker.submit(jobs, bounds)
+                receipts = await self._together.submit(jobs, bounds)
             except BrokerUnavailable:
                 if self.clock.now() - began >= _SURE_S:
                     raise

@@ -64,7 +64,7 @@ class Leases:
         self._on_cancel = on_cancel
         self._on_distrust = on_distrust
         self.claims: dict[str, Walk] = {}
-        self._trusted_until = 0.0
+        self.trusted_until = 0.0
         self._beat_at = float("-inf")  # when the last beat that was answered was sent
         self._steady_since = 0.0
         self._stop = threading.Event()
@@ -74,7 +74,7 @@ class Leases:
     @property
     def is_trusted(self) -> bool:
         """Whether the broker has surely not given our claims to another worker."""
-        return self._clock.now() < self._trusted_until
+        return self._clock.now() < self.trusted_until
 
     @property
     def is_judge(self) -> bool:
@@ -137,7 +137,7 @@ class Leases:
         if sent_at - self._beat_at > self._lease_s * _OUTAGE:
             self._steady_since = self._clock.now()
         self._beat_at = sent_at
-        self._trusted_until = sent_at + self._lease_s * _TRUST
+        self.trusted_until = sent_at + self._lease_s * _TRUST
 
     def _heard(self, sent: Mapping[str, int], reply: BeatReply) -> None:
         # A claim that ended, or was made anew, while the beat was under way is not what the reply speaks of.
@@ -171,7 +171,7 @@ class Leases:
     async def _watch(self) -> None:
         """Notice that no beat got through in time."""
         while True:
-            left_s = self._trusted_until - self._clock.now()
+            left_s = self.trusted_until - self._clock.now()
             await self._clock.sleep(max(_TURN_S, left_s))  # a loop that stood still has its own beat still before it
             if left_s <= 0 and not self.is_trusted:
                 self._on_distrust()

@@ -262,8 +262,14 @@ class Storm:
         return found
 
     def _measure_notice(self, lines: list[Line], ends: dict[tuple[int, int], float]) -> None:
-        """From a death to the first of its jobs that is ready again."""
+        """From a death to the first of its jobs that is ready again: told by who took it back, or seen to run.
+
+        Who took it back may be killed before it has told.
+        """
         back = self._times("job.redelivered")
+        for line in lines:
+            if line.event == "start" and line.number in self._ids:
+                back[self._ids[line.number]].append(line.at)
         held: dict[int, set[int]] = defaultdict(set)
         for line in lines:
             if line.event == "start" and (line.number, line.token) not in ends:

@@ -25,6 +25,7 @@ from taskflow.core.gate import (
     family,
     give_back,
     limit_of,
+    of_family,
     rate_of,
     take,
 )
@@ -444,3 +445,10 @@ def test_an_operators_faster_rate_counts_at_once() -> None:
     gate = change(gate, OverrideRate(Rate(0.6, 10)), now=NOW)
 
     assert admit(gate, now=NOW) == Admission(10)
+
+
+def test_the_gate_that_a_policy_made_is_found_among_a_jobs_own_by_name_or_family() -> None:
+    gates = ("smtp", "http/api.example.org")
+
+    assert (of_family(gates, "smtp"), of_family(gates, "http")) == ("smtp", "http/api.example.org")
+    assert of_family(gates, "api.example.org") is None

@@ -571,6 +571,34 @@ async def test_a_worker_that_cannot_beat_stops_its_jobs_spends_no_attempt_and_go
         assert (await info(t.broker, job.id)).lost == 0
 
 
+async def test_a_worker_that_stood_still_past_its_lease_starts_nothing_of_what_it_held() -> None:
+    flow = make_flow()
+    release = asyncio.Event()
+    runs: list[int] = []
+
+    @flow.task
+    async def work(number: int) -> None:
+        runs.append(number)
+        await release.wait()
+
+    async with TestFlow(flow, concurrency=1) as t:
+        await work.submit(1)
+        await all_blocked()
+        second = await work.submit(2)
+        worker = t.running.worker
+        worker._take_in(await t.broker.claim(ClaimRequest(worker.name, ("default",), 1, 1, 0, 10.0)))  # claimed ahead
+        t.clock._now += 11  # SIGSTOP, a suspended machine: no timer has fired yet
+        release.set()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert runs == [1]
+
+        await t.advance(30)
+
+        assert runs == [1, 2]
+        assert (await info(t.broker, second.id)).lost == 0
+
+
 async def test_a_handler_that_goes_on_although_its_worker_lost_trust_does_not_keep_its_job_from_others() -> None:
     release = asyncio.Event()
     runs: list[int] = []
