@@ -19,8 +19,7 @@ from taskflow.runtime.client import Client
 from taskflow.runtime.importing import refuse_while_importing
 from taskflow.runtime.task import TaskDef
 from taskflow.settings import Settings
-from taskflow.settings.reference import REDIS_SCHEMES
-from taskflow.settings.spelling import nearest
+from taskflow.settings.reference import REDIS_SCHEMES, nearest
 from taskflow.tasks import AnyTask, JobHandle, Task
 from taskflow.telemetry.bus import Bus
 from taskflow.telemetry.listener import LogListener

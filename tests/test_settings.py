@@ -503,9 +503,18 @@ def test_no_password_is_seen_in_a_masked_url(url):
     _assert_hidden(mask_url(url))
 
 
-@pytest.mark.parametrize("scheme", ["mysql", "SQLITE", "postgres", ""])
+@pytest.mark.parametrize("scheme", ["mysql", "hunter2@", ""])
 def test_a_broker_that_does_not_exist_is_refused_with_those_that_do(scheme):
     assert _problems(_env(BROKER__URL=f"{scheme}://app:hunter2@cache:6379/3")) == [NO_BROKER]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "meant"), [("redsi", "redis"), ("SQLITE", "sqlite"), ("postgre", "postgres"), ("postgresql+asyncpg", "postgresql")]
+)  # fmt: skip
+def test_a_broker_that_is_misspelt_is_refused_with_the_nearest_that_exists(scheme, meant):
+    (problem,) = _problems(_env(BROKER__URL=f"{scheme}://app:hunter2@cache:6379/3"))
+
+    assert problem == NO_BROKER.replace(" (value", f"; did you mean {meant}://? (value")
 
 
 def test_every_broker_that_exists_is_offered():

@@ -14,7 +14,8 @@ import click
 from taskflow.app import TaskFlow
 from taskflow.cli.review import review, unfed
 from taskflow.errors import ConfigError
-from taskflow.settings import Settings, spelling
+from taskflow.settings import Settings
+from taskflow.settings.reference import nearest as nearest_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -125,5 +126,5 @@ def _is_json(word: str) -> bool:
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """A did-you-mean for messages, or nothing."""
-    near = spelling.nearest(name, known)
+    near = nearest_of(name, known)
     return f"; did you mean {near!r}?" if near else ""

@@ -46,8 +46,8 @@ _SHOWN_DEAD = 10
 def run(ctx: click.Context, words: tuple[str, ...], jsonl: str, concurrency: int | None, as_json: bool) -> None:
     """Submit one job of TASK a line, and work until all of them are final.
 
-    Stopped or killed and started again with the same file, it goes on where it was and submits nothing twice. Exit 1
-    if any job is dead, cancelled or expired.
+    Stopped or killed and started again with the same file, it goes on where it was and submits nothing twice. A file
+    that was changed is another one: all its lines are submitted. Exit 1 if any job is dead, cancelled or expired.
     """
     app, rest = split_app(words, wants=1, app=Settings.from_env().app)
     if len(rest) != 1:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from taskflow.brokers.base import Doubtful
 from taskflow.cli.exits import Exit
 from taskflow.cli.operating import open_for_operator, sqlite_file
 from taskflow.cli.queue import print_queues
@@ -33,7 +34,7 @@ def status(ctx: click.Context, *, as_json: bool) -> None:
     settings = Settings.from_env()
     broker: dict[str, Any] = {"url": settings.broker.shown_url, "reachable": True}
     try:
-        counts, gates = run_async(_look())
+        counts, gates, doubts = run_async(_look())
     except BrokerError as error:
         if as_json:
             print_json({"broker": {**broker, "reachable": False, "error": str(error)}})
@@ -41,6 +42,7 @@ def status(ctx: click.Context, *, as_json: bool) -> None:
             click.echo(f"broker        {broker['url']}, not reachable")
         click.echo(f"taskflow: {error}", err=True)
         ctx.exit(Exit.BROKER)
+    broker["doubts"] = doubts
     file = sqlite_file(settings)
     if file is not None:
         broker["file_bytes"] = _size(file)
@@ -54,6 +56,8 @@ def status(ctx: click.Context, *, as_json: bool) -> None:
         return
     where = "" if file is None or file.is_absolute() else f" ({file.absolute()})"
     click.echo(f"broker        {broker['url']}{where}, reachable{_sized(broker.get('file_bytes'))}")
+    for doubt in doubts:
+        click.echo(f"taskflow: warning: {doubt}", err=True)
     click.echo(f"dead letters  {f'{dead:,}: taskflow dead list' if dead else 0}")
     click.echo(f"gates held    {len(closed)} of {len(gates)}")
     for gate in closed:
@@ -65,9 +69,10 @@ def status(ctx: click.Context, *, as_json: bool) -> None:
         click.echo("taskflow: no queue has had a job yet", err=True)
 
 
-async def _look() -> tuple[list[QueueCounts], dict[str, Gate]]:
+async def _look() -> tuple[list[QueueCounts], dict[str, Gate], list[str]]:
     async with open_for_operator() as broker:
-        return await broker.counts(), by_name(await broker.gates())
+        doubts = list(broker.doubts) if isinstance(broker, Doubtful) else []
+        return await broker.counts(), by_name(await broker.gates()), doubts
 
 
 def _size(file: Path) -> int:

@@ -92,7 +92,9 @@ def _waiting(job: JobInfo, queue: QueueCounts | None, gates: Mapping[str, Gate],
 def _before(job: JobInfo) -> str:
     """What became of it when a worker last had it, or nothing if none has."""
     if job.errors and job.attempts and not _was_turned_away(job):
-        return f"after {count_of(job.attempts, 'failed attempt')}, the last of {last_error(job)}"
+        tried = job.errors[-1].attempt
+        spared = f", attempt {tried} not spent, as nothing but failures was seen" if tried > job.attempts else ""
+        return f"after {count_of(job.attempts, 'failed attempt')}, the last of {last_error(job)}{spared}"
     if not job.snoozes or not job.reason:
         return ""
     times = "" if job.snoozes == 1 else f" (sent back {job.snoozes:,} times)"

@@ -201,7 +201,7 @@ class BatchClaimed:
 
 @dataclass(frozen=True, slots=True)
 class BrokerFailed:
-    """The broker did not answer, or refused. `kind`: timeout, connection, full, locked, other."""
+    """The broker did not answer, or refused. `kind`: timeout, connection, full, locked, config, other."""
 
     operation: str
     kind: str

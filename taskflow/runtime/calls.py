@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from taskflow.core import events
-from taskflow.errors import BrokerError, BrokerUnavailable
+from taskflow.errors import BrokerError, BrokerUnavailable, ConfigError
 
 if TYPE_CHECKING:
     import random
@@ -86,11 +86,11 @@ class BrokerCalls:
         began = clock.now()
         try:
             answer = await call()
-        except BrokerUnavailable as error:
+        except (BrokerUnavailable, ConfigError) as error:
             pause_s = pauses.next_s()
             self.failed(operation, error, pause_s)
             await self._until_due_or_back(pause_s)
-            raise
+            raise _as_outage(error) from error
         pauses.reset()
         self.answered(operation, clock.now() - began)
         return answer
@@ -123,7 +123,8 @@ class BrokerCalls:
 
     def failed(self, operation: str, error: Exception, retry_in_s: float) -> None:
         """Announce that the broker did not answer, or refused, or that its driver broke."""
-        if isinstance(error, BrokerUnavailable):
+        if isinstance(error, BrokerUnavailable | ConfigError):
+            error = _as_outage(error)
             self._down_since.setdefault(operation, self._clock.now())
             kind, message = error.kind, str(error)
         elif isinstance(error, BrokerError):
@@ -143,6 +144,11 @@ class BrokerCalls:
                 for waiter in self._pausing:
                     _wake(waiter)
         self._emit(events.BrokerAnswered(operation, took_s))
+
+
+def _as_outage(error: BrokerUnavailable | ConfigError) -> BrokerUnavailable:
+    """The broker was open, so its settings were right: somebody changes a password or rights, and is not done yet."""
+    return error if isinstance(error, BrokerUnavailable) else BrokerUnavailable(str(error), kind="config")
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

@@ -478,7 +478,7 @@ class Worker:
         completed = {walk.claim.job_id for walk in self._running_of(lost) if walk.completion is not None}
         stopped = self._stop_holding({job_id: token for job_id, token in lost.items() if job_id not in completed})
         if stopped:
-            self._emit(events.LeaseLost(self.name, stopped, "the broker gave them to others"))
+            self._emit(events.LeaseLost(self.name, stopped, "the broker gave them to others, or has lost them"))
 
     def _on_distrust(self) -> None:
         """No beat got through in time: others may have all our jobs by now. Stop touching the world."""

@@ -5,8 +5,9 @@ A leaf is one setting, at a path such as `("worker", "concurrency")`. Nothing he
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard, get_args, get_origin
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 PREFIX = "TASKFLOW_"
 REDIS_SCHEMES = ("redis", "rediss", "unix")  # plain, TLS, a Unix socket: as the redis package writes them
-SCHEMES = ("memory", "sqlite", *REDIS_SCHEMES, "postgresql")  # may be shown where the rest of a URL may not
+SCHEMES = ("memory", "sqlite", *REDIS_SCHEMES, "postgresql", "postgres")  # may be shown where the rest of a URL may not
 
 Source = Literal["default", "environment", "env file", "code"]
 LeafPath = tuple[str, ...]
@@ -46,6 +47,11 @@ def env_name(path: LeafPath) -> str:
 def task_key(name: str) -> str:
     """A task's name as variables spell it: no case, and "_" for what a shell does not allow in a name."""
     return re.sub(r"[^a-z0-9_]", "_", name.lower())
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that `word` was most likely meant to be."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
 
 
 def leaf_fields(model: type[BaseModel], path: LeafPath = ()) -> Iterator[tuple[LeafPath, FieldInfo]]:

@@ -25,7 +25,7 @@ from pydantic import (
 
 from taskflow.core import specs
 from taskflow.errors import ConfigError
-from taskflow.settings.reference import SCHEMES, InOurWords, mask_url, problem_line, problems
+from taskflow.settings.reference import SCHEMES, InOurWords, mask_url, nearest, problem_line, problems
 
 DEFAULT_HTTP_PORT = 9464  # the port that OpenTelemetry's Prometheus exporter uses; asked for by the worker command
 LOADING = {"loading": True}  # validation context: let pydantic collect every problem; whoever asked words them
@@ -124,7 +124,7 @@ class BrokerSettings(Section):
         SecretStr("sqlite:///taskflow.db"),
         "Where jobs live: memory://, sqlite:///relative.db, sqlite:////absolute.db, "
         "redis://[USER:PASSWORD@]HOST[:PORT][/DB], rediss:// (TLS), unix:///SOCKET[?db=N] (Redis too) or "
-        "postgresql://[USER[:PASSWORD]@]HOST[:PORT]/DATABASE. "
+        "postgresql://[USER[:PASSWORD]@]HOST[:PORT]/DATABASE (or postgres://). "
         "One file needs no server and survives kill -9.",
         shown="sqlite:///taskflow.db",
     )
@@ -162,9 +162,12 @@ class BrokerSettings(Section):
     def _check_url(cls, url: SecretStr) -> SecretStr:
         scheme, separator, rest = url.get_secret_value().partition("://")
         if not separator or scheme not in SCHEMES:
+            meant = (
+                nearest(scheme.lower().partition("+")[0], SCHEMES) if separator else None
+            )  # no "+asyncpg" of SQLAlchemy's
             raise InOurWords(
                 "must be memory://, sqlite:///FILE, redis://HOST, rediss://HOST, unix:///SOCKET (Redis too) "
-                "or postgresql://HOST/DATABASE"
+                f"or postgresql://HOST/DATABASE{f'; did you mean {meant}://?' if meant else ''}"
             )
         if scheme == "sqlite" and (not rest.startswith("/") or rest.endswith("/") or "?" in rest):
             raise InOurWords("must name a file, without ?options: sqlite:///relative.db or sqlite:////absolute/path.db")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from taskflow.settings.reference import PREFIX, LeafPath, env_name, task_key
+from taskflow.settings.reference import PREFIX, LeafPath, env_name, nearest, task_key
 
 # What Kubernetes injects for a Service called taskflow or taskflow-…, and never is a setting.
 _KUBERNETES = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_|$)|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
@@ -24,11 +23,6 @@ class Misspelt:
         """One line for people."""
         hint = f"did you mean {self.suggestion}?" if self.suggestion else "`taskflow config reference` lists them all"
         return f"{self.name}: there is no such setting; {hint}"
-
-
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The one of `known` that `word` was most likely meant to be."""
-    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
 
 
 class Spelling:

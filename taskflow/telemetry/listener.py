@@ -42,7 +42,7 @@ LOG_EVENTS: dict[str, LogEvent] = {
     "job.expired": LogEvent("WARNING", "job came too late and was given up"),
     "job.buried": LogEvent("ERROR", "job is dead: a person has to look at it"),
     "job.redelivered": LogEvent("WARNING", "job of a dead worker is ready again"),
-    "job.stale": LogEvent("WARNING", "job was settled too late: another worker has it"),
+    "job.stale": LogEvent("WARNING", "job was settled too late: another worker has it, or the broker has lost it"),
     "job.unknown_task": LogEvent("WARNING", "job names a task that this worker does not know; it waits"),
     "job.timeout_ignored": LogEvent("WARNING", "job ran past its timeout: its handler swallowed the cancellation"),
     "job.thread_abandoned": LogEvent("WARNING", "sync handler ran out of time; its thread goes on"),
@@ -69,7 +69,8 @@ LOG_EVENTS: dict[str, LogEvent] = {
 
 _FAILED = frozenset({"failed", "timed_out"})
 _REJECTED_EVERY_S = 1.0  # a full queue refuses thousands a second; their callers all hear of it anyway
-_MOST_REJECTIONS = 1_000  # pairs of queue and reason that are remembered for that
+_BROKEN_EVERY_S = 10.0  # in an outage each of a worker's loops fails about once a second, on every worker
+_MOST_TOLD = 1_000  # lines that are remembered for that
 
 
 def _as_ours(record: Record) -> None:
@@ -98,7 +99,7 @@ class LogListener:
         self._is_debug = logger.level(level).no <= logger.level("DEBUG").no
         self._now = now
         self._about = dict(about)  # what a worker that starts tells of this process: its version, its broker
-        self._rejected: dict[tuple[str, str], tuple[float, int]] = {}  # → (quiet until, refused since)
+        self._told: dict[tuple[str, ...], tuple[float, int]] = {}  # of what repeats: → (quiet until, how many since)
 
     def subscribe(self, bus: Bus) -> None:
         """Log what `bus` tells."""
@@ -193,16 +194,23 @@ class LogListener:
         announce("jobs.deduplicated", queue=event.queue, task=event.task, count=event.count)
 
     def _on_rejected(self, event: events.JobsRejected) -> None:
-        key, now = (event.queue, str(event.reason)), self._now()
-        quiet_until, count = self._rejected.get(key, (now, 0))
-        count += event.count
+        reason = str(event.reason)
+        count = self._due(("jobs.rejected", event.queue, reason), event.count, every_s=_REJECTED_EVERY_S)
+        if count:
+            announce("jobs.rejected", queue=event.queue, reason=reason, count=count)
+
+    def _due(self, key: tuple[str, ...], count: int, *, every_s: float) -> int:
+        """How many a line about `key` has to tell of now: these, and those since the last; 0 if that is fresh."""
+        now = self._now()
+        quiet_until, since = self._told.get(key, (now, 0))
+        since += count
         if now < quiet_until:
-            self._rejected[key] = (quiet_until, count)
-            return
-        if len(self._rejected) >= _MOST_REJECTIONS:
-            self._rejected.clear()
-        self._rejected[key] = (now + _REJECTED_EVERY_S, 0)
-        announce("jobs.rejected", queue=event.queue, reason=str(event.reason), count=count)
+            self._told[key] = (quiet_until, since)
+            return 0
+        if len(self._told) >= _MOST_TOLD:
+            self._told.clear()
+        self._told[key] = (now + every_s, 0)
+        return since
 
     def _on_redelivered(self, event: events.JobRedelivered) -> None:
         announce("job.redelivered", job_id=event.job_id, task=event.task, queue=event.queue, lost=event.lost)
@@ -236,10 +244,16 @@ class LogListener:
         announce("job.timeout_ignored", job_id=event.job_id, task=event.task, queue=event.queue, duration_s=duration_s)
 
     def _on_failed(self, event: events.BrokerFailed) -> None:
-        error = {"type": "BrokerError", "message": event.message, "kind": event.kind}
-        announce("broker.failed", operation=event.operation, retry_in_s=round(event.retry_in_s, 3), error=error)
+        key = ("broker.failed", event.operation, event.kind, event.message)
+        count = self._due(key, 1, every_s=_BROKEN_EVERY_S)
+        if count:
+            error = {"type": "BrokerError", "message": event.message, "kind": event.kind}
+            retry_in_s = round(event.retry_in_s, 3)
+            announce("broker.failed", operation=event.operation, count=count, retry_in_s=retry_in_s, error=error)
 
     def _on_recovered(self, event: events.BrokerRecovered) -> None:
+        for key in [key for key in self._told if key[:2] == ("broker.failed", event.operation)]:
+            del self._told[key]  # the next outage is told of at once
         announce("broker.recovered", operation=event.operation, duration_s=round(event.after_s, 3))
 
     def _on_doubted(self, event: events.BrokerDoubted) -> None:

@@ -350,6 +350,16 @@ async def test_poll_alone_will_do_where_nobody_can_listen(broker: PostgresBroker
     await deaf.close()
 
 
+@pytest.mark.parametrize(
+    "end", ["pass@word@host/d", "pass#word@host/d", "pass/word@host/d", "pass?word@host/d", "word"]
+)
+async def test_password_that_is_not_encoded_is_a_setting_to_correct_and_never_shown(end: str) -> None:
+    with pytest.raises(ConfigError, match="%40 for @") as caught:
+        PostgresBroker(f"postgresql://ada:{end}")
+
+    assert "word" not in str(caught.value).replace("password", "")
+
+
 async def test_url_that_says_listen_in_no_known_way_is_refused() -> None:
     with pytest.raises(ConfigError, match="listen"):
         PostgresBroker("postgresql://h/d?listen=perhaps")

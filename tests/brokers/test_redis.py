@@ -241,6 +241,7 @@ async def test_user_of_the_namespace_alone_is_enough(server: ValkeyServer) -> No
     [
         "http://localhost", "redis://ada:pass-word/x@host:6379", "redis://ada:pass-word#x@host", "redis://ada:pass-word",
         "redis://ada:pass-word?x@host", "redis://host?pass-word=1", "redis://ada:x@pass-word/@host",
+        "redis://host/pass-word",
     ],
 )  # fmt: skip
 async def test_no_address_is_a_setting_to_correct_and_never_shown(url: str) -> None:
@@ -248,6 +249,12 @@ async def test_no_address_is_a_setting_to_correct_and_never_shown(url: str) -> N
         RedisBroker(url)
 
     assert "pass-word" not in str(caught.value)
+
+
+async def test_database_that_the_server_does_not_have_is_a_setting_to_correct() -> None:
+    with ValkeyServer() as server, pytest.raises(ConfigError, match="no such database"):
+        async with opened(f"redis://127.0.0.1:{server.port}/99") as broker:
+            await broker.counts()
 
 
 async def test_password_with_every_character_works_when_it_is_encoded() -> None:

@@ -36,6 +36,7 @@ def test_jobs_submitted_by_one_process_are_run_by_another_and_seen_by_a_third(pl
     (queue,) = json.loads(place.here("queue", "list", "--json").out)
     assert (queue["queue"], queue["ready"], queue["running"]) == ("default", 0, 0)
     assert place.here("status").code == 0
+    assert ("broker.doubted" in worker.err) == ("appendonly" in place.here("status").err)
     assert ("broker.doubted" in worker.err) == ("appendonly" in place.here("check", "app").out)
 
 
@@ -51,6 +52,29 @@ def test_worker_waits_a_restart_of_its_server_out_and_goes_on(tmp_path: Path) ->
         place.here("submit", "app", "work", "[2]")
 
         until(lambda: place.ledger("end") == ["1", "2"], "it goes on")
+        assert worker.code is None
+
+
+def test_worker_whose_password_is_changed_keeps_what_ended_until_it_is_let_in_again(tmp_path: Path) -> None:
+    with (
+        ValkeyServer(aof=True, password="old") as server,
+        Place(tmp_path, BROKER__URL=server.url, WORKER__LEASE_S=30) as place,
+    ):
+        worker = place.start("worker", "app")
+        job = place.here("submit", "app", "work", '{"number": 1, "seconds": 1.0}').out.strip()
+        until(lambda: place.ledger("start") == ["1"], "it runs")
+
+        server.ask("CONFIG", "SET", "requirepass", "new")
+        server.password = "new"
+        server.ask("CLIENT", "KILL", "TYPE", "normal")
+        until(lambda: place.ledger("end") == ["1"], "it ended")
+        until(lambda: '"operation":"settle"' in worker.err, "nobody could be told")
+        server.ask("CONFIG", "SET", "requirepass", "old")
+
+        until(lambda: '"state": "succeeded"' in place.here("job", "show", job, "--json").out, "it was told")
+        assert place.ledger("start") == ["1"]
+        assert '"kind":"config"' in worker.err
+        assert "refuses user or password, see those of" in worker.err
         assert worker.code is None
 
 

@@ -50,6 +50,13 @@ def test_why_a_retry_waits_names_the_error_before_it():
     assert "(in 30 s), after 1 failed attempt, the last of OSError: cut" in sentence(failed)
 
 
+def test_why_a_job_waits_whose_last_attempt_was_spared():
+    errors = tuple(ErrorInfo(attempt, 990.0, "OSError", "cut", "transient", "") for attempt in (1, 2, 3))
+    spared = record(JobState.SCHEDULED, due_at=1_030.0, attempts=2, snoozes=1, reason="circuit_open", errors=errors)
+
+    assert "OSError: cut, attempt 3 not spent, as nothing but failures was seen" in sentence(spared)
+
+
 def test_why_a_snoozed_job_waits_names_the_reason():
     job = record(JobState.SCHEDULED, due_at=1_030.0, snoozes=1, reason="they asked\nfor a pause")
 

@@ -177,6 +177,29 @@ def test_a_flood_of_refusals_is_one_line_a_second(log: Log, bus: Bus, now: Now) 
     assert [(line["queue"], line["count"]) for line in log.records()] == [("mail", 2), ("other", 1), ("mail", 200)]
 
 
+def test_an_outage_is_one_line_in_ten_seconds_for_each_operation(log: Log, bus: Bus, now: Now) -> None:
+    LogListener("INFO", now=now).subscribe(bus)
+    for _ in range(24):
+        bus.emit(events.BrokerFailed("beat", "connection", "it cannot be reached", 0.5))
+        bus.emit(events.BrokerFailed("claim", "connection", "it cannot be reached", 0.5))
+        now.at += 0.5
+
+    told = [(line["operation"], line["count"]) for line in log.records()]
+    assert told == [("beat", 1), ("claim", 1), ("beat", 20), ("claim", 20)]
+
+
+def test_another_outage_or_another_error_is_told_at_once(log: Log, bus: Bus, now: Now) -> None:
+    LogListener("INFO", now=now).subscribe(bus)
+    bus.emit(events.BrokerFailed("beat", "connection", "it cannot be reached", 0.5))
+    bus.emit(events.BrokerFailed("beat", "timeout", "it did not answer", 0.5))
+    bus.emit(events.BrokerRecovered("beat", 1.0))
+    bus.emit(events.BrokerFailed("beat", "timeout", "it did not answer", 0.5))
+
+    assert [line["event"] for line in log.records()] == [
+        "broker.failed", "broker.failed", "broker.recovered", "broker.failed",
+    ]  # fmt: skip
+
+
 def test_success_costs_next_to_nothing_above_debug(bus: Bus) -> None:
     undo = logs.configure("INFO", "json", Log())
     LogListener("INFO").subscribe(bus)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -21,6 +22,7 @@ _CONNECT_S = 10.0
 _CANCEL_S = 1.0  # for the server's word that it has given up a statement that we gave up
 _POOL = 4  # connections of one broker object, besides the one that listens
 _TRIES = 5  # of a call that met a deadlock or another's id
+_HOSTS = re.compile(r"(([^\[\]:,]*|\[[^\]]*\])(:\d*)?(,|$))*")
 _ON = frozenset({"1", "on", "true", "yes"})
 _OFF = frozenset({"0", "off", "false", "no"})
 
@@ -39,14 +41,16 @@ class Address:
             raise ConfigError(
                 f"PostgresBroker needs postgresql://[USER[:PASSWORD]@]HOST[:PORT]/DATABASE, not {parts.scheme}://"
             )
+        user, _, hosts = parts.netloc.rpartition("@")
+        if "@" in user or parts.fragment or not _HOSTS.fullmatch(hosts):  # a part of the password would be shown
+            raise _no_address()
         options = parse_qsl(parts.query, keep_blank_values=True)
         listen = next((value for name, value in options if name == "listen"), "on").lower()
         if listen not in _ON | _OFF:
             raise ConfigError(f"TASKFLOW_BROKER__URL: listen is on (the default) or off, not {listen!r}")
         self.listens = listen in _ON
         self.dsn = urlunsplit(parts._replace(query=urlencode([one for one in options if one[0] != "listen"])))
-        hosts = parts.netloc.rpartition("@")[2] or dict(options).get("host", "")
-        self.where = f"{hosts}{parts.path}"
+        self.where = f"{hosts or dict(options).get('host', '')}{parts.path}"
 
     async def connect(self) -> asyncpg.Connection:
         """A connection of its own."""

@@ -38,7 +38,7 @@ def translated(error: Exception, where: str) -> BrokerError | ConfigError:
     said = str(error)
     if isinstance(error, theirs.AuthenticationError | theirs.AuthorizationError) or any(w in said for w in _REFUSED):
         return ConfigError(
-            f"{where} refuses user or password: check those of TASKFLOW_BROKER__URL (redis://USER:PASSWORD@HOST)"
+            f"{where} refuses user or password, see those of TASKFLOW_BROKER__URL (redis://USER:PASSWORD@HOST)"
         )
     if is_forbidden(error):
         return ConfigError(
@@ -49,6 +49,8 @@ def translated(error: Exception, where: str) -> BrokerError | ConfigError:
         return ConfigError(
             f"{where} is a node of a cluster that does not own the keys of this namespace: {_POINT} the node that does"
         )
+    if "DB index" in said:
+        return ConfigError(f"{where} has no such database ({said[:200]}): name another one in TASKFLOW_BROKER__URL")
     for word, known, kind, what, retry_after_s in _WORDS:
         if word in said or (known is not None and isinstance(error, known)):
             return BrokerUnavailable(f"{where} {what}. Nothing was changed", retry_after_s=retry_after_s, kind=kind)
@@ -59,8 +61,9 @@ def translated(error: Exception, where: str) -> BrokerError | ConfigError:
             kind="timeout",
         )
     if isinstance(error, theirs.ConnectionError | OSError):
+        met = error.__cause__ or error.__context__ or error  # the system's own word, where there is one
         return BrokerUnavailable(
-            f"{where} cannot be reached ({type(error.__cause__ or error).__name__}): is it up, and is the address of "
+            f"{where} cannot be reached ({type(met).__name__}): is it up, and is the address of "
             "TASKFLOW_BROKER__URL right?",
             retry_after_s=1.0,
             kind="connection",

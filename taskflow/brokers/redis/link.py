@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import redis
 import redis.asyncio
@@ -135,8 +136,8 @@ def where(url: str) -> str:
     if made is None:
         raise ConfigError(
             "TASKFLOW_BROKER__URL is no address of a Redis server: it must be redis://[USER:PASSWORD@]HOST[:PORT][/DB],"
-            " rediss:// (TLS) or unix:///SOCKET[?db=N]; in user and password write %40 for @, %2F for /, %3A for :, "
-            "%23 for #, %3F for ?, %25 for %"
+            " rediss:// (TLS) or unix:///SOCKET[?db=N], DB a number, and no ?option that the driver does not know; "
+            "in user and password write %40 for @, %2F for /, %3A for :, %23 for #, %3F for ?, %25 for %"
         )
     place = made.get("path") or f"{made.get('host', 'localhost')}:{made.get('port', 6379)}"
     return f"Redis at {place}, database {made.get('db', 0)},"
@@ -150,4 +151,5 @@ def _read(url: str) -> dict[str, Any] | None:
     except (TypeError, ValueError):
         return None
     made: dict[str, Any] = pool.connection_kwargs
-    return made
+    database = "" if "path" in made else urlsplit(url).path.strip("/")
+    return made if not database or database.isdecimal() else None  # of a name the driver would make database 0
