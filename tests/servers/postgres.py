@@ -262,10 +262,11 @@ class PostgresServer:
             raise
 
     def _answers(self) -> bool:
+        """Asked at the socket in its own folder: at the port, somebody else may have taken its place meanwhile."""
         import psycopg
 
         try:
-            psycopg.connect(self.url, connect_timeout=5).close()
+            psycopg.connect(self.socket_url, connect_timeout=5).close()
         except psycopg.Error:
             return False
         return True

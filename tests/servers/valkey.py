@@ -103,11 +103,8 @@ class ValkeyServer:
 
     def start(self) -> Self:
         """Run, and answer. Returns once the data is loaded."""
-        assert self._process is None, "the server runs already"
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [self._binary, *self._options], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder
-            )
+        self.begin()
+        assert self._process is not None
         deadline = time.monotonic() + _START_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -116,6 +113,14 @@ class ValkeyServer:
                 raise RuntimeError(f"{self._binary} did not start:\n{said}")
             time.sleep(0.01)
         return self
+
+    def begin(self) -> None:
+        """Run. Returns at once: it has neither its port nor its data yet."""
+        assert self._process is None, "the server runs already"
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._binary, *self._options], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder
+            )
 
     def stop(self) -> None:
         """End in order (SIGTERM): what the AOF holds is on the disk."""
@@ -174,8 +179,11 @@ class ValkeyServer:
             raise
 
     def _answers(self) -> bool:
+        """Asked at the socket in its own folder: at the port, somebody else may have taken its place meanwhile."""
         try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=1.0) as one:
+            with socket.socket(socket.AF_UNIX) as one:
+                one.settimeout(1.0)
+                one.connect(str(self._socket))
                 if self.password:
                     one.sendall(f"AUTH {self.password}\r\n".encode())
                     if not one.recv(64).startswith(b"+OK"):
