@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import socket
 import time
 from collections import Counter
 from contextlib import contextmanager
@@ -15,16 +16,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
+import redis
 
+from taskflow.brokers.base import ClaimRequest, Retention
 from taskflow.core.job import JobState
 from taskflow.errors import BrokerUnavailable
+from tests.brokers.words import job as plain_job
 from tests.chaos.fleet import Fleet, until
 from tests.chaos.places import Place, on_redis
 from tests.chaos.proxy import Proxy
 from tests.servers.valkey import ValkeyServer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
     from taskflow import TaskFlow
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 WORKERS, BATCH, EVERY_S = 2, 100, 0.05
+KEYS = 20_000
 RESTARTS = 4  # of one server
 # What a server that is killed may forget: with `everysec` it answers for as long as this before it has written.
 FORGETS_S = {"always": 0.0, "everysec": 2.5}
@@ -119,8 +124,6 @@ async def restart(server: ValkeyServer, seen: Seen, rng: random.Random, *, by: s
 
 
 def rewrite(server: ValkeyServer) -> None:
-    import redis
-
     try:
         server.ask("BGREWRITEAOF")
     except redis.ResponseError as error:
@@ -181,6 +184,87 @@ async def restarted(folder: Path, *, fsync: str, by: str, seed: int) -> Seen:
 def is_forgivable(seen: Seen, number: int, fsync: str) -> bool:
     at = seen.acknowledged[number][1]
     return any(killed_at - FORGETS_S[fsync] < at < killed_at for killed_at in seen.killed_at)
+
+
+@contextmanager
+def loading(folder: Path, delay_us: int) -> Iterator[tuple[ValkeyServer, Place, Callable[[], None]]]:
+    """A server, and what has it die and read its data again, with a pause of so many microseconds at each of `KEYS`."""
+    options = (*SLOW_TO_LOAD, "--key-load-delay", str(delay_us))
+    with ValkeyServer(aof=True, options=options) as server, Proxy(server.port) as proxy:
+        place = on_redis(folder, server, proxy)
+        place.worker_url = place.url
+
+        def load() -> None:
+            with redis.Redis.from_url(server.url, socket_timeout=5.0) as client:
+                client.execute_command("CONFIG", "SET", "auto-aof-rewrite-percentage", "0")
+                with client.pipeline(transaction=False) as many:
+                    for number in range(KEYS):
+                        many.set(f"other:{number}", "")
+                    many.execute()
+            server.kill()
+            server.begin()
+
+        yield server, place, load
+
+
+def is_loading(server: ValkeyServer) -> bool:
+    """Asked without the driver, which would wait and repeat."""
+    try:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=5.0) as one:
+            one.sendall(b"PING\r\n")
+            return one.recv(64).startswith(b"-LOADING")
+    except OSError:
+        return False  # it does not listen yet
+
+
+async def test_a_server_that_reads_its_data_is_away_and_never_empty(tmp_path: Path) -> None:
+    with loading(tmp_path, 1_000) as (server, place, load):
+        async with place.flow() as flow:
+            job = await flow.find("work").submit(1, 0.0)
+            await asyncio.to_thread(load)
+            await until(lambda: is_loading(server), seconds=10, what="it loads")
+
+            asked: dict[str, Callable[[], Awaitable[object]]] = {
+                "open": lambda: opened(place),
+                "submit": lambda: flow.broker.submit([plain_job()], {}),
+                "claim": lambda: flow.broker.claim(ClaimRequest("w", ("default",), 1, 1, 1, 5.0)),
+                "counts": flow.broker.counts,
+                "states": lambda: flow.broker.states([job.id]),
+                "finals": lambda: flow.broker.finals([job.id], 0.0),
+                "show": lambda: flow.broker.show(job.id),
+                "reclaim": lambda: flow.broker.reclaim(max_lost=3, retention=Retention()),
+            }
+            for verb, ask in asked.items():
+                with pytest.raises(BrokerUnavailable) as refused:
+                    await ask()
+                assert refused.value.kind == "loading", verb
+                assert refused.value.retry_after_s
+            assert is_loading(server), "it was over too soon to prove anything"
+
+
+async def opened(place: Place) -> None:
+    async with place.flow():
+        pass
+
+
+async def test_until_empty_does_not_end_while_the_server_reads_its_data(tmp_path: Path) -> None:
+    with loading(tmp_path, 100) as (server, place, load), Fleet(place) as fleet:
+        async with place.flow() as flow:
+            await flow.find("work").submit(1, 0.0)
+            await flow.broker.pause("default")
+        worker = fleet.start("--until-empty")
+        await until(lambda: fleet.events("worker.started"), seconds=20, what="it has started")
+        await asyncio.to_thread(load)
+        await until(lambda: is_loading(server), seconds=10, what="it loads")
+        await until(lambda: fleet.events("broker.failed"), seconds=10, what="the worker has asked")
+        await until(lambda: fleet.events("broker.recovered"), seconds=30, what="it has loaded")
+        assert worker.poll() is None
+
+        async with place.flow() as flow:
+            await flow.broker.resume("default")
+        await until(lambda: worker.poll() is not None, seconds=30, what="the worker has ended")
+        assert worker.returncode == 0
+        assert [line.event for line in fleet.lines()] == ["start", "end"]
 
 
 @pytest.mark.parametrize(("fsync", "by"), [("always", "kill"), ("everysec", "stop")])

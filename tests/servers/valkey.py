@@ -67,11 +67,17 @@ class ValkeyServer:
     """
 
     def __init__(
-        self, *, aof: bool = False, fsync: str = "everysec", password: str | None = None, options: tuple[str, ...] = ()
+        self,
+        *,
+        aof: bool = False,
+        fsync: str = "everysec",
+        password: str | None = None,
+        options: tuple[str, ...] = (),
+        port: int | None = None,
     ) -> None:
         self._binary = needed()
         self.folder = Path(tempfile.mkdtemp(prefix="tf-valkey-"))  # a short path: a socket's has 107 bytes at most
-        self.port = _free_port()
+        self.port = port or _free_port()
         self.password = password
         self._socket = self.folder / "s"
         self._process: subprocess.Popen[bytes] | None = None
@@ -102,14 +108,14 @@ class ValkeyServer:
         return self._process.pid
 
     def start(self) -> Self:
-        """Run, and answer. Returns once the data is loaded."""
+        """Run, and answer. Returns once the data is loaded. Raises `RuntimeError` if it ends; the data stays."""
         self.begin()
         assert self._process is not None
         deadline = time.monotonic() + _START_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 said = (self.folder / "log").read_text(errors="replace")[-2_000:]
-                self.close()
+                self.kill()
                 raise RuntimeError(f"{self._binary} did not start:\n{said}")
             time.sleep(0.01)
         return self
@@ -157,7 +163,11 @@ class ValkeyServer:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
