@@ -424,6 +424,20 @@ async def test_connection_that_was_cut_is_made_anew_at_the_next_call(server: Val
         assert len(await eventually(claimed)) == 1
 
 
+async def test_wait_that_is_cancelled_ends_at_whatever_moment_that_was(broker: RedisBroker) -> None:
+    nothing = ask()
+    await broker.wait(nothing, 0.01)  # the connections are made
+    for turns in range(120):
+        waiting = asyncio.ensure_future(broker.wait(nothing, LONG_S))
+        for _ in range(turns % 12):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        done, _ = await asyncio.wait([waiting], timeout=PATIENCE_S)
+
+        assert done, f"cancelled after {turns % 12} turns of the loop, it waits on"
+        assert waiting.cancelled()
+
+
 async def test_cancelled_call_leaves_its_answer_to_nobody(broker: RedisBroker) -> None:
     jobs = [job() for _ in range(3)]
     await submit(broker, *jobs)

@@ -82,7 +82,14 @@ class PostgresServer:
     user with a password must give it: `CREATE ROLE app LOGIN PASSWORD 'secret'`.
     """
 
-    def __init__(self, *, fsync: bool = False, options: tuple[str, ...] = (), bin_folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        fsync: bool = False,
+        options: tuple[str, ...] = (),
+        bin_folder: Path | None = None,
+        port: int | None = None,
+    ) -> None:
         needed()
         self._outside = None if bin_folder else outside_url()
         self._process: subprocess.Popen[bytes] | None = None
@@ -90,7 +97,7 @@ class PostgresServer:
         if self._outside is not None:
             return
         self.folder = Path(tempfile.mkdtemp(prefix="tf-pg-"))  # a short path: a socket's has 107 bytes at most
-        self.port = _free_port()
+        self.port = port or _free_port()
         self._as: dict[str, Any] = {"cwd": "/"}
         found = bin_folder or binaries()
         assert found is not None
@@ -168,7 +175,7 @@ class PostgresServer:
         return self._process.pid
 
     def start(self) -> Self:
-        """Run, and answer."""
+        """Run, and answer. Raises `RuntimeError` if it ends; the data stays."""
         if not self.is_own:
             return self
         assert self._process is None, "the server runs already"
@@ -193,8 +200,7 @@ class PostgresServer:
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 said = self.log()[-2_000:]
-                if self._process.poll() is None:
-                    self.kill()
+                self.kill()
                 raise RuntimeError(f"{self._bin}/postgres did not start:\n{said}")
             time.sleep(0.01)
         return self
@@ -235,7 +241,11 @@ class PostgresServer:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -262,10 +272,11 @@ class PostgresServer:
             raise
 
     def _answers(self) -> bool:
+        """Asked at the socket in its own folder: at the port, somebody else may have taken its place meanwhile."""
         import psycopg
 
         try:
-            psycopg.connect(self.url, connect_timeout=5).close()
+            psycopg.connect(self.socket_url, connect_timeout=5).close()
         except psycopg.Error:
             return False
         return True

@@ -67,11 +67,17 @@ class ValkeyServer:
     """
 
     def __init__(
-        self, *, aof: bool = False, fsync: str = "everysec", password: str | None = None, options: tuple[str, ...] = ()
+        self,
+        *,
+        aof: bool = False,
+        fsync: str = "everysec",
+        password: str | None = None,
+        options: tuple[str, ...] = (),
+        port: int | None = None,
     ) -> None:
         self._binary = needed()
         self.folder = Path(tempfile.mkdtemp(prefix="tf-valkey-"))  # a short path: a socket's has 107 bytes at most
-        self.port = _free_port()
+        self.port = port or _free_port()
         self.password = password
         self._socket = self.folder / "s"
         self._process: subprocess.Popen[bytes] | None = None
@@ -102,20 +108,25 @@ class ValkeyServer:
         return self._process.pid
 
     def start(self) -> Self:
-        """Run, and answer. Returns once the data is loaded."""
+        """Run, and answer. Returns once the data is loaded. Raises `RuntimeError` if it ends; the data stays."""
+        self.begin()
+        assert self._process is not None
+        deadline = time.monotonic() + _START_S
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                said = (self.folder / "log").read_text(errors="replace")[-2_000:]
+                self.kill()
+                raise RuntimeError(f"{self._binary} did not start:\n{said}")
+            time.sleep(0.01)
+        return self
+
+    def begin(self) -> None:
+        """Run. Returns at once: it has neither its port nor its data yet."""
         assert self._process is None, "the server runs already"
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [self._binary, *self._options], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder
             )
-        deadline = time.monotonic() + _START_S
-        while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                said = (self.folder / "log").read_text(errors="replace")[-2_000:]
-                self.close()
-                raise RuntimeError(f"{self._binary} did not start:\n{said}")
-            time.sleep(0.01)
-        return self
 
     def stop(self) -> None:
         """End in order (SIGTERM): what the AOF holds is on the disk."""
@@ -152,7 +163,11 @@ class ValkeyServer:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -174,8 +189,11 @@ class ValkeyServer:
             raise
 
     def _answers(self) -> bool:
+        """Asked at the socket in its own folder: at the port, somebody else may have taken its place meanwhile."""
         try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=1.0) as one:
+            with socket.socket(socket.AF_UNIX) as one:
+                one.settimeout(1.0)
+                one.connect(str(self._socket))
                 if self.password:
                     one.sendall(f"AUTH {self.password}\r\n".encode())
                     if not one.recv(64).startswith(b"+OK"):

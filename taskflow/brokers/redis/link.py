@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -17,7 +19,7 @@ from taskflow.brokers.redis.scripts import script
 from taskflow.errors import BrokerError, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 CONNECTIONS = 4  # at most, and one more that listens: a script runs alone at the server anyway
 CONNECT_S = 5.0
@@ -77,17 +79,19 @@ class Link:
         found = script(verb)
         time = "" if self._wall is None else repr(self._wall())
         try:
-            try:
-                return await client.execute_command("EVALSHA", found.sha, 1, self.prefix, time, *args)
-            except NoScriptError:  # a restart, a failover, SCRIPT FLUSH: nothing has run
-                return await client.execute_command("EVAL", found.text, 1, self.prefix, time, *args)
+            with heeding_cancellation():
+                try:
+                    return await client.execute_command("EVALSHA", found.sha, 1, self.prefix, time, *args)
+                except NoScriptError:  # a restart, a failover, SCRIPT FLUSH: nothing has run
+                    return await client.execute_command("EVAL", found.text, 1, self.prefix, time, *args)
         except (RedisError, OSError) as error:
             raise translated(error, self.where) from error
 
     async def ask(self, *command: str) -> Any:
         """What the server answers to a command of its own."""
         try:
-            return await self._opened(self._client).execute_command(*command)
+            with heeding_cancellation():
+                return await self._opened(self._client).execute_command(*command)
         except (RedisError, OSError) as error:
             raise translated(error, self.where) from error
 
@@ -125,6 +129,32 @@ class SyncLink:
     def close(self) -> None:
         """Idempotent."""
         self._client.close()
+
+
+@contextmanager
+def heeding_cancellation() -> Iterator[None]:
+    """Whoever is cancelled while the driver is at work is cancelled.
+
+    The driver sends by `asyncio.wait_for`, which on Python 3.11 swallows a cancellation that comes as the send ends: a
+    wait would go on for as long as it was asked for, and who cancelled it would wait for that.
+    """
+    task = asyncio.current_task()
+    assert task is not None, "the driver works in tasks alone"
+    before = task.cancelling()
+    try:
+        yield
+    except asyncio.CancelledError:
+        raise
+    except Exception:
+        _raise_if_cancelled(task, before)
+        raise
+    else:
+        _raise_if_cancelled(task, before)
+
+
+def _raise_if_cancelled(task: asyncio.Task[Any], before: int) -> None:
+    if task.cancelling() > before:
+        raise asyncio.CancelledError
 
 
 def where(url: str) -> str:

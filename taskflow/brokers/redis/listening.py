@@ -10,6 +10,7 @@ import redis.exceptions
 from redis.exceptions import RedisError
 
 from taskflow.brokers.redis.failures import translated
+from taskflow.brokers.redis.link import heeding_cancellation
 from taskflow.errors import BrokerError
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ class Listening:
         pubsub = None
         try:
             pubsub = self._link.pubsub()
-            await pubsub.subscribe(self._work, self._ends)
+            with heeding_cancellation():
+                await pubsub.subscribe(self._work, self._ends)
             await self._hear(pubsub, subscribed)
         except (RedisError, OSError) as error:
             failure = translated(error, self._link.where)
@@ -98,7 +100,8 @@ class Listening:
             if message is None:
                 if is_asked or confirmed < 2:
                     raise redis.exceptions.TimeoutError("the connection that listens is dead")
-                await pubsub.ping()
+                with heeding_cancellation():
+                    await pubsub.ping()
                 is_asked = True
                 continue
             is_asked = False
