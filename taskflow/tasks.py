@@ -17,6 +17,7 @@ from taskflow.core.job import MAX_LANE_BYTES, Job, JobState
 from taskflow.errors import ConfigError, JobCancelled, JobExpired, JobFailed, JobNotFound, PayloadError
 from taskflow.runtime.codec import ENVELOPE_END, envelope_head
 from taskflow.runtime.ids import new_job_id, new_job_ids
+from taskflow.runtime.results import Results
 from taskflow.runtime.task import Named, TaskDef, gate_names, is_lane
 from taskflow.telemetry.context import MAX_ID, current_correlation_id, current_traceparent
 
@@ -125,11 +126,14 @@ class Call(NamedTuple, Generic[R]):
 class JobHandle(Generic[R]):
     """A submitted job. Handles are cheap: keep the id, and `flow.job(id)` gives one again."""
 
-    __slots__ = ("_definition", "_flow", "id")
+    __slots__ = ("_definition", "_flow", "_together", "id")
 
-    def __init__(self, flow: Flow, job_id: str, definition: TaskDef | None = None) -> None:
+    def __init__(
+        self, flow: Flow, job_id: str, definition: TaskDef | None = None, together: Results | None = None
+    ) -> None:
         self._flow = flow
         self._definition = definition
+        self._together = together
         self.id = job_id
 
     async def result(self, timeout: float | None = None) -> R:
@@ -138,7 +142,10 @@ class JobHandle(Generic[R]):
         Raises `JobFailed`, `JobCancelled`, `JobExpired` for how it ended, `ResultTimeout` if it has not, `JobNotFound`
         when it is kept no longer.
         """
-        final = await self._flow.client.final(self.id, timeout)
+        client, together = self._flow.client, self._together
+        final = None if together is None else together.known.pop(self.id, None)
+        if final is None or final.state is not _SUCCEEDED:  # a success stays one; a dead job may have been retried
+            final = await client.final(self.id, timeout, together)
         if final.state is _SUCCEEDED:
             if not final.kept:
                 raise JobNotFound(f"job {self.id} succeeded, but its result is kept no longer")
@@ -313,9 +320,9 @@ class Task(Generic[P, R, C]):
                     raise
         client = self._flow.client
         ids = await (client.submit(jobs) if connection is None else client.submit_in(connection, jobs)) if jobs else []
-        flow, definition = self._flow, self.definition
+        flow, definition, together = self._flow, self.definition, Results(ids)
         with _no_collection():
-            return [JobHandle(flow, job_id, definition) for job_id in ids]
+            return [JobHandle(flow, job_id, definition, together) for job_id in ids]
 
     def _refused(self, options: Options) -> None:
         """Tell that one job did not fit."""

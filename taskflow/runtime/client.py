@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from taskflow.brokers.base import Final, FullBroker, Receipt
     from taskflow.clock import Clock
     from taskflow.core.job import Job
+    from taskflow.runtime.results import Results
     from taskflow.settings import Settings
 
 BATCH = 500  # jobs in one round trip: past that, larger batches gain little and hold the broker up longer
@@ -173,13 +174,18 @@ class Client:
             self._emit(events.JobCancelled(job_id, info.task, info.queue))
         return done
 
-    async def final(self, job_id: str, timeout: float | None) -> Final:
+    async def final(self, job_id: str, timeout: float | None, together: Results | None = None) -> Final:
         """How the job ended. Raises `ResultTimeout` if it has not in `timeout` seconds (None: wait for ever).
 
-        An outage of the broker is waited out, within `timeout`; then `BrokerUnavailable` is raised.
+        An outage of the broker is waited out, within `timeout`; then `BrokerUnavailable` is raised. `together`: those
+        of the jobs that were submitted with it.
         """
         left_s = _NEVER if timeout is None else max(0.0, timeout)
         give_up_at = self.clock.now() + left_s
+        if together is not None:
+            if (final := await together.look(self.broker, job_id)) is not None:
+                return final
+            left_s = max(0.0, give_up_at - self.clock.now())
         pause_s = _FIRST_PAUSE_S
         while True:
             try:

@@ -324,14 +324,15 @@ class MemoryBroker:
 
     async def finals(self, job_ids: Sequence[str], timeout_s: float) -> dict[str, Final]:
         """As `Broker.finals`. Thousands may wait, each for its own job: a wake-up costs one look into a dict."""
-        if len(job_ids) == 1:
-            row = self._rows.get(job_ids[0])
+        find = self._rows.get
+        found: dict[str, Final] = {}
+        for job_id in job_ids:
+            row = find(job_id)
             if row is not None and row.finished_at is not None:
-                return {row.id: row.final()}
-        kept = [row for job_id in job_ids if (row := self._rows.get(job_id)) is not None]
-        found = {row.id: row.final() for row in kept if row.finished_at is not None}
+                found[job_id] = row.final()
         if found or not job_ids:
             return found
+        kept = [row for job_id in job_ids if (row := find(job_id)) is not None]
         if not kept:
             raise JobNotFound(
                 f"no such job is kept: {', '.join(islice(job_ids, 3))}; the id is wrong, or its retention is over"
