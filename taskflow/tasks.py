@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 from pydantic_core import from_json, to_json
 
 from taskflow.brokers.base import Cancelled, Final
+from taskflow.collector import no_collection
 from taskflow.core import events, specs
 from taskflow.core.job import MAX_LANE_BYTES, Job, JobState
 from taskflow.errors import ConfigError, JobCancelled, JobExpired, JobFailed, JobNotFound, PayloadError
@@ -177,22 +176,6 @@ class JobHandle(Generic[R]):
         return f"<job {self.id}>"
 
 
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Without the cyclic garbage collector: a batch is many objects that all stay, and each look at them is in vain.
-
-    A tenth of what `submit_many` costs in process. Nothing may be awaited meanwhile.
-    """
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
 def _ended_badly(job_id: str, final: Final) -> Exception:
     error = final.error
     why = f": {error.type}: {error.message}" if error is not None else ""
@@ -304,7 +287,7 @@ class Task(Generic[P, R, C]):
         name, origin = self.name, Origin.here()
         jobs = []
         before, mould = None, None
-        with _no_collection():
+        with no_collection():
             calls = list(calls)
             for call, job_id in zip(calls, new_job_ids(len(calls)), strict=True):
                 if type(call) is not Call or call.task != name:
@@ -321,7 +304,7 @@ class Task(Generic[P, R, C]):
         client = self._flow.client
         ids = await (client.submit(jobs) if connection is None else client.submit_in(connection, jobs)) if jobs else []
         flow, definition, together = self._flow, self.definition, Results(ids)
-        with _no_collection():
+        with no_collection():
             return [JobHandle(flow, job_id, definition, together) for job_id in ids]
 
     def _refused(self, options: Options) -> None:

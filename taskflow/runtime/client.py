@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from taskflow.settings import Settings
 
 BATCH = 500  # jobs in one round trip: past that, larger batches gain little and hold the broker up longer
+_BATCH_HERE = 5_000  # where the jobs live in this process: there is no trip, and nobody else to hold up
 _LONGEST_WAIT_S = 3_600.0
 _NEVER = float("inf")
 _LOOK_S = 1.0  # between two tries to get into a full queue
@@ -54,6 +55,7 @@ class Client:
         self._rng = rng
         self._emit = emit
         self._together = Together(broker.submit, BATCH)
+        self._batch = BATCH if broker.is_durable else _BATCH_HERE
 
     async def submit(self, jobs: Sequence[Job]) -> list[str]:
         """Ids of the accepted jobs, in order; for a key that is taken, the id of the job that has it.
@@ -68,8 +70,8 @@ class Client:
         while left:
             refused: list[Job] = []
             wait_s, what = 0.0, Accepted.QUEUE_FULL
-            for start in range(0, len(left), BATCH):
-                chunk = left[start : start + BATCH]
+            for start in range(0, len(left), self._batch):
+                chunk = left[start : start + self._batch]
                 try:
                     receipts = await self._send(chunk, bounds)
                 except BrokerUnavailable as error:

@@ -44,6 +44,7 @@ from taskflow.brokers.base import (
 from taskflow.brokers.memory.expiries import Expiries
 from taskflow.brokers.memory.lanes import GateLine, Holder, Lane, Left, Queue, Ring, Row, late, matching, order, resolve
 from taskflow.clock import Clock, LoopClock
+from taskflow.collector import no_collection
 from taskflow.core import gate as gating
 from taskflow.core.decision import Bury, Cancel, Complete, Expire, Release, Retry, Snooze
 from taskflow.core.job import FINAL, SUSPECT_AFTER, TRANSITIONS, Claim, Job, JobState, is_buried
@@ -53,6 +54,7 @@ from taskflow.errors import BrokerError, JobNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+_MANY = 100  # jobs in one submit, from which the garbage collector's looks cost more than to send it away
 _STIRS = 1_000  # gates whose hold is over that one claim looks at: ten thousand holds may end in one instant
 
 _READY, _SCHEDULED, _RUNNING, _DEAD = JobState.READY, JobState.SCHEDULED, JobState.RUNNING, JobState.DEAD
@@ -109,77 +111,10 @@ class MemoryBroker:
 
     async def submit(self, jobs: Sequence[Job], bounds: Mapping[str, int]) -> list[Receipt]:
         """As `Broker.submit`. A queue that `bounds` does not name has no bound."""
-        now = self._clock.wall()
-        rows, new = self._rows, tuple.__new__
-        refused: dict[str, int] = {}
-        receipts: list[Receipt] = []
-        accepted: list[Row] = []
-        queue: Queue | None = None
-        row: Row | None = None
-        lane: Lane | None = None
-        where: tuple[str, tuple[str, ...], int] = ("", (), 0)  # in its queue, the job before
-        for job in jobs:
-            job_id, task, name, payload, priority, lane_key, gates, key, delay_s, expires_s, reason, batch = job
-            if job_id in rows:
-                receipts.append(Receipt(job_id, Accepted.SAME_ID))
-                continue
-            if key is not None and (holder := self._keys.get((task, key))) is not None:
-                receipts.append(Receipt(holder, Accepted.SAME_KEY))
-                continue
-            if queue is None or queue.name != name:
-                queue, bound, lane = self._queue(name), bounds.get(name), None
-                count = queue.count
-            if bound is not None and (gates or count[_READY] + count[_SCHEDULED] >= bound):
-                refusal = self._refusal(job, queue, bound, refused, now)
-                if refusal is not None:
-                    receipts.append(refusal)
-                    continue
-            self._submitted = seq = self._submitted + 1
-            due_at = now + delay_s if delay_s > 0 else now
-            state = _READY if due_at <= now else _SCHEDULED
-            before = row
-            row = rows[job_id] = Row(
-                job_id,
-                task,
-                queue,
-                payload,
-                priority,
-                lane_key,
-                gates,
-                key,
-                expires_s,
-                reason,
-                batch,
-                seq,
-                state,
-                now,
-                due_at,
-                due_at,
-                due_at + expires_s,
-                due_at,
-            )
-            accepted.append(row)
-            queue.had_jobs = True
-            count[state] += 1
-            if key is not None:
-                self._keys[task, key] = job_id
-            if batch:
-                self._batches.add(batch)
-            for gate in gates:
-                self._gate(gate).add_queued(queue, 1)
-            if (
-                lane is not None
-                and (lane_key, gates, priority) == where
-                and state is _READY
-                and (line := lane.lines[priority])[-1] is before
-            ):  # right behind the one before, as most of a batch
-                line.append(row)
-                lane.size += 1
-            else:
-                lane, where = self._place(row), (lane_key, gates, priority)
-            receipts.append(new(Receipt, (job_id, _NEW, 0.0)))
-        self._expiries.add(accepted)
-        return receipts
+        if len(jobs) < _MANY:
+            return self._submit(jobs, bounds)
+        with no_collection():
+            return self._submit(jobs, bounds)
 
     async def claim(self, request: ClaimRequest) -> list[Claim]:
         """As `Broker.claim`."""
@@ -460,6 +395,79 @@ class MemoryBroker:
             line.update(newer)
 
     # ---- into the queue ----
+
+    def _submit(self, jobs: Sequence[Job], bounds: Mapping[str, int]) -> list[Receipt]:
+        now = self._clock.wall()
+        rows, new = self._rows, tuple.__new__
+        refused: dict[str, int] = {}
+        receipts: list[Receipt] = []
+        accepted: list[Row] = []
+        queue: Queue | None = None
+        row: Row | None = None
+        lane: Lane | None = None
+        where: tuple[str, tuple[str, ...], int] = ("", (), 0)  # in its queue, the job before
+        for job in jobs:
+            job_id, task, name, payload, priority, lane_key, gates, key, delay_s, expires_s, reason, batch = job
+            if job_id in rows:
+                receipts.append(Receipt(job_id, Accepted.SAME_ID))
+                continue
+            if key is not None and (holder := self._keys.get((task, key))) is not None:
+                receipts.append(Receipt(holder, Accepted.SAME_KEY))
+                continue
+            if queue is None or queue.name != name:
+                queue, bound, lane = self._queue(name), bounds.get(name), None
+                count = queue.count
+            if bound is not None and (gates or count[_READY] + count[_SCHEDULED] >= bound):
+                refusal = self._refusal(job, queue, bound, refused, now)
+                if refusal is not None:
+                    receipts.append(refusal)
+                    continue
+            self._submitted = seq = self._submitted + 1
+            due_at = now + delay_s if delay_s > 0 else now
+            state = _READY if due_at <= now else _SCHEDULED
+            before = row
+            row = rows[job_id] = Row(
+                job_id,
+                task,
+                queue,
+                payload,
+                priority,
+                lane_key,
+                gates,
+                key,
+                expires_s,
+                reason,
+                batch,
+                seq,
+                state,
+                now,
+                due_at,
+                due_at,
+                due_at + expires_s,
+                due_at,
+            )
+            accepted.append(row)
+            queue.had_jobs = True
+            count[state] += 1
+            if key is not None:
+                self._keys[task, key] = job_id
+            if batch:
+                self._batches.add(batch)
+            for gate in gates:
+                self._gate(gate).add_queued(queue, 1)
+            if (
+                lane is not None
+                and (lane_key, gates, priority) == where
+                and state is _READY
+                and (line := lane.lines[priority])[-1] is before
+            ):  # right behind the one before, as most of a batch
+                line.append(row)
+                lane.size += 1
+            else:
+                lane, where = self._place(row), (lane_key, gates, priority)
+            receipts.append(new(Receipt, (job_id, _NEW, 0.0)))
+        self._expiries.add(accepted)
+        return receipts
 
     def _refusal(self, job: Job, queue: Queue, bound: int, refused: dict[str, int], now: float) -> Receipt | None:
         """Why the queue, or half of it for a gate, has no place for `job`, and when it should have."""
