@@ -304,21 +304,25 @@ class Metrics:
     def _on_settled(self, event: events.JobsSettled) -> None:
         queue = task = None
         for job in event.jobs:
-            claim, decided, state = job.claim, job.decision, job.state
+            claim, decided = job.claim, job.decision
             if claim.task is not task or claim.queue is not queue:
                 queue, task = claim.queue, claim.task
                 pair = self._pairs.get((queue, task)) or self._pair(queue, task)
-            if state in pair.states:
-                pair.states[state] += 1
-                total, total_s = pair.total, job.total_s
+                states, total, needed = pair.states, pair.total, pair.needed
+            state = job.state
+            if state in states:
+                states[state] += 1
+                total_s = job.total_s
                 total.counts[bisect_left(total.bounds, total_s)] += 1
                 total.total += total_s
-                needed = pair.needed
-                attempts = claim.attempts + (type(decided) is decision.Complete or _is_spent(decided))
+                if type(decided) is decision.Complete:
+                    attempts = claim.attempts + 1
+                else:
+                    attempts = claim.attempts + _is_spent(decided)
+                    if type(decided) is decision.Expire:
+                        self._add("taskflow_jobs_shed_total", pair.queue, decided.reason)
                 needed.counts[bisect_left(needed.bounds, attempts)] += 1
                 needed.total += attempts
-                if isinstance(decided, decision.Expire):
-                    self._add("taskflow_jobs_shed_total", pair.queue, decided.reason)
             elif isinstance(decided, decision.Retry):
                 pair.retried += 1
             elif isinstance(decided, decision.Snooze):
