@@ -65,6 +65,7 @@ _COMPLETED = TRANSITIONS[_RUNNING]["complete"]
 _DONE = SettleReply(_APPLIED, _COMPLETED)
 _new = tuple.__new__  # the constructor of a NamedTuple is one more call
 _NEVER = float("inf")
+_SWEEP_FROM = 64  # forgotten rows in a container, below which sweeping is not worth it
 
 
 class MemoryBroker:
@@ -87,12 +88,12 @@ class MemoryBroker:
         self._openings_made = 0
         self._expiries = Expiries()
         self._waiters: dict[str, set[asyncio.Future[Final | None]]] = {}  # job id → who waits for it to be final
-        # What `reclaim` prunes, in the order in which it ended: job id → row.
-        self._results: dict[str, Row] = {}
-        self._finished: dict[str, Row] = {}
-        self._dead: dict[str, Row] = {}
+        # What `reclaim` prunes, in the order in which it ended.
+        self._results: deque[Row] = deque()
+        self._finished: deque[Row] = deque()
+        self._dead: dict[str, Row] = {}  # by job id: from here they may go on
         self._batches: set[str] = set()  # that are not finished
-        self._held_back: dict[str, list[tuple[dict[str, Row], Row]]] = {}  # old enough, but of these
+        self._held_back: dict[str, list[tuple[deque[Row] | dict[str, Row], Row]]] = {}  # old enough, but of these
 
     async def open(self) -> None:
         """Nothing to connect to. A broker that was closed keeps its jobs."""
@@ -188,9 +189,9 @@ class MemoryBroker:
                     row.worker = None
                 row.attempts += 1
                 row.state, row.finished_at, row.result = _COMPLETED, now, decision.result
-                finished[job_id] = row
+                finished.append(row)
                 if row.result is not None:
-                    results[job_id] = row
+                    results.append(row)
                 if row.key is not None or job_id in self._waiters:
                     self._tell_final(row)
                 completed[row.queue] = completed.get(row.queue, 0) + 1
@@ -367,6 +368,7 @@ class MemoryBroker:
             return len(rows)
         for row in rows:
             self._forget(row)
+        self._sweep()
         return len(rows)
 
     async def pause(self, queue: str) -> None:
@@ -389,10 +391,14 @@ class MemoryBroker:
         held_back = self._held_back.pop(batch, [])
         for line in (self._results, self._finished, self._dead):
             rows = [row for of, row in held_back if of is line and self._rows.get(row.id) is row]
-            newer = line.copy()
-            line.clear()
-            line.update((row.id, row) for row in rows if row.finished_at is not None)
-            line.update(newer)
+            back = [row for row in rows if row.finished_at is not None]
+            if isinstance(line, deque):
+                line.extendleft(reversed(back))
+            else:
+                newer = line.copy()
+                line.clear()
+                line.update((row.id, row) for row in back)
+                line.update(newer)
 
     # ---- into the queue ----
 
@@ -754,7 +760,10 @@ class MemoryBroker:
         """Into a final state, along the table."""
         self._move(row, event)
         row.finished_at = now
-        (self._dead if row.state is _DEAD else self._finished)[row.id] = row
+        if row.state is _DEAD:
+            self._dead[row.id] = row
+        else:
+            self._finished.append(row)
         self._tell_final(row)
 
     def _tell_final(self, row: Row) -> None:
@@ -845,6 +854,7 @@ class MemoryBroker:
             for row in self._older(line, now - keep_s, rows):
                 rows -= 1
                 self._forget(row)
+        self._sweep()
         for name in list(islice(self._gates, retention.rows)):
             gate = self._gates[name]
             if gate.is_idle(now):
@@ -854,28 +864,39 @@ class MemoryBroker:
             else:
                 self._gates.move_to_end(name)
 
-    def _older(self, line: dict[str, Row], before: float, most: int) -> list[Row]:
+    def _older(self, line: deque[Row] | dict[str, Row], before: float, most: int) -> list[Row]:
         """At most `most` rows that ended by `before`, taken out of `line`. Those of unfinished batches wait aside."""
         rows: list[Row] = []
-        gone: list[str] = []
-        for job_id, row in line.items():
+        gone: list[Row] = []
+        for row in line if isinstance(line, deque) else line.values():
             if row.finished_at is None or row.finished_at > before or len(rows) >= most:
                 break
-            gone.append(job_id)
+            gone.append(row)
+            if self._rows.get(row.id) is not row:
+                continue  # forgotten, and not swept yet
             if row.batch in self._batches:
                 self._held_back.setdefault(row.batch, []).append((line, row))
             else:
                 rows.append(row)
-        for job_id in gone:
-            del line[job_id]
+        for row in gone:
+            if isinstance(line, deque):
+                line.popleft()
+            else:
+                del line[row.id]
         return rows
 
     def _forget(self, row: Row) -> None:
-        job_id = row.id
-        del self._rows[job_id]
+        del self._rows[row.id]
         row.queue.count[row.state] -= 1
-        for line in (self._results, self._finished, self._dead):
-            line.pop(job_id, None)
+        self._dead.pop(row.id, None)
+
+    def _sweep(self) -> None:
+        """Let go of rows that were forgotten, once they are most of what is here."""
+        for line in (self._results, self._finished):
+            if len(line) > 2 * len(self._rows) + _SWEEP_FROM:
+                kept = [row for row in line if self._rows.get(row.id) is row]
+                line.clear()
+                line.extend(kept)
 
     def _forget_waiter(self, job_id: str, waiter: asyncio.Future[Final | None]) -> None:
         waiting = self._waiters.get(job_id)
