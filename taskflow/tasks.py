@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import functools
-import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 from pydantic_core import from_json, to_json
 
 from taskflow.brokers.base import Cancelled, Final
+from taskflow.collector import no_collection
 from taskflow.core import events, specs
 from taskflow.core.job import MAX_LANE_BYTES, Job, JobState
 from taskflow.errors import ConfigError, JobCancelled, JobExpired, JobFailed, JobNotFound, PayloadError
 from taskflow.runtime.codec import ENVELOPE_END, envelope_head
 from taskflow.runtime.ids import new_job_id, new_job_ids
+from taskflow.runtime.results import Results
 from taskflow.runtime.task import Named, TaskDef, gate_names, is_lane
 from taskflow.telemetry.context import MAX_ID, current_correlation_id, current_traceparent
 
@@ -125,11 +125,14 @@ class Call(NamedTuple, Generic[R]):
 class JobHandle(Generic[R]):
     """A submitted job. Handles are cheap: keep the id, and `flow.job(id)` gives one again."""
 
-    __slots__ = ("_definition", "_flow", "id")
+    __slots__ = ("_definition", "_flow", "_together", "id")
 
-    def __init__(self, flow: Flow, job_id: str, definition: TaskDef | None = None) -> None:
+    def __init__(
+        self, flow: Flow, job_id: str, definition: TaskDef | None = None, together: Results | None = None
+    ) -> None:
         self._flow = flow
         self._definition = definition
+        self._together = together
         self.id = job_id
 
     async def result(self, timeout: float | None = None) -> R:
@@ -138,7 +141,10 @@ class JobHandle(Generic[R]):
         Raises `JobFailed`, `JobCancelled`, `JobExpired` for how it ended, `ResultTimeout` if it has not, `JobNotFound`
         when it is kept no longer.
         """
-        final = await self._flow.client.final(self.id, timeout)
+        client, together = self._flow.client, self._together
+        final = None if together is None else together.known.pop(self.id, None)
+        if final is None or final.state is not _SUCCEEDED:  # a success stays one; a dead job may have been retried
+            final = await client.final(self.id, timeout, together)
         if final.state is _SUCCEEDED:
             if not final.kept:
                 raise JobNotFound(f"job {self.id} succeeded, but its result is kept no longer")
@@ -168,22 +174,6 @@ class JobHandle(Generic[R]):
 
     def __repr__(self) -> str:
         return f"<job {self.id}>"
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Without the cyclic garbage collector: a batch is many objects that all stay, and each look at them is in vain.
-
-    A tenth of what `submit_many` costs in process. Nothing may be awaited meanwhile.
-    """
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def _ended_badly(job_id: str, final: Final) -> Exception:
@@ -297,7 +287,7 @@ class Task(Generic[P, R, C]):
         name, origin = self.name, Origin.here()
         jobs = []
         before, mould = None, None
-        with _no_collection():
+        with no_collection():
             calls = list(calls)
             for call, job_id in zip(calls, new_job_ids(len(calls)), strict=True):
                 if type(call) is not Call or call.task != name:
@@ -313,9 +303,9 @@ class Task(Generic[P, R, C]):
                     raise
         client = self._flow.client
         ids = await (client.submit(jobs) if connection is None else client.submit_in(connection, jobs)) if jobs else []
-        flow, definition = self._flow, self.definition
-        with _no_collection():
-            return [JobHandle(flow, job_id, definition) for job_id in ids]
+        flow, definition, together = self._flow, self.definition, Results(ids)
+        with no_collection():
+            return [JobHandle(flow, job_id, definition, together) for job_id in ids]
 
     def _refused(self, options: Options) -> None:
         """Tell that one job did not fit."""

@@ -74,7 +74,7 @@ def decide(job: Claim, outcome: Outcome, *, retry: specs.Retry, jitter: float) -
     """
     match outcome:
         case Succeeded():
-            return tuple.__new__(Complete, (outcome.result,))  # as its constructor, which is one more call
+            return complete(outcome)
         case Failed(error, retryable=False):
             return Bury(error)
         case Failed(error) if job.attempts + 1 >= retry.attempts:
@@ -94,6 +94,11 @@ def decide(job: Claim, outcome: Outcome, *, retry: specs.Retry, jitter: float) -
             return Bury(error, spent=False)
         case _:
             assert_never(outcome)
+
+
+def complete(outcome: Succeeded) -> Complete:
+    """What `decide` comes to after a success, whatever the policy: every job passes here."""
+    return tuple.__new__(Complete, (outcome.result,))  # as its constructor, which is one more call
 
 
 # What another machine asks for can be negative, NaN or for ever. A year is an instant that every broker can store.

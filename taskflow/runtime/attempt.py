@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from taskflow.brokers.base import Completing, Settled
 from taskflow.core import events
 from taskflow.core.backoff import exponential
-from taskflow.core.decision import Release, decide
+from taskflow.core.decision import Release, complete, decide
 from taskflow.core.gate import of_family
 from taskflow.core.outcome import Interrupted, Outcome, Rejected, Succeeded
 from taskflow.core.specs import Retry
@@ -247,7 +247,10 @@ class Attempts:
             try:
                 if task.is_async:
                     result = await task.start(**walk.args)
-                    outcome = self._succeeded(walk, task, result)
+                    if walk.completion is None:  # as `_succeeded`, which is one more call
+                        outcome = outcomes.succeeded(task, result, max_bytes=self._max_result_bytes)
+                    else:
+                        outcome = self._succeeded(walk, task, result)
                 elif walk.child is not None:
                     outcome = await self._processes.run(walk.child, walk, retry=policy.retry)
                 else:
@@ -410,16 +413,21 @@ class Attempts:
             return  # it was handed back: told by the same claim, its word would pass for one that was heard before
         claim = walk.claim
         walk.has_ended = True
-        retry = _NO_POLICY if walk.policy is None else walk.policy.retry
-        jitter = 0.0 if type(outcome) is Succeeded else self._rng.random()  # there is nothing to spread
-        try:
-            walk.decision = decide(claim, outcome, retry=retry, jitter=jitter)
-        except Exception as error:  # noqa: BLE001 - a backoff of the user's own: the job must not stay where it is for that
-            outcome = outcomes.without_delay(outcome, error)
-            walk.decision = decide(claim, outcome, retry=replace(retry, delay=None), jitter=jitter)
+        if type(outcome) is Succeeded:
+            walk.decision = complete(outcome)
+        else:
+            walk.decision = self._decide(claim, outcome, _NO_POLICY if walk.policy is None else walk.policy.retry)
         walk.total_s = claim.age_s + now - walk.at
         self.ended += 1
         self._settler.push(walk, was_run=was_run)
+
+    def _decide(self, claim: Claim, outcome: Outcome, retry: Retry) -> Decision:
+        jitter = self._rng.random()
+        try:
+            return decide(claim, outcome, retry=retry, jitter=jitter)
+        except Exception as error:  # noqa: BLE001 - a backoff of the user's own: the job must not stay where it is for that
+            outcome = outcomes.without_delay(outcome, error)
+            return decide(claim, outcome, retry=replace(retry, delay=None), jitter=jitter)
 
 
 def _is_late(walk: Walk, now: float) -> bool:

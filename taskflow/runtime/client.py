@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from taskflow.brokers.base import Final, FullBroker, Receipt
     from taskflow.clock import Clock
     from taskflow.core.job import Job
+    from taskflow.runtime.results import Results
     from taskflow.settings import Settings
 
 BATCH = 500  # jobs in one round trip: past that, larger batches gain little and hold the broker up longer
+_BATCH_HERE = 5_000  # where the jobs live in this process: there is no trip, and nobody else to hold up
 _LONGEST_WAIT_S = 3_600.0
 _NEVER = float("inf")
 _LOOK_S = 1.0  # between two tries to get into a full queue
@@ -53,6 +55,7 @@ class Client:
         self._rng = rng
         self._emit = emit
         self._together = Together(broker.submit, BATCH)
+        self._batch = BATCH if broker.is_durable else _BATCH_HERE
 
     async def submit(self, jobs: Sequence[Job]) -> list[str]:
         """Ids of the accepted jobs, in order; for a key that is taken, the id of the job that has it.
@@ -67,8 +70,8 @@ class Client:
         while left:
             refused: list[Job] = []
             wait_s, what = 0.0, Accepted.QUEUE_FULL
-            for start in range(0, len(left), BATCH):
-                chunk = left[start : start + BATCH]
+            for start in range(0, len(left), self._batch):
+                chunk = left[start : start + self._batch]
                 try:
                     receipts = await self._send(chunk, bounds)
                 except BrokerUnavailable as error:
@@ -173,13 +176,18 @@ class Client:
             self._emit(events.JobCancelled(job_id, info.task, info.queue))
         return done
 
-    async def final(self, job_id: str, timeout: float | None) -> Final:
+    async def final(self, job_id: str, timeout: float | None, together: Results | None = None) -> Final:
         """How the job ended. Raises `ResultTimeout` if it has not in `timeout` seconds (None: wait for ever).
 
-        An outage of the broker is waited out, within `timeout`; then `BrokerUnavailable` is raised.
+        An outage of the broker is waited out, within `timeout`; then `BrokerUnavailable` is raised. `together`: those
+        of the jobs that were submitted with it.
         """
         left_s = _NEVER if timeout is None else max(0.0, timeout)
         give_up_at = self.clock.now() + left_s
+        if together is not None:
+            if (final := await together.look(self.broker, job_id)) is not None:
+                return final
+            left_s = max(0.0, give_up_at - self.clock.now())
         pause_s = _FIRST_PAUSE_S
         while True:
             try:

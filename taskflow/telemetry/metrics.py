@@ -283,10 +283,12 @@ class Metrics:
             if claim.task is not task or claim.queue is not queue:  # a batch is of few
                 queue, task = claim.queue, claim.task
                 pair = self._pairs.get((queue, task)) or self._pair(queue, task)
+                wait = pair.wait
+                counts, bounds = wait.counts, wait.bounds
             pair.started += 1
             # Here and below `observe` is written out: half of what these three cost would be the call.
-            wait, waited_s = pair.wait, claim.waited_s
-            wait.counts[bisect_left(wait.bounds, waited_s)] += 1
+            waited_s = claim.waited_s
+            counts[bisect_left(bounds, waited_s)] += 1
             wait.total += waited_s
 
     def _on_ended(self, event: events.AttemptsEnded) -> None:
@@ -296,29 +298,35 @@ class Metrics:
             if claim.task is not task or claim.queue is not queue:
                 queue, task = claim.queue, claim.task
                 pair = self._pairs.get((queue, task)) or self._pair(queue, task)
-            pair.outcomes[attempt.outcome] += 1
-            run, run_s = pair.run, attempt.run_s
-            run.counts[bisect_left(run.bounds, run_s)] += 1
+                run, ended = pair.run, pair.outcomes
+                counts, bounds = run.counts, run.bounds
+            ended[attempt.outcome] += 1
+            run_s = attempt.run_s
+            counts[bisect_left(bounds, run_s)] += 1
             run.total += run_s
 
     def _on_settled(self, event: events.JobsSettled) -> None:
         queue = task = None
         for job in event.jobs:
-            claim, decided, state = job.claim, job.decision, job.state
+            claim, decided = job.claim, job.decision
             if claim.task is not task or claim.queue is not queue:
                 queue, task = claim.queue, claim.task
                 pair = self._pairs.get((queue, task)) or self._pair(queue, task)
-            if state in pair.states:
-                pair.states[state] += 1
-                total, total_s = pair.total, job.total_s
+                states, total, needed = pair.states, pair.total, pair.needed
+            state = job.state
+            if state in states:
+                states[state] += 1
+                total_s = job.total_s
                 total.counts[bisect_left(total.bounds, total_s)] += 1
                 total.total += total_s
-                needed = pair.needed
-                attempts = claim.attempts + (type(decided) is decision.Complete or _is_spent(decided))
+                if type(decided) is decision.Complete:
+                    attempts = claim.attempts + 1
+                else:
+                    attempts = claim.attempts + _is_spent(decided)
+                    if type(decided) is decision.Expire:
+                        self._add("taskflow_jobs_shed_total", pair.queue, decided.reason)
                 needed.counts[bisect_left(needed.bounds, attempts)] += 1
                 needed.total += attempts
-                if isinstance(decided, decision.Expire):
-                    self._add("taskflow_jobs_shed_total", pair.queue, decided.reason)
             elif isinstance(decided, decision.Retry):
                 pair.retried += 1
             elif isinstance(decided, decision.Snooze):

@@ -9,6 +9,7 @@ import pytest
 from taskflow.brokers.memory import MemoryBroker
 from taskflow.core import gate as gating
 from taskflow.core.decision import Complete
+from taskflow.core.job import JobState
 
 from .words import LONG_S, NOTHING_KEPT, ask, claim, job, reclaim, settle_all, submit
 
@@ -41,6 +42,21 @@ async def test_idle_gates_and_workers_are_forgotten() -> None:
     assert await broker.gates() == []
     assert broker._workers == {}
     assert broker._rows == {}
+
+
+async def test_jobs_that_were_purged_are_let_go_and_hold_up_nobody_else() -> None:
+    broker = MemoryBroker()
+    await submit(broker, *(job(task="gone") for _ in range(MANY)), job(task="kept"))
+    await settle_all(broker, await claim(broker, limit=MANY + 1), Complete(b"1"))
+
+    purged = await broker.purge(state=JobState.SUCCEEDED, task="gone")
+
+    assert purged == MANY
+    assert max(len(broker._results), len(broker._finished)) <= 2 + 64
+    await reclaim(broker, retention=NOTHING_KEPT)
+    assert broker._rows == {}
+    assert not broker._results
+    assert not broker._finished
 
 
 async def test_gates_are_looked_at_in_turn() -> None:

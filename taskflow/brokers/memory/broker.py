@@ -44,6 +44,7 @@ from taskflow.brokers.base import (
 from taskflow.brokers.memory.expiries import Expiries
 from taskflow.brokers.memory.lanes import GateLine, Holder, Lane, Left, Queue, Ring, Row, late, matching, order, resolve
 from taskflow.clock import Clock, LoopClock
+from taskflow.collector import no_collection
 from taskflow.core import gate as gating
 from taskflow.core.decision import Bury, Cancel, Complete, Expire, Release, Retry, Snooze
 from taskflow.core.job import FINAL, SUSPECT_AFTER, TRANSITIONS, Claim, Job, JobState, is_buried
@@ -53,6 +54,7 @@ from taskflow.errors import BrokerError, JobNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+_MANY = 100  # jobs in one submit, from which the garbage collector's looks cost more than to send it away
 _STIRS = 1_000  # gates whose hold is over that one claim looks at: ten thousand holds may end in one instant
 
 _READY, _SCHEDULED, _RUNNING, _DEAD = JobState.READY, JobState.SCHEDULED, JobState.RUNNING, JobState.DEAD
@@ -63,6 +65,7 @@ _COMPLETED = TRANSITIONS[_RUNNING]["complete"]
 _DONE = SettleReply(_APPLIED, _COMPLETED)
 _new = tuple.__new__  # the constructor of a NamedTuple is one more call
 _NEVER = float("inf")
+_SWEEP_FROM = 64  # forgotten rows in a container, below which sweeping is not worth it
 
 
 class MemoryBroker:
@@ -85,12 +88,12 @@ class MemoryBroker:
         self._openings_made = 0
         self._expiries = Expiries()
         self._waiters: dict[str, set[asyncio.Future[Final | None]]] = {}  # job id → who waits for it to be final
-        # What `reclaim` prunes, in the order in which it ended: job id → row.
-        self._results: dict[str, Row] = {}
-        self._finished: dict[str, Row] = {}
-        self._dead: dict[str, Row] = {}
+        # What `reclaim` prunes, in the order in which it ended.
+        self._results: deque[Row] = deque()
+        self._finished: deque[Row] = deque()
+        self._dead: dict[str, Row] = {}  # by job id: from here they may go on
         self._batches: set[str] = set()  # that are not finished
-        self._held_back: dict[str, list[tuple[dict[str, Row], Row]]] = {}  # old enough, but of these
+        self._held_back: dict[str, list[tuple[deque[Row] | dict[str, Row], Row]]] = {}  # old enough, but of these
 
     async def open(self) -> None:
         """Nothing to connect to. A broker that was closed keeps its jobs."""
@@ -109,77 +112,10 @@ class MemoryBroker:
 
     async def submit(self, jobs: Sequence[Job], bounds: Mapping[str, int]) -> list[Receipt]:
         """As `Broker.submit`. A queue that `bounds` does not name has no bound."""
-        now = self._clock.wall()
-        rows, new = self._rows, tuple.__new__
-        refused: dict[str, int] = {}
-        receipts: list[Receipt] = []
-        accepted: list[Row] = []
-        queue: Queue | None = None
-        row: Row | None = None
-        lane: Lane | None = None
-        where: tuple[str, tuple[str, ...], int] = ("", (), 0)  # in its queue, the job before
-        for job in jobs:
-            job_id, task, name, payload, priority, lane_key, gates, key, delay_s, expires_s, reason, batch = job
-            if job_id in rows:
-                receipts.append(Receipt(job_id, Accepted.SAME_ID))
-                continue
-            if key is not None and (holder := self._keys.get((task, key))) is not None:
-                receipts.append(Receipt(holder, Accepted.SAME_KEY))
-                continue
-            if queue is None or queue.name != name:
-                queue, bound, lane = self._queue(name), bounds.get(name), None
-                count = queue.count
-            if bound is not None and (gates or count[_READY] + count[_SCHEDULED] >= bound):
-                refusal = self._refusal(job, queue, bound, refused, now)
-                if refusal is not None:
-                    receipts.append(refusal)
-                    continue
-            self._submitted = seq = self._submitted + 1
-            due_at = now + delay_s if delay_s > 0 else now
-            state = _READY if due_at <= now else _SCHEDULED
-            before = row
-            row = rows[job_id] = Row(
-                job_id,
-                task,
-                queue,
-                payload,
-                priority,
-                lane_key,
-                gates,
-                key,
-                expires_s,
-                reason,
-                batch,
-                seq,
-                state,
-                now,
-                due_at,
-                due_at,
-                due_at + expires_s,
-                due_at,
-            )
-            accepted.append(row)
-            queue.had_jobs = True
-            count[state] += 1
-            if key is not None:
-                self._keys[task, key] = job_id
-            if batch:
-                self._batches.add(batch)
-            for gate in gates:
-                self._gate(gate).add_queued(queue, 1)
-            if (
-                lane is not None
-                and (lane_key, gates, priority) == where
-                and state is _READY
-                and (line := lane.lines[priority])[-1] is before
-            ):  # right behind the one before, as most of a batch
-                line.append(row)
-                lane.size += 1
-            else:
-                lane, where = self._place(row), (lane_key, gates, priority)
-            receipts.append(new(Receipt, (job_id, _NEW, 0.0)))
-        self._expiries.add(accepted)
-        return receipts
+        if len(jobs) < _MANY:
+            return self._submit(jobs, bounds)
+        with no_collection():
+            return self._submit(jobs, bounds)
 
     async def claim(self, request: ClaimRequest) -> list[Claim]:
         """As `Broker.claim`."""
@@ -253,9 +189,9 @@ class MemoryBroker:
                     row.worker = None
                 row.attempts += 1
                 row.state, row.finished_at, row.result = _COMPLETED, now, decision.result
-                finished[job_id] = row
+                finished.append(row)
                 if row.result is not None:
-                    results[job_id] = row
+                    results.append(row)
                 if row.key is not None or job_id in self._waiters:
                     self._tell_final(row)
                 completed[row.queue] = completed.get(row.queue, 0) + 1
@@ -324,14 +260,15 @@ class MemoryBroker:
 
     async def finals(self, job_ids: Sequence[str], timeout_s: float) -> dict[str, Final]:
         """As `Broker.finals`. Thousands may wait, each for its own job: a wake-up costs one look into a dict."""
-        if len(job_ids) == 1:
-            row = self._rows.get(job_ids[0])
+        find = self._rows.get
+        found: dict[str, Final] = {}
+        for job_id in job_ids:
+            row = find(job_id)
             if row is not None and row.finished_at is not None:
-                return {row.id: row.final()}
-        kept = [row for job_id in job_ids if (row := self._rows.get(job_id)) is not None]
-        found = {row.id: row.final() for row in kept if row.finished_at is not None}
+                found[job_id] = row.final()
         if found or not job_ids:
             return found
+        kept = [row for job_id in job_ids if (row := find(job_id)) is not None]
         if not kept:
             raise JobNotFound(
                 f"no such job is kept: {', '.join(islice(job_ids, 3))}; the id is wrong, or its retention is over"
@@ -431,6 +368,7 @@ class MemoryBroker:
             return len(rows)
         for row in rows:
             self._forget(row)
+        self._sweep()
         return len(rows)
 
     async def pause(self, queue: str) -> None:
@@ -453,12 +391,89 @@ class MemoryBroker:
         held_back = self._held_back.pop(batch, [])
         for line in (self._results, self._finished, self._dead):
             rows = [row for of, row in held_back if of is line and self._rows.get(row.id) is row]
-            newer = line.copy()
-            line.clear()
-            line.update((row.id, row) for row in rows if row.finished_at is not None)
-            line.update(newer)
+            back = [row for row in rows if row.finished_at is not None]
+            if isinstance(line, deque):
+                line.extendleft(reversed(back))
+            else:
+                newer = line.copy()
+                line.clear()
+                line.update((row.id, row) for row in back)
+                line.update(newer)
 
     # ---- into the queue ----
+
+    def _submit(self, jobs: Sequence[Job], bounds: Mapping[str, int]) -> list[Receipt]:
+        now = self._clock.wall()
+        rows, new = self._rows, tuple.__new__
+        refused: dict[str, int] = {}
+        receipts: list[Receipt] = []
+        accepted: list[Row] = []
+        queue: Queue | None = None
+        row: Row | None = None
+        lane: Lane | None = None
+        where: tuple[str, tuple[str, ...], int] = ("", (), 0)  # in its queue, the job before
+        for job in jobs:
+            job_id, task, name, payload, priority, lane_key, gates, key, delay_s, expires_s, reason, batch = job
+            if job_id in rows:
+                receipts.append(Receipt(job_id, Accepted.SAME_ID))
+                continue
+            if key is not None and (holder := self._keys.get((task, key))) is not None:
+                receipts.append(Receipt(holder, Accepted.SAME_KEY))
+                continue
+            if queue is None or queue.name != name:
+                queue, bound, lane = self._queue(name), bounds.get(name), None
+                count = queue.count
+            if bound is not None and (gates or count[_READY] + count[_SCHEDULED] >= bound):
+                refusal = self._refusal(job, queue, bound, refused, now)
+                if refusal is not None:
+                    receipts.append(refusal)
+                    continue
+            self._submitted = seq = self._submitted + 1
+            due_at = now + delay_s if delay_s > 0 else now
+            state = _READY if due_at <= now else _SCHEDULED
+            before = row
+            row = rows[job_id] = Row(
+                job_id,
+                task,
+                queue,
+                payload,
+                priority,
+                lane_key,
+                gates,
+                key,
+                expires_s,
+                reason,
+                batch,
+                seq,
+                state,
+                now,
+                due_at,
+                due_at,
+                due_at + expires_s,
+                due_at,
+            )
+            accepted.append(row)
+            queue.had_jobs = True
+            count[state] += 1
+            if key is not None:
+                self._keys[task, key] = job_id
+            if batch:
+                self._batches.add(batch)
+            for gate in gates:
+                self._gate(gate).add_queued(queue, 1)
+            if (
+                lane is not None
+                and (lane_key, gates, priority) == where
+                and state is _READY
+                and (line := lane.lines[priority])[-1] is before
+            ):  # right behind the one before, as most of a batch
+                line.append(row)
+                lane.size += 1
+            else:
+                lane, where = self._place(row), (lane_key, gates, priority)
+            receipts.append(new(Receipt, (job_id, _NEW, 0.0)))
+        self._expiries.add(accepted)
+        return receipts
 
     def _refusal(self, job: Job, queue: Queue, bound: int, refused: dict[str, int], now: float) -> Receipt | None:
         """Why the queue, or half of it for a gate, has no place for `job`, and when it should have."""
@@ -745,7 +760,10 @@ class MemoryBroker:
         """Into a final state, along the table."""
         self._move(row, event)
         row.finished_at = now
-        (self._dead if row.state is _DEAD else self._finished)[row.id] = row
+        if row.state is _DEAD:
+            self._dead[row.id] = row
+        else:
+            self._finished.append(row)
         self._tell_final(row)
 
     def _tell_final(self, row: Row) -> None:
@@ -836,6 +854,7 @@ class MemoryBroker:
             for row in self._older(line, now - keep_s, rows):
                 rows -= 1
                 self._forget(row)
+        self._sweep()
         for name in list(islice(self._gates, retention.rows)):
             gate = self._gates[name]
             if gate.is_idle(now):
@@ -845,28 +864,39 @@ class MemoryBroker:
             else:
                 self._gates.move_to_end(name)
 
-    def _older(self, line: dict[str, Row], before: float, most: int) -> list[Row]:
+    def _older(self, line: deque[Row] | dict[str, Row], before: float, most: int) -> list[Row]:
         """At most `most` rows that ended by `before`, taken out of `line`. Those of unfinished batches wait aside."""
         rows: list[Row] = []
-        gone: list[str] = []
-        for job_id, row in line.items():
+        gone: list[Row] = []
+        for row in line if isinstance(line, deque) else line.values():
             if row.finished_at is None or row.finished_at > before or len(rows) >= most:
                 break
-            gone.append(job_id)
+            gone.append(row)
+            if self._rows.get(row.id) is not row:
+                continue  # forgotten, and not swept yet
             if row.batch in self._batches:
                 self._held_back.setdefault(row.batch, []).append((line, row))
             else:
                 rows.append(row)
-        for job_id in gone:
-            del line[job_id]
+        for row in gone:
+            if isinstance(line, deque):
+                line.popleft()
+            else:
+                del line[row.id]
         return rows
 
     def _forget(self, row: Row) -> None:
-        job_id = row.id
-        del self._rows[job_id]
+        del self._rows[row.id]
         row.queue.count[row.state] -= 1
-        for line in (self._results, self._finished, self._dead):
-            line.pop(job_id, None)
+        self._dead.pop(row.id, None)
+
+    def _sweep(self) -> None:
+        """Let go of rows that were forgotten, once they are most of what is here."""
+        for line in (self._results, self._finished):
+            if len(line) > 2 * len(self._rows) + _SWEEP_FROM:
+                kept = [row for row in line if self._rows.get(row.id) is row]
+                line.clear()
+                line.extend(kept)
 
     def _forget_waiter(self, job_id: str, waiter: asyncio.Future[Final | None]) -> None:
         waiting = self._waiters.get(job_id)
