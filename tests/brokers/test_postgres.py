@@ -444,6 +444,23 @@ async def test_close_leaves_no_connection(server: PostgresServer) -> None:
     await eventually(is_left)
 
 
+async def test_close_while_the_listener_connects_leaves_no_connection(server: PostgresServer) -> None:
+    closed = []  # nothing ends with an object that is forgotten
+    for moment in range(8):
+        broker = PostgresBroker(server.url)
+        await broker.open()
+        waiting = asyncio.create_task(broker.wait(ask(), LONG_S))
+        await asyncio.sleep(0.002 * moment)
+        await broker.close()
+        await waiting
+        closed.append(broker)
+
+    async def is_left() -> bool:
+        return connections(server) == 0
+
+    await eventually(is_left)
+
+
 async def test_caller_who_gives_up_leaves_the_broker_as_it_was(broker: PostgresBroker) -> None:
     give_up = [asyncio.create_task(broker.submit([job()], {})) for _ in range(8)]  # more than there are connections
     await asyncio.sleep(0)
