@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import time
 import traceback
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -401,6 +402,42 @@ async def test_pruning_is_bounded(broker: PostgresBroker, namespace: str) -> Non
     assert postgres().execute(f"SELECT count(*) FROM {namespace}.job") == [(6,)]
 
 
+def keep_finished(namespace: str, first: int, last: int, batch: str) -> None:
+    """Jobs that have just succeeded, by their numbers; `batch` is an expression of n."""
+    columns = "queue, priority, submitted_at, due_at, expires_at, expires_s, task, lane, gates, expire_reason, payload"
+    postgres().execute(
+        f"INSERT INTO {namespace}.job (seq, id, batch, {columns}) "
+        f"SELECT n, 'x' || n, {batch}, 1, 5, 0, 0, 1e12, 1e12, 'work', '', '', '', '' "
+        f"FROM generate_series({first}, {last}) n"
+    )
+    postgres().execute(
+        f"INSERT INTO {namespace}.finished SELECT seq, batch, 4, extract(epoch FROM now()), 0, 1, 1, false, false "
+        f"FROM {namespace}.job WHERE seq BETWEEN {first} AND {last}"
+    )
+
+
+async def test_thousands_of_finished_batches_do_not_keep_the_dead_waiting(
+    broker: PostgresBroker, namespace: str
+) -> None:
+    """Their jobs are kept for a day: a look at all of them, a second, would leave no time for anything else."""
+    await submit(broker, job(batch="first"))
+    keep_finished(namespace, 10_000, 60_000, "0")
+    postgres().execute("ANALYZE")
+    await reclaim(broker)  # its plans are made while no batch is finished
+    postgres().execute(
+        f"INSERT INTO {namespace}.batch (name, is_finished) SELECT 'b' || n, true FROM generate_series(1, 3000) n"
+    )
+    keep_finished(namespace, 1_001, 4_000, "n - 999")
+    await claim(broker, "dies")
+    await broker.leave("dies")
+
+    began = time.monotonic()
+    (back,) = await reclaim(broker)
+
+    assert back.reason == "lease_ended"
+    assert time.monotonic() - began < PATIENCE_S / 5
+
+
 async def test_close_leaves_no_connection(server: PostgresServer) -> None:
     for _ in range(3):
         broker = PostgresBroker(server.url)
@@ -410,6 +447,23 @@ async def test_close_leaves_no_connection(server: PostgresServer) -> None:
         await broker.wait(ask(), 0.01)
         assert 1 <= connections(server) <= 5
         await broker.close()
+
+    async def is_left() -> bool:
+        return connections(server) == 0
+
+    await eventually(is_left)
+
+
+async def test_close_while_the_listener_connects_leaves_no_connection(server: PostgresServer) -> None:
+    closed = []  # nothing ends with an object that is forgotten
+    for moment in range(8):
+        broker = PostgresBroker(server.url)
+        await broker.open()
+        waiting = asyncio.create_task(broker.wait(ask(), LONG_S))
+        await asyncio.sleep(0.002 * moment)
+        await broker.close()
+        await waiting
+        closed.append(broker)
 
     async def is_left() -> bool:
         return connections(server) == 0

@@ -78,6 +78,9 @@ class Listening:
         except BaseException:
             connection.terminate()
             raise
+        if self._is_closed:  # meanwhile: nobody would ever end it
+            connection.terminate()
+            return
         connection.add_termination_listener(self._lost)
         self._connection = connection
 

@@ -38,6 +38,8 @@ CREATE TABLE job (
     payload bytea NOT NULL
 ) WITH (fillfactor = 95, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0);
 
+CREATE INDEX job_batch ON job (batch) WHERE batch > 0;
+
 -- Keys of jobs that are not final.
 CREATE TABLE job_key (
     task text COLLATE "C" NOT NULL,

@@ -122,7 +122,8 @@ DECLARE
     b integer; s integer; old bigint[]; n integer; left_results integer := most; left_jobs integer := most;
 BEGIN
     IF NOT pg_try_advisory_xact_lock('finished'::regclass::oid::integer, 0) THEN RETURN; END IF;
-    FOR b IN SELECT 0 UNION ALL SELECT x.id FROM batch x WHERE x.is_finished LOOP
+    -- Some finished batches at a time, whichever: a look at thousands would keep all the rest of the upkeep waiting.
+    FOR b IN SELECT 0 UNION ALL (SELECT x.id FROM batch x WHERE x.is_finished ORDER BY random() LIMIT 100) LOOP
         IF left_results > 0 THEN
             DELETE FROM result WHERE ctid = ANY (ARRAY(SELECT x.ctid FROM result x WHERE x.batch = b
                 AND x.finished_at <= now - result_s ORDER BY x.finished_at, x.seq LIMIT left_results));
@@ -139,10 +140,11 @@ BEGIN
                 left_jobs := left_jobs - cardinality(old);
             END IF;
         END LOOP;
+        IF b > 0 THEN
+            DELETE FROM batch x WHERE x.id = b AND x.is_finished
+                AND NOT EXISTS (SELECT FROM job j WHERE j.batch = b AND j.batch > 0);
+        END IF;
     END LOOP;
-    DELETE FROM batch x WHERE x.is_finished
-        AND NOT EXISTS (SELECT FROM finished f WHERE f.batch = x.id)
-        AND NOT EXISTS (SELECT FROM job j WHERE j.batch = x.id AND j.batch > 0);
     DELETE FROM gate WHERE name IN (
         SELECT g.name FROM gate g WHERE g.live = 0 AND g.tat <= now
             AND g.held_until + CASE WHEN g.ramp IS NULL THEN 0 ELSE 86400 END <= now
