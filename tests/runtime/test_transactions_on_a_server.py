@@ -119,6 +119,25 @@ async def test_open_transaction_keeps_nobody_else_waiting(flow: TaskFlow, orders
     assert results == [2, 3, 1]
 
 
+async def test_transaction_with_an_old_snapshot_may_submit(flow: TaskFlow, orders: Orders) -> None:
+    @flow.task
+    async def work(number: int) -> int:
+        return number
+
+    async with flow, orders.connected() as connection:
+        before = await work.submit(0)
+        async with connection.transaction():
+            await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            await orders.add(connection)  # what it sees from here on has the lane of that job
+            async with flow.worker():
+                await before.result(PATIENCE_S)  # the last of the lane
+            job = await work.options(connection=connection).submit(1)
+        async with flow.worker():
+            result = await job.result(PATIENCE_S)
+
+    assert result == 1
+
+
 async def test_connection_that_cannot_be_used_is_refused(flow: TaskFlow, orders: Orders) -> None:
     @flow.task
     async def work() -> None: ...

@@ -168,8 +168,11 @@ BEGIN
     INTO r FROM unnest(delays_s, queue_ids, priorities::smallint[], lanes, gates, seqs, expires_s)
         WITH ORDINALITY x(delay, queue, priority, lane, gates, seq, expires, n)
     WHERE x.delay <= 0 AND (ok IS NULL OR ok[x.n]);
-    is_placed := r.seqs IS NOT NULL AND line_up(r.queues, r.kinds, r.priorities, r.lanes, r.gates, r.dues, r.seqs,
-        r.expires, NOT is_borrowed);
+    is_placed := CASE
+        WHEN r.seqs IS NULL THEN false
+        -- An older snapshot than this statement's shows lines that are closed: locking one would fail.
+        WHEN is_borrowed AND current_setting('transaction_isolation') <> 'read committed' THEN false
+        ELSE line_up(r.queues, r.kinds, r.priorities, r.lanes, r.gates, r.dues, r.seqs, r.expires, NOT is_borrowed) END;
     IF NOT is_placed OR 0 < ANY (delays_s) THEN
         INSERT INTO scheduled (queue, due_at, seq, expires_at)
         SELECT j.queue, j.due_at, j.seq, j.expires_at FROM unnest(delays_s) WITH ORDINALITY x(delay, n)
