@@ -305,10 +305,10 @@ class Worker:
         pauses = Pauses(self._rng)
         while not self._is_draining:
             request = self._request()
+            # Before it claims: what ends meanwhile makes room that the request did not ask for.
+            room = self._expect_room(is_wanted=request is None or not request.gated or not request.suspects)
             if request is None:
-                self._wants_room = True
-                self._room = asyncio.get_running_loop().create_future()
-                await self._room
+                await room
                 continue
             try:
                 claims = await self._calls.or_pause("claim", partial(self._broker.claim, request), pauses)
@@ -323,7 +323,7 @@ class Worker:
                 self._take_in(claims)
                 await asyncio.sleep(0)  # the slots' turn: on a broker that never waits, this loop must not either
             elif not self._is_draining:
-                waited = await self._wait_for_work(request)
+                waited = room.done() or await self._wait_for_work(request, room)
                 fruitless = 0 if waited else fruitless + 1
                 if fruitless >= _FRUITLESS:
                     await self._clock.sleep(_BREATH_S)
@@ -371,13 +371,17 @@ class Worker:
             self._give_back_unstarted()
         self._wake_slot()
 
-    async def _wait_for_work(self, request: ClaimRequest) -> bool:
+    def _expect_room(self, *, is_wanted: bool) -> asyncio.Future[None]:
+        """Done when this worker may claim more than it could until now, if that is wanted."""
+        self._wants_room = is_wanted
+        self._room = room = asyncio.get_running_loop().create_future()
+        return room
+
+    async def _wait_for_work(self, request: ClaimRequest, room: asyncio.Future[None]) -> bool:
         """Until the broker may have work for `request`, or there is more room than it asked for.
 
         False if the broker said so at once.
         """
-        self._wants_room = not request.gated or not request.suspects
-        self._room = room = asyncio.get_running_loop().create_future()
         waiting = asyncio.ensure_future(self._broker.wait(request, _IDLE_WAIT_S))
         try:
             await asyncio.sleep(0)

@@ -113,7 +113,7 @@ class PostgresBroker:
             try:
                 poll_s = await self._listening.listen(WORK, self._fixed_at())
                 if not self._is_open:
-                    return
+                    return  # type: ignore[unreachable] # it may have been closed while this waited
                 next_s = await self._pool.value(
                     "SELECT ~.next_v1($1, $2, $3, $4)",
                     list(request.queues),
