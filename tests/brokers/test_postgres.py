@@ -600,3 +600,30 @@ async def test_many_workers_share_gates_and_keep_their_limits(broker: PostgresBr
     (count,) = await broker.counts()
     assert (count.ready, count.scheduled, count.running) == (0, 0, 0)
     await asyncio.gather(*(one.close() for one in brokers))
+
+
+@pytest.mark.parametrize("word", ["the late settle", "a reclaim"])
+async def test_open_transaction_that_completed_a_job_keeps_its_gate_going(broker: PostgresBroker, word: str) -> None:
+    async def live() -> int:
+        ((gate),) = await broker.gates()
+        return gate.live
+
+    await submit(broker, *(job(gates=("smtp",)) for _ in range(3)))
+    mine, other = await claim(broker, limit=2)
+    async with await psycopg.AsyncConnection.connect(postgres().url) as connection:
+        await broker.complete_in(connection, mine.job_id, mine.token, None)
+        async with asyncio.timeout(PATIENCE_S):
+            settled = await settle(broker, other, Complete(None))
+            third = await claim_one(broker)
+        assert await live() == 2
+        await connection.commit()
+    if word == "the late settle":
+        late = await settle(broker, mine, Complete(None))
+        assert late.answer is Settled.ALREADY
+    else:
+        await reclaim(broker)
+
+    assert settled.answer is Settled.APPLIED
+    assert await live() == 1
+    await settle(broker, third, Complete(None))
+    assert await live() == 0

@@ -132,7 +132,7 @@ class PostgresBroker:
         """As `Broker.settle`."""
         if not settlements:
             return []
-        replies = await settle.settle(self._pool, settlements, self._fixed_at())
+        replies = await settle.settle(self._pool, settlements, self._fixed_at(), is_borrowed=False)
         self._waiters.tell_finals(one[0] for one in settlements)
         if any(type(one[2]) is Release for one in settlements):
             self._turns.forget_marks()
@@ -290,7 +290,8 @@ class PostgresBroker:
     async def complete_in(self, connection: object, job_id: str, token: int, result: bytes | None) -> Settled:
         """As `Completing.complete_in`, with such a connection as `submit_in` takes."""
         settlement = Settlement(job_id, token, Complete(result))
-        ((answer, _),) = await settle.settle(self._borrowed(connection), [settlement], self._fixed_at())
+        borrowed = self._borrowed(connection)
+        ((answer, _),) = await settle.settle(borrowed, [settlement], self._fixed_at(), is_borrowed=True)
         return answer
 
     def _borrowed(self, connection: object) -> Borrowed:

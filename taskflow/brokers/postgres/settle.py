@@ -27,7 +27,9 @@ _KINDS = {Complete: 0, Retry: 1, Snooze: 2, Release: 3, Bury: 4, Expire: 5, Canc
 _SETTLE = "SELECT * FROM ~.settle_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
 
 
-async def settle(pool: Pool | Borrowed, settlements: Sequence[Settlement], fixed_at: float | None) -> list[SettleReply]:
+async def settle(
+    pool: Pool | Borrowed, settlements: Sequence[Settlement], fixed_at: float | None, *, is_borrowed: bool
+) -> list[SettleReply]:
     """As `Broker.settle`."""
     if len({one[0] for one in settlements}) < len(settlements):  # the order matters
         return await _one_by_one(pool, settlements, fixed_at)
@@ -37,10 +39,11 @@ async def settle(pool: Pool | Borrowed, settlements: Sequence[Settlement], fixed
         (quick if type(one[2]) is Complete else slow).append(one)
     if quick:
         left = await pool.value(
-            "SELECT ~.complete_v1($1, $2, $3, $4)",
+            "SELECT ~.complete_v1($1, $2, $3, $4, $5)",
             [one[0] for one in quick],
             [one[1] for one in quick],
             [one[2].result for one in quick],  # type: ignore[union-attr]
+            is_borrowed,
             fixed_at,
         )
         if not left and not slow:

@@ -94,6 +94,17 @@ BEGIN
     RETURN is_any;
 END $$;
 
+-- The gates of ended claims whose room was not given back yet, once for each; `names` NULL: of any gate. The caller gives it.
+CREATE FUNCTION take_owed(names text[]) RETURNS text[] LANGUAGE plpgsql AS $$
+DECLARE
+    found text[];
+BEGIN
+    WITH gone AS (DELETE FROM owed_room WHERE ctid = ANY (ARRAY(SELECT o.ctid FROM owed_room o
+        WHERE names IS NULL OR o.gate = ANY (names) LIMIT 1000 FOR UPDATE SKIP LOCKED)) RETURNING gate)
+    SELECT coalesce(array_agg(gate), '{}') INTO found FROM gone;
+    RETURN found;
+END $$;
+
 -- The gate may have opened: the next claim from each queue with lines waiting at it looks.
 CREATE FUNCTION stir(gate_name text, now float8) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN

@@ -23,7 +23,8 @@ END $$;
 CREATE FUNCTION channel() RETURNS text LANGUAGE sql STABLE AS $$ SELECT 'tf_' || md5(current_schema()) $$;
 
 -- Complete claims. The places, from 1, of those that this could not say: their claims have ended before.
-CREATE FUNCTION complete_v1(job_ids text[], tokens bigint[], results bytea[], fixed_at float8) RETURNS integer[]
+CREATE FUNCTION complete_v1(job_ids text[], tokens bigint[], results bytea[], is_borrowed boolean, fixed_at float8)
+RETURNS integer[]
 LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_hashjoin = off
 SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 DECLARE
@@ -58,7 +59,10 @@ BEGIN
     END IF;
     INSERT INTO count_delta (queue, running, per_s, at)
     SELECT queue, -count(*), count(*) * ln(2) / 10, now FROM unnest(queues) queue GROUP BY queue;
-    IF gated IS NOT NULL THEN
+    IF gated IS NOT NULL AND is_borrowed THEN
+        -- Not the gates' rows: while they are locked nobody claims, and nobody settles.
+        INSERT INTO owed_room (gate) SELECT x.name FROM unnest(gated) g, unnest(gates_of(g)) x(name);
+    ELSIF gated IS NOT NULL THEN
         SELECT give_room(array_agg(x.name), array_agg(1::bigint), array_agg(0::bigint), now) INTO is_stirred
         FROM unnest(gated) g, unnest(gates_of(g)) x(name);
         IF is_stirred THEN PERFORM tell_work(now); END IF;
@@ -131,7 +135,7 @@ SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = of
 DECLARE
     now float8 := now_s(fixed_at);
     i integer; j job; r running; ended integer; kind integer;
-    names text[] := '{}'; unused bigint[] := '{}'; finals text[] := '{}';
+    names text[] := '{}'; unused bigint[] := '{}'; finals text[] := '{}'; owed text[];
     is_work boolean := false;
 BEGIN
     PERFORM 1 FROM running x WHERE x.seq IN (SELECT y.seq FROM job y WHERE y.id = ANY (job_ids))
@@ -144,6 +148,11 @@ BEGIN
         END IF;
         IF r.seq IS NULL THEN
             SELECT f.answer, f.state INTO answer, state FROM late(j, tokens[i]) f;
+            IF answer = 1 AND j.gates <> '' THEN
+                owed := take_owed(gates_of(j.gates));
+                names := names || owed;
+                unused := unused || array_fill(0::bigint, ARRAY[cardinality(owed)]);
+            END IF;
             RETURN NEXT;
             CONTINUE;
         END IF;

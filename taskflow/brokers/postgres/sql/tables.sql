@@ -164,6 +164,11 @@ CREATE TABLE gate (
     tat float8 NOT NULL DEFAULT 0
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_cost_delay = 0);
 
+-- Claims of these gates ended in a caller's transaction, which may stay open for long: whoever settles or reclaims next
+-- gives their room back.
+CREATE TABLE owed_room (gate text COLLATE "C" NOT NULL)
+    WITH (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_cost_delay = 0);
+
 -- Where lines of a queue wait, and when to look again.
 CREATE TABLE parking (
     queue integer NOT NULL,

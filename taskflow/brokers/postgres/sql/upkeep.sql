@@ -90,6 +90,7 @@ BEGIN
             UPDATE worker x SET has_missed = false WHERE x.id = w.id;
         END IF;
     END LOOP;
+    names := names || take_owed(NULL);
     IF cardinality(names) > 0 THEN
         is_work := give_room(names, ARRAY(SELECT 1::bigint FROM unnest(names)),
             ARRAY(SELECT 0::bigint FROM unnest(names)), now) OR is_work;
