@@ -103,6 +103,27 @@ async def commands(broker: RedisBroker) -> int:
     return sum(one["calls"] for one in stats.values())
 
 
+async def test_close_amid_calls_lets_them_end_and_leaves_no_connection(server: ValkeyServer) -> None:
+    closed = []  # nothing ends with an object that is forgotten
+    for turns in range(16):
+        broker = RedisBroker(server.url)
+        await broker.open()
+        waiting = asyncio.create_task(broker.wait(ask(), LONG_S))
+        calls = [asyncio.create_task(submit(broker, job())) for _ in range(3)]
+        for _ in range(turns + 1):
+            await asyncio.sleep(0)
+        await broker.close()
+        await asyncio.gather(waiting, return_exceptions=True)
+        receipts = await asyncio.gather(*calls)
+        assert {receipt.accepted for (receipt,) in receipts} == {Accepted.NEW}
+        closed.append(broker)
+
+    async def is_left() -> bool:
+        return server.ask("CLIENT", "LIST").count(b"id=") == server.ask("CLIENT", "LIST").count(b"cmd=client|list")
+
+    await eventually(is_left)
+
+
 async def test_text_that_no_utf8_can_hold_is_kept_readable(broker: RedisBroker) -> None:
     one = job(key="half \ud83d", lane="half \ud83d")
     await submit(broker, one)

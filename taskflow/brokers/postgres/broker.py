@@ -112,8 +112,8 @@ class PostgresBroker:
             self._waiters.work.add(told)
             try:
                 poll_s = await self._listening.listen(WORK, self._fixed_at())
-                if not self._is_open:
-                    return  # type: ignore[unreachable] # it may have been closed while this waited
+                if not self._pool.is_open:
+                    return
                 next_s = await self._pool.value(
                     "SELECT ~.next_v1($1, $2, $3, $4)",
                     list(request.queues),

@@ -74,6 +74,10 @@ class Pool:
         self._name = schema.quoted(namespace)
         self._pool: asyncpg.Pool | None = None
 
+    @property
+    def is_open(self) -> bool:
+        return self._pool is not None
+
     async def open(self) -> None:
         """Connect, and bring the schema up to date."""
         pool = asyncpg.create_pool(

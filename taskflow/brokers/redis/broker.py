@@ -77,10 +77,11 @@ class RedisBroker:
             raise
 
     async def close(self) -> None:
-        """Whoever waits returns."""
-        await self._link.close()
-        await self._reader.close()
+        """What was asked is still done; whoever waits returns."""
+        self._link.shut()  # first: whoever wakes meanwhile must not begin anew
         await self._listening.close()
+        await self._reader.close()
+        await self._link.close()
 
     # ---- what the runtime asks ----
 

@@ -43,6 +43,9 @@ class Link:
         self._url, self._wall = url, wall
         self._client: Any = None  # the driver's own types are incomplete
         self._listener: Any = None
+        self._shut: tuple[Any, ...] = ()
+        self._calls = 0  # under way
+        self._quiet: asyncio.Future[None] | None = None  # whoever closes waits for their end
         self.where = where(url)
 
     @property
@@ -61,13 +64,20 @@ class Link:
         pool.connection_kwargs["decode_responses"] = False  # whatever the URL says: payloads are bytes
         return pool
 
+    def shut(self) -> None:
+        """Begin nothing more. Idempotent."""
+        self._shut += tuple(client for client in (self._client, self._listener) if client is not None)
+        self._client = self._listener = None
+
     async def close(self) -> None:
-        """Idempotent."""
-        clients = (self._client, self._listener)
-        self._client = self._listener = None  # first: whoever wakes meanwhile must not begin anew
+        """Calls that are under way end first: the driver would lose connections that it makes meanwhile. Idempotent."""
+        self.shut()
+        clients, self._shut = self._shut, ()
+        if self._calls:
+            self._quiet = asyncio.get_running_loop().create_future()
+            await asyncio.wait((self._quiet,), timeout=ANSWER_S)
         for client in clients:
-            if client is not None:
-                await client.aclose()
+            await client.aclose()
 
     def pubsub(self) -> Any:
         """The connection that listens."""
@@ -78,6 +88,7 @@ class Link:
         client = self._opened(self._client)
         found = script(verb)
         time = "" if self._wall is None else repr(self._wall())
+        self._calls += 1
         try:
             with heeding_cancellation():
                 try:
@@ -86,6 +97,10 @@ class Link:
                     return await client.execute_command("EVAL", found.text, 1, self.prefix, time, *args)
         except (RedisError, OSError) as error:
             raise translated(error, self.where) from error
+        finally:
+            self._calls -= 1
+            if self._quiet is not None and not self._calls and not self._quiet.done():
+                self._quiet.set_result(None)
 
     async def ask(self, *command: str) -> Any:
         """What the server answers to a command of its own."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _QUIET_S = 20.0  # then the connection is asked whether it lives
 _ANSWER_S = 5.0
+_CANCELLED_S = 0.1
 
 
 class Listening:
@@ -45,10 +46,10 @@ class Listening:
 
     async def close(self) -> None:
         """Whoever waits returns."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        while self._tasks:  # Python 3.11's `wait_for`, which the driver uses, may swallow a cancellation
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks, timeout=_CANCELLED_S)
         subscribed, self._subscribed = self._subscribed, None
         if subscribed is not None and not subscribed.done():  # its task had not even begun
             _fail(subscribed, BrokerError(f"{self._link.where} was closed"))
