@@ -26,8 +26,6 @@ class Borrowed:
     Raises `ConfigError` for what is no connection to use, or has no transaction open.
     """
 
-    is_lent = True
-
     def __init__(self, connection: Any, namespace: str, where: str) -> None:
         self._namespace, self._where = namespace, where
         self._name = schema.quoted(namespace)

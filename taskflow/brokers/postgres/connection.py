@@ -62,8 +62,6 @@ class Address:
 class Pool:
     """A bounded number of connections. A call gets one for one statement."""
 
-    is_lent = False  # each statement is a transaction of its own
-
     def __init__(self, address: Address, namespace: str) -> None:
         self._address, self._namespace = address, namespace
         self._name = schema.quoted(namespace)

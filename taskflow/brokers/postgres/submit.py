@@ -23,7 +23,7 @@ _REFUSED = (
     Accepted.QUEUE_FULL,
     Accepted.GATE_FULL,
 )
-_SUBMIT = "SELECT * FROM ~.submit_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)"
+_SUBMIT = "SELECT * FROM ~.submit_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"
 _new = tuple.__new__  # the constructor of a NamedTuple is one more call
 _NEW = Accepted.NEW
 
@@ -60,7 +60,6 @@ async def submit(
         batches,
         list(bounds),
         list(bounds.values()),
-        pool.is_lent,
         fixed_at,
     )
     receipts: list[Receipt] = [_new(Receipt, (job_id, _NEW, 0.0)) for job_id in ids]

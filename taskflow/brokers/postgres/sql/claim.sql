@@ -1,11 +1,10 @@
 -- Into lines, out of lines.
 
 -- Put these jobs into their lines, which are made if need be. A line is locked shared: whoever closes an empty one waits
--- for us, or was first and we make it again. A transaction that its caller ends (`is_lent`) makes lines of its own: for
--- the common one, others would have to wait until it ends.
-CREATE FUNCTION place(seqs bigint[], is_lent boolean DEFAULT false) RETURNS void LANGUAGE plpgsql AS $$
+-- for us, or was first and we make it again.
+CREATE FUNCTION place(seqs bigint[]) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    are_locked boolean; whose bigint := 0;
+    are_locked boolean;
 BEGIN
     LOOP
         WITH wanted AS MATERIALIZED (
@@ -14,14 +13,13 @@ BEGIN
             FROM job j WHERE j.seq = ANY (seqs)
         ), locked AS (
             SELECT l.id FROM wanted w JOIN line l ON l.queue = w.queue AND l.key = w.lane AND l.gates = w.gates
-                AND l.priority = w.priority AND l.kind = w.kind AND l.twin = whose FOR KEY SHARE OF l
+                AND l.priority = w.priority AND l.kind = w.kind FOR KEY SHARE OF l
         )
         SELECT (SELECT count(*) FROM locked) = (SELECT count(*) FROM wanted) INTO are_locked;
         EXIT WHEN are_locked;
-        IF is_lent THEN whose := pg_current_xact_id()::text::bigint; END IF;
-        INSERT INTO line (queue, kind, priority, key, gates, twin)
+        INSERT INTO line (queue, kind, priority, key, gates)
         SELECT DISTINCT j.queue, (CASE WHEN j.gates = '' THEN 0 ELSE 1 END
-            + CASE WHEN j.lost >= 2 THEN 2 ELSE 0 END)::smallint AS kind, j.priority, j.lane, j.gates, whose
+            + CASE WHEN j.lost >= 2 THEN 2 ELSE 0 END)::smallint AS kind, j.priority, j.lane, j.gates
         FROM job j WHERE j.seq = ANY (seqs) ORDER BY 1, 4, 5, 3, 2
         ON CONFLICT DO NOTHING;
     END LOOP;
@@ -29,7 +27,6 @@ BEGIN
     SELECT l.id, j.due_at, j.seq, j.expires_at FROM job j
     JOIN line l ON l.queue = j.queue AND l.key = j.lane AND l.gates = j.gates AND l.priority = j.priority
         AND l.kind = (CASE WHEN j.gates = '' THEN 0 ELSE 1 END + CASE WHEN j.lost >= 2 THEN 2 ELSE 0 END)
-        AND l.twin = whose
     WHERE j.seq = ANY (seqs);
 END $$;
 

@@ -39,7 +39,7 @@ END $$;
 CREATE FUNCTION submit_v1(
     ids text[], tasks text[], queues text[], payloads bytea[], priorities integer[], lanes text[], gates text[],
     keys text[], delays_s float8[], expires_s float8[], expire_reasons text[], batches text[],
-    bound_queues text[], bounds bigint[], is_lent boolean, fixed_at float8
+    bound_queues text[], bounds bigint[], fixed_at float8
 ) RETURNS TABLE (place_n integer, refusal integer, holder text, over bigint, drain_per_s float8)
 LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_hashjoin = off
 SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
@@ -155,7 +155,7 @@ BEGIN
     END IF;
     ready_seqs := ARRAY(SELECT seqs[x.n] FROM unnest(delays_s) WITH ORDINALITY x(delay, n)
         WHERE x.delay <= 0 AND (ok IS NULL OR ok[x.n]));
-    IF cardinality(ready_seqs) > 0 THEN PERFORM place(ready_seqs, is_lent); END IF;
+    IF cardinality(ready_seqs) > 0 THEN PERFORM place(ready_seqs); END IF;
     IF cardinality(ready_seqs) < n THEN
         INSERT INTO scheduled (queue, due_at, seq, expires_at)
         SELECT j.queue, j.due_at, j.seq, j.expires_at FROM unnest(delays_s) WITH ORDINALITY x(delay, n)

@@ -49,8 +49,7 @@ CREATE TABLE job_key (
 ) WITH (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_cost_delay = 0);
 
 -- The ready jobs of one lane (key, gates, suspects apart) and one priority. There while they may be some. `stand`: 1 is
--- open, 2 waits at `gate` since `parked_at`. `kind`: bit 0 has gates, bit 1 is of suspects. `twin`: 0, or the caller's
--- transaction that made it: a lane has several lines then, and a turn with each, until those are empty.
+-- open, 2 waits at `gate` since `parked_at`. `kind`: bit 0 has gates, bit 1 is of suspects.
 CREATE TABLE line (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     queue integer NOT NULL,
@@ -61,8 +60,7 @@ CREATE TABLE line (
     stand smallint NOT NULL DEFAULT 1,
     gate text COLLATE "C",
     parked_at float8,
-    twin bigint NOT NULL DEFAULT 0,
-    UNIQUE (queue, key, gates, priority, kind, twin)
+    UNIQUE (queue, key, gates, priority, kind)
 ) WITH (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX line_open ON line (queue, kind, priority, id) WHERE stand = 1;
 CREATE INDEX line_parked ON line (queue, gate, priority DESC, parked_at, id) WHERE stand = 2;
