@@ -14,12 +14,12 @@ import pytest
 
 from taskflow.brokers.base import Settled
 from taskflow.brokers.postgres import PostgresBroker
-from taskflow.core.decision import Bury, Complete, Retry
+from taskflow.core.decision import Bury, Complete
 from taskflow.core.job import JobState
 from taskflow.errors import ConfigError
 
 from .conftest import postgres
-from .words import BOOM, PATIENCE_S, claim, claim_one, eventually, ids, job, reclaim, settle, state, submit
+from .words import BOOM, claim, claim_one, eventually, ids, job, reclaim, settle, state, submit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -144,46 +144,3 @@ async def test_connection_that_its_pool_has_back_is_refused(broker: PostgresBrok
         await pool.release(connection)
         with pytest.raises(ConfigError, match="given back"):
             await submit_in(broker, connection, job())
-
-
-async def test_transaction_that_stays_open_holds_nobody_up(broker: PostgresBroker) -> None:
-    """It made the first jobs of its lanes: whoever has another for them must not wait for its end."""
-    await submit(broker, job())  # the queue is known
-    done, again = await claim_one(broker), job(lane="a")
-    await settle(broker, done, Complete(None))
-    assert await claim(broker) == []
-    await submit(broker, again)
-    failing = await claim_one(broker)
-    assert await claim(broker) == []  # no lane is left
-
-    slow = [job(), job(lane="a"), job(lane="b"), job()]
-    quick = [job(), job(lane="b"), job(delay_s=0.01)]
-    found: list[str] = []
-    async with mine() as connection, connection.transaction():
-        await submit_in(broker, connection, *slow[:3])
-        await submit_in(broker, connection, *slow[3:])
-        async with asyncio.timeout(PATIENCE_S):
-            await submit(broker, *quick)
-            await settle(broker, failing, Retry(0.0, BOOM))
-            while len(found) < 4:
-                found += ids(await claim(broker))
-        assert sorted(found) == sorted(one.id for one in (*quick, again))
-
-    assert sorted(ids(await claim(broker))) == sorted(one.id for one in slow)
-    assert await claim(broker) == []
-    assert await broker.purge(state=JobState.READY) == 0
-
-
-async def test_job_of_an_open_transaction_can_be_cancelled_once_it_is_there(broker: PostgresBroker) -> None:
-    await submit(broker, job())
-    await settle(broker, await claim_one(broker), Complete(None))
-    assert await claim(broker) == []
-    one = job()
-    async with mine() as connection, connection.transaction():
-        await submit_in(broker, connection, one)
-        await submit(broker, job())  # the lane has another line now
-
-    await broker.cancel([one.id])
-
-    assert await state(broker, one.id) is JobState.CANCELLED
-    assert len(await claim(broker)) == 1

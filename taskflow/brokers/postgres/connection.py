@@ -161,6 +161,8 @@ async def look(address: Address, namespace: str) -> int:
         finally:
             connection.terminate()
     except BaseException as error:
+        if type(error) is ValueError:  # a port that is none
+            raise _no_address() from None
         if errors.is_translated(error):
             raise errors.translated(error, address.where) from error
         raise
