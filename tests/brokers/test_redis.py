@@ -6,7 +6,9 @@ What every broker promises is in `test_contract.py`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+import sys
 import time
 from collections import Counter
 from functools import partial
@@ -15,10 +17,12 @@ from urllib.parse import quote
 
 import hypothesis.strategies as st
 import pytest
+import redis.exceptions
 from hypothesis import HealthCheck, given, settings
 
 from taskflow.brokers.base import Accepted, Doubtful, Settled, Settlement
 from taskflow.brokers.redis import RedisBroker
+from taskflow.brokers.redis.link import heeding_cancellation
 from taskflow.brokers.redis.scripts import script
 from taskflow.core import bucket
 from taskflow.core import gate as gating
@@ -880,3 +884,31 @@ async def test_nothing_is_lost_while_connections_are_cut_and_scripts_forgotten(s
     assert len(states) == len(ran) == len(jobs)
     assert (counts.ready, counts.scheduled, counts.running) == (0, 0, 0)
     assert gate.live == 0
+
+
+async def test_writing_to_a_connection_that_asyncio_has_lost_is_an_outage() -> None:
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    async with server:
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.transport.abort()
+        await asyncio.sleep(0)  # the turn in which the transport lets go of its loop
+        failed: Exception | None = None
+        try:
+            with heeding_cancellation():
+                writer.writelines([b"PING"])
+        except Exception as error:
+            failed = error
+
+    # Python 3.11 takes the words and forgets them: there the answer does not come.
+    assert failed is None or isinstance(failed, redis.exceptions.ConnectionError)
+    assert sys.version_info < (3, 12) or failed is not None
+
+
+async def test_a_mistake_of_our_own_is_no_outage() -> None:
+    with pytest.raises(AttributeError), heeding_cancellation():
+        object().nothing  # noqa: B018

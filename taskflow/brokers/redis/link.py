@@ -160,11 +160,22 @@ def heeding_cancellation() -> Iterator[None]:
         yield
     except asyncio.CancelledError:
         raise
-    except Exception:
+    except Exception as error:
         _raise_if_cancelled(task, before)
+        if is_torn(error):
+            raise redis.exceptions.ConnectionError("the connection was lost as the driver wrote to it") from error
         raise
     else:
         _raise_if_cancelled(task, before)
+
+
+def is_torn(error: Exception) -> bool:
+    """Whether asyncio was asked to write to a connection that it has lost: an `AttributeError`, from Python 3.12 on."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    module = "" if last is None else str(last.tb_frame.f_globals.get("__name__"))
+    return isinstance(error, AttributeError) and module.startswith("asyncio.")
 
 
 def _raise_if_cancelled(task: asyncio.Task[Any], before: int) -> None:
