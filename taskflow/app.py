@@ -302,11 +302,11 @@ def make_broker(settings: Settings, clock: Clock) -> FullBroker:
         )
     if scheme in REDIS_SCHEMES:
         with _needs_extra("redis", scheme):
-            from taskflow.brokers.redis import RedisBroker  # noqa: PLC0415 - as above
+            from taskflow.brokers.redis import RedisBroker  # noqa: PLC0415 - its driver may not be installed
 
         return RedisBroker(url, namespace=settings.broker.namespace)
     with _needs_extra("postgres", scheme):
-        from taskflow.brokers.postgres import PostgresBroker  # noqa: PLC0415 - as above
+        from taskflow.brokers.postgres import PostgresBroker  # noqa: PLC0415 - its driver may not be installed
 
     return PostgresBroker(url, namespace=settings.broker.namespace)
 

@@ -50,7 +50,7 @@ def made(name: str, folder: Path) -> FullBroker:
 @cache
 def postgres() -> PostgresServer:
     """The server of this process's tests: each test has a schema of its own in it."""
-    server = PostgresServer().start()
+    server = PostgresServer(outside=True).start()
     atexit.register(server.close)
     return server
 

@@ -42,7 +42,7 @@ class Server:
 
 async def submitting(together: Together, names: str) -> list[asyncio.Task[list[Receipt]]]:
     tasks = [asyncio.create_task(together.submit([job(name)], {"default": 10})) for name in names]
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # each has its first turn: it has asked
     return tasks
 
 

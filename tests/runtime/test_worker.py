@@ -589,8 +589,7 @@ async def test_a_worker_that_stood_still_past_its_lease_starts_nothing_of_what_i
         worker._take_in(await t.broker.claim(ClaimRequest(worker.name, ("default",), 1, 1, 0, 10.0)))  # claimed ahead
         t.clock._now += 11  # SIGSTOP, a suspended machine: no timer has fired yet
         release.set()
-        for _ in range(20):
-            await asyncio.sleep(0)
+        await all_blocked()
         assert runs == [1]
 
         await t.advance(30)

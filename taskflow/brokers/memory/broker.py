@@ -185,7 +185,7 @@ class MemoryBroker:
                 if row.gates:
                     self._end_claim(row, freed)
                 else:
-                    del row.worker.claims[job_id]  # type: ignore[union-attr]
+                    del row.worker.claims[job_id]  # type: ignore[union-attr] # what runs has one; asserting it costs every job
                     row.worker = None
                 row.attempts += 1
                 row.state, row.finished_at, row.result = _COMPLETED, now, decision.result

@@ -36,12 +36,11 @@ class PostgresBeat:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
             try:
-                return self._loop.run_until_complete(self._beat(worker, tokens, lease_s))
-            except BaseException as error:
+                with errors.in_our_words(self._address.where):
+                    return self._loop.run_until_complete(self._beat(worker, tokens, lease_s))
+            except BaseException:  # whatever it was, the connection may be in the middle of an answer
                 self._drop()
                 self._patience.failed()
-                if errors.is_translated(error):
-                    raise errors.translated(error, self._address.where) from error
                 raise
 
     async def _beat(self, worker: str, tokens: Mapping[str, int], lease_s: float) -> BeatReply:
@@ -50,7 +49,7 @@ class PostgresBeat:
                 self._connection = await self._address.connect()
                 # Tokens go as text: for an array of numbers the driver asks the server eight times what that is.
                 self._statement = await self._connection.prepare(
-                    f"SELECT * FROM {self._name}.beat_v1($1, $2, $3::text[]::bigint[], $4, $5)"  # noqa: S608 - quoted
+                    f"SELECT * FROM {self._name}.beat_v1($1, $2, $3::text[]::bigint[], $4, $5)"  # noqa: S608 - our schema's name, quoted
                 )
         began = time.monotonic()
         async with asyncio.timeout(self._patience.answer_s(lease_s)):

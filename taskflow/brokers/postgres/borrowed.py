@@ -35,7 +35,7 @@ class Borrowed:
         """As `Pool.fetch`."""
         try:
             return list(await self._fetch(statement.replace("~", self._name), values))
-        except BaseException as error:
+        except Exception as error:
             failure = self._translated(error)
             if failure is error:
                 raise
@@ -46,7 +46,7 @@ class Borrowed:
         ((value,),) = await self.fetch(statement, *values)
         return value
 
-    def _translated(self, error: BaseException) -> BaseException:
+    def _translated(self, error: Exception) -> Exception:
         state = getattr(error, "sqlstate", None)
         if state in _NOT_OURS:
             return ConfigError(

@@ -267,7 +267,7 @@ class PostgresBroker:
 
     async def gates(self) -> list[Gate]:
         """As `Operator.gates`, by name."""
-        rows = await self._pool.fetch(f"SELECT {reading.GATE} FROM ~.gate g ORDER BY g.name")  # noqa: S608
+        rows = await self._pool.fetch(f"SELECT {reading.GATE} FROM ~.gate g ORDER BY g.name")  # noqa: S608 - our own columns
         return [reading.gate_of(row) for row in rows]
 
     async def finish_batch(self, batch: str) -> None:

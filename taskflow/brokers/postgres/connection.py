@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -14,7 +14,7 @@ from taskflow.brokers.postgres import errors, schema
 from taskflow.errors import BrokerError, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
 CALL_S = 10.0  # the longest that a call takes: one whose connection the network has dropped is heard of by then
 UPKEEP_S = 30.0  # a call that moves or forgets thousands of jobs
@@ -84,15 +84,12 @@ class Pool:
             self._address.dsn, min_size=0, max_size=_POOL, connect=_connect, reset=_no_reset, **self._address.options()
         )
         try:
-            await pool
-            async with pool.acquire(timeout=CALL_S) as connection:
-                await _again(lambda: schema.migrate(connection, self._namespace))
-        except BaseException as error:
+            with errors.in_our_words(self._address.where), _addressed():
+                await pool
+                async with pool.acquire(timeout=CALL_S) as connection:
+                    await _again(lambda: schema.migrate(connection, self._namespace))
+        except BaseException:  # cancelled, too: nobody else ends what has been connected
             pool.terminate()
-            if type(error) is ValueError:  # of the driver, about a port: what it quotes may be of the password
-                raise _no_address() from None
-            if errors.is_translated(error):
-                raise errors.translated(error, self._address.where) from error
             raise
         self._pool = pool
 
@@ -136,12 +133,8 @@ class Pool:
                 with suppress(TimeoutError):  # the pool has ended it, and makes another
                     await pool.release(connection, timeout=_CANCEL_S)
 
-        try:
+        with errors.in_our_words(self._address.where):
             return await _again(once)
-        except BaseException as error:
-            if errors.is_translated(error):
-                raise errors.translated(error, self._address.where) from error
-            raise
 
 
 def _no_address() -> ConfigError:
@@ -152,20 +145,25 @@ def _no_address() -> ConfigError:
     )
 
 
+@contextmanager
+def _addressed() -> Iterator[None]:
+    """A port that is none: what the driver quotes may be of the password."""
+    try:
+        yield
+    except ValueError as error:
+        if type(error) is ValueError:
+            raise _no_address() from None
+        raise
+
+
 async def look(address: Address, namespace: str) -> int:
     """The version of the schema, which is left as it is."""
-    try:
+    with errors.in_our_words(address.where), _addressed():
         connection = await address.connect()
         try:
             return await schema.version_of(connection, namespace)
         finally:
             connection.terminate()
-    except BaseException as error:
-        if type(error) is ValueError:  # a port that is none
-            raise _no_address() from None
-        if errors.is_translated(error):
-            raise errors.translated(error, address.where) from error
-        raise
 
 
 async def _again(call: Callable[[], Awaitable[Any]]) -> Any:

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
 import asyncpg
 
 from taskflow.errors import BrokerError, BrokerUnavailable, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _RETRY_AFTER_S = {"full": 30.0, "locked": 1.0}  # seconds; a disk seldom gets space within a few
 _AGAIN = frozenset({"40001", "40P01", "23505"})  # serialization, deadlock, an id that came in between: do it again
 _ACCESS = frozenset({"28000", "28P01", "42501", "3D000", "3F000"})
 _TIMEOUT = frozenset({"57014", "55P03"})
+
+
+@contextmanager
+def in_our_words(where: str) -> Iterator[None]:
+    """What the driver raises within the block comes out translated; all else as it is."""
+    try:
+        yield
+    except Exception as error:
+        if is_translated(error):
+            raise translated(error, where) from error
+        raise
 
 
 def is_retried(error: BaseException) -> bool:

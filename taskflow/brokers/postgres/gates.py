@@ -19,7 +19,7 @@ _TYPES = (
 )
 _ROW = ", ".join(f"${number}::{kind}" for number, kind in enumerate(_TYPES, 5))
 _PUT = f"SELECT ~.put_gate_v1($1, $2, $3, $4, ROW({_ROW})::~.gate, ${5 + len(_TYPES)})"
-_GET = f"SELECT x.now, {GATE.replace('g.', '(x.g).')} FROM ~.gate_v1($1, $2) x"  # noqa: S608
+_GET = f"SELECT x.now, {GATE.replace('g.', '(x.g).')} FROM ~.gate_v1($1, $2) x"  # noqa: S608 - our own columns
 
 
 async def change_gate(

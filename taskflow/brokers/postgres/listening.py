@@ -75,7 +75,7 @@ class Listening:
         connection = await self._address.connect()
         try:
             await connection.add_listener(channel, self._hear)
-        except BaseException:
+        except BaseException:  # cancelled, too: nobody else knows of this connection
             connection.terminate()
             raise
         if self._is_closed:  # meanwhile: nobody would ever end it

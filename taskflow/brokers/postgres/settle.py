@@ -42,7 +42,7 @@ async def settle(
             "SELECT ~.complete_v1($1, $2, $3, $4, $5)",
             [one[0] for one in quick],
             [one[1] for one in quick],
-            [one[2].result for one in quick],  # type: ignore[union-attr]
+            [one[2].result for one in quick],  # type: ignore[union-attr] # all of them are Complete
             is_borrowed,
             fixed_at,
         )

@@ -72,7 +72,7 @@ class RedisBroker:
         try:
             self._doubts = await doubts_about(self._link)
             await self._link.run("hello")
-        except BaseException:
+        except BaseException:  # cancelled, too: what was opened is closed
             await self.close()
             raise
 

@@ -99,7 +99,7 @@ def _in_transaction(connection: sqlite3.Connection, path: str, file: str) -> Ite
         connection.execute("DELETE FROM meta WHERE 0")  # the lock first: what is read from here on stays true
         schema.check_current(connection, path)
         yield
-    except BaseException:
+    except BaseException:  # cancelled, too: the caller's transaction goes on without us
         if connection.in_transaction:  # a full disk ends it by itself
             connection.execute(f"ROLLBACK TO {_MARK}")
             connection.execute(f"RELEASE {_MARK}")
