@@ -22,7 +22,7 @@ and tell the gate only what changes it:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple, assert_never
+from typing import TYPE_CHECKING, Any, NamedTuple, assert_never
 
 from taskflow.core import bucket
 from taskflow.core.backoff import exponential
@@ -30,7 +30,7 @@ from taskflow.core.breaker import BreakerState
 from taskflow.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from taskflow.core.specs import CircuitBreaker
 
@@ -162,6 +162,52 @@ class OverrideRate:
 
 
 GateChange = Hold | Release | Trip | Word | Declare | OverrideLimit | OverrideRate
+
+
+def from_row(row: Sequence[Any]) -> Gate:
+    """The record of a row, as `as_row` makes it."""
+    name, generation, held_until, reason, era, ramp, good, bad, failed, word, limit, override, *rates, live, tat = row
+    interval_s, burst, interval2_s, burst2 = rates
+    return Gate(
+        name,
+        generation,
+        held_until,
+        reason,
+        era,
+        ramp,
+        good,
+        bad,
+        failed,
+        word,
+        limit,
+        override,
+        None if interval_s is None else Rate(interval_s, burst),
+        None if interval2_s is None else Rate(interval2_s, burst2),
+        live,
+        tat,
+    )
+
+
+def as_row(gate: Gate) -> tuple[Any, ...]:
+    """The record as a row of a broker's table: a rate is two columns, interval and burst, None where there is none."""
+    return (
+        gate.name,
+        gate.generation,
+        gate.held_until,
+        gate.reason,
+        gate.era,
+        gate.ramp,
+        gate.good,
+        gate.bad,
+        gate.failed,
+        gate.word,
+        gate.limit,
+        gate.limit_override,
+        *((None, None) if gate.rate is None else (gate.rate.interval_s, gate.rate.burst)),
+        *((None, None) if gate.rate_override is None else (gate.rate_override.interval_s, gate.rate_override.burst)),
+        gate.live,
+        gate.tat,
+    )
 
 
 def family(name: str) -> str:

@@ -21,8 +21,10 @@ from taskflow.core.gate import (
     Trip,
     Word,
     admit,
+    as_row,
     change,
     family,
+    from_row,
     give_back,
     limit_of,
     of_family,
@@ -452,3 +454,12 @@ def test_the_gate_that_a_policy_made_is_found_among_a_jobs_own_by_name_or_family
 
     assert (of_family(gates, "smtp"), of_family(gates, "http")) == ("smtp", "http/api.example.org")
     assert of_family(gates, "api.example.org") is None
+
+
+@given(limit=LIMITS, override=LIMITS, rate=RATES, rate_override=RATES)
+def test_a_gate_is_the_same_after_it_was_a_row(
+    limit: int | None, override: int | None, rate: Rate | None, rate_override: Rate | None
+) -> None:
+    gate = Gate("http/a", 7, NOW, "busy", 3, 2, 1, 4, 5, 6, limit, override, rate, rate_override, 8, NOW + 1)
+
+    assert from_row(as_row(gate)) == gate

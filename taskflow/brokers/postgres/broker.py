@@ -15,6 +15,7 @@ from taskflow.brokers.postgres.connection import UPKEEP_S, Address, Pool, look
 from taskflow.brokers.postgres.listening import FINALS, WORK, Listening
 from taskflow.brokers.postgres.schema import STATE_NUMBER, VERSION
 from taskflow.brokers.postgres.waiting import Waiters, settled
+from taskflow.core import gate as gating
 from taskflow.core.decision import Complete, Release
 from taskflow.core.job import JobState
 from taskflow.errors import JobNotFound
@@ -268,7 +269,7 @@ class PostgresBroker:
     async def gates(self) -> list[Gate]:
         """As `Operator.gates`, by name."""
         rows = await self._pool.fetch(f"SELECT {reading.GATE} FROM ~.gate g ORDER BY g.name")  # noqa: S608 - our own columns
-        return [reading.gate_of(row) for row in rows]
+        return [gating.from_row(row) for row in rows]
 
     async def finish_batch(self, batch: str) -> None:
         """As `Operator.finish_batch`."""

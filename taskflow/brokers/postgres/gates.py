@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from taskflow.brokers.postgres.reading import GATE, gate_of
+from taskflow.brokers.postgres.reading import GATE
 from taskflow.core import gate as gating
 from taskflow.core.gate import Declare, OverrideLimit, OverrideRate
 
 if TYPE_CHECKING:
     from taskflow.brokers.postgres.connection import Pool
-    from taskflow.core.gate import Gate, GateChange, Rate
+    from taskflow.core.gate import Gate, GateChange
 
 _WHAT = {Declare: 1, OverrideLimit: 2, OverrideRate: 3}
 _TYPES = (
@@ -28,37 +28,12 @@ async def change_gate(
     """As `Broker.gate`."""
     while True:
         ((now, *row),) = await pool.fetch(_GET, name, fixed_at)
-        old = gate_of(row)
+        old = gating.from_row(row)
         if generation is not None and generation != old.generation:
             return old
         new = gating.change(old, change, now=now)
         is_stored = await pool.value(
-            _PUT, _WHAT.get(type(change), 0), old.generation, old.era, old.word, *_values(new), fixed_at
+            _PUT, _WHAT.get(type(change), 0), old.generation, old.era, old.word, *gating.as_row(new), fixed_at
         )
         if is_stored:
             return new
-
-
-def _values(gate: Gate) -> tuple[object, ...]:
-    return (
-        gate.name,
-        gate.generation,
-        gate.held_until,
-        gate.reason,
-        gate.era,
-        gate.ramp,
-        gate.good,
-        gate.bad,
-        gate.failed,
-        gate.word,
-        gate.limit,
-        gate.limit_override,
-        *_rate(gate.rate),
-        *_rate(gate.rate_override),
-        gate.live,
-        gate.tat,
-    )
-
-
-def _rate(rate: Rate | None) -> tuple[float | None, int | None]:
-    return (None, None) if rate is None else (rate.interval_s, rate.burst)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from taskflow.brokers.base import ErrorInfo, Final, JobInfo, QueueCounts
 from taskflow.brokers.postgres.schema import STATE_NUMBER, STATES
-from taskflow.core.gate import Gate, Rate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -156,30 +155,6 @@ GATE = (
     " g.max_live_override, g.rate_interval_s, g.rate_burst, g.rate_override_interval_s, g.rate_override_burst, g.live,"
     " g.tat"
 )
-
-
-def gate_of(row: Sequence[Any]) -> Gate:
-    """The gate of a row of `GATE`."""
-    name, generation, held_until, reason, era, ramp, good, bad, failed, word, *rest = row
-    limit, limit_override, interval_s, burst, override_interval_s, override_burst, live, tat = rest
-    return Gate(
-        name,
-        generation,
-        held_until,
-        reason,
-        era,
-        ramp,
-        good,
-        bad,
-        failed,
-        word,
-        limit,
-        limit_override,
-        None if interval_s is None else Rate(interval_s, burst),
-        None if override_interval_s is None else Rate(override_interval_s, override_burst),
-        live,
-        tat,
-    )
 
 
 async def states(pool: Pool, job_ids: Sequence[str]) -> dict[str, JobState]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from taskflow.brokers.base import ClaimRequest, ErrorInfo, Final, JobInfo, QueueCounts
 from taskflow.brokers.sqlite import lanes
 from taskflow.brokers.sqlite.schema import GATED, STATE_NUMBER, STATES, SUSPECT
-from taskflow.brokers.sqlite.tx import GATE_ROWS, NEVER, gate_of
+from taskflow.brokers.sqlite.tx import GATE_ROWS, NEVER
+from taskflow.core import gate as gating
 from taskflow.core.job import JobState
 from taskflow.core.window import DrainRate
 
@@ -109,7 +110,7 @@ def counts(connection: sqlite3.Connection, now: float) -> list[QueueCounts]:
 
 def gates(connection: sqlite3.Connection) -> list[Gate]:
     """As `Operator.gates`, by name."""
-    return [gate_of(row) for row in connection.execute(f"{GATE_ROWS} ORDER BY name")]
+    return [gating.from_row(row) for row in connection.execute(f"{GATE_ROWS} ORDER BY name")]
 
 
 _INFO = (

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from taskflow.brokers.sqlite.schema import DEAD, READY, RUNNING, SCHEDULED, WAITING
 from taskflow.core import gate as gating
-from taskflow.core.gate import Gate, Rate
+from taskflow.core.gate import Gate
 from taskflow.core.window import DrainRate
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class Tx:
         gate = self._gates.get(name)
         if gate is None:
             row = self.execute(f"{GATE_ROWS} WHERE name = ?", (name,)).fetchone()
-            gate = self._gates[name] = Gate(name) if row is None else gate_of(row)
+            gate = self._gates[name] = Gate(name) if row is None else gating.from_row(row)
         return gate
 
     def read_gates(self, names: Iterable[str]) -> None:
@@ -149,7 +149,7 @@ class Tx:
         if len(new) > 1:
             asked = json.dumps(list(new))
             found = self.execute(f"{GATE_ROWS} WHERE name IN (SELECT value FROM json_each(?))", (asked,))
-            known.update({row[0]: gate_of(row) for row in found})
+            known.update({row[0]: gating.from_row(row) for row in found})
             known.update({name: Gate(name) for name in new if name not in known})
 
     def parent(self, name: str) -> Gate | None:
@@ -266,7 +266,7 @@ class Tx:
         if self._gates_changed:
             self.connection.executemany(
                 f"INSERT OR REPLACE INTO gate VALUES (?{', ?' * 17})",
-                [row_of(self._gates[name]) for name in self._gates_changed],
+                [gating.as_row(self._gates[name]) for name in self._gates_changed],
             )
             self._gates_changed.clear()
 
@@ -284,49 +284,3 @@ GATE_ROWS = (
     "SELECT name, generation, held_until, reason, era, ramp, good, bad, failed, word, max_live, max_live_override,"
     " rate_interval_s, rate_burst, rate_override_interval_s, rate_override_burst, live, tat FROM gate"
 )
-
-
-def gate_of(row: tuple[Any, ...]) -> Gate:
-    """The record of a row of `GATE_ROWS`."""
-    name, generation, held_until, reason, era, ramp, good, bad, failed, word, limit, override, *rates, live, tat = row
-    interval_s, burst, interval2_s, burst2 = rates
-    return Gate(
-        name,
-        generation,
-        held_until,
-        reason,
-        era,
-        ramp,
-        good,
-        bad,
-        failed,
-        word,
-        limit,
-        override,
-        None if interval_s is None else Rate(interval_s, burst),
-        None if interval2_s is None else Rate(interval2_s, burst2),
-        live,
-        tat,
-    )
-
-
-def row_of(gate: Gate) -> tuple[Any, ...]:
-    """The record as a row."""
-    return (
-        gate.name,
-        gate.generation,
-        gate.held_until,
-        gate.reason,
-        gate.era,
-        gate.ramp,
-        gate.good,
-        gate.bad,
-        gate.failed,
-        gate.word,
-        gate.limit,
-        gate.limit_override,
-        *((None, None) if gate.rate is None else (gate.rate.interval_s, gate.rate.burst)),
-        *((None, None) if gate.rate_override is None else (gate.rate_override.interval_s, gate.rate_override.burst)),
-        gate.live,
-        gate.tat,
-    )

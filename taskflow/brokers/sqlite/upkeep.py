@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from taskflow.brokers.sqlite import lanes, rows
 from taskflow.brokers.sqlite.schema import CANCELLED, DEAD, EXPIRED, SUCCEEDED
-from taskflow.brokers.sqlite.tx import GATE_ROWS, gate_of
+from taskflow.brokers.sqlite.tx import GATE_ROWS
 from taskflow.core import gate as gating
 from taskflow.core.job import is_buried
 from taskflow.core.outcome import ErrorRecord
@@ -55,7 +55,7 @@ class Upkeep:
         tx.forget_gates()
         seen = tx.execute(f"{GATE_ROWS} WHERE name > ? ORDER BY name LIMIT ?", (self._last_gate, most)).fetchall()
         for row in seen:
-            gate = gate_of(row)
+            gate = gating.from_row(row)
             if (
                 gating.is_idle(gate, now=tx.now)
                 and not tx.execute("SELECT 1 FROM queue_gate WHERE gate = ? LIMIT 1", (gate.name,)).fetchone()
