@@ -31,6 +31,7 @@ from taskflow.brokers.base import (
     Final,
     JobInfo,
     Note,
+    Presence,
     QueueCounts,
     Receipt,
     Reclaimed,
@@ -40,9 +41,11 @@ from taskflow.brokers.base import (
     Settlement,
     SettleReply,
     SyncBeat,
+    WorkerInfo,
 )
 from taskflow.brokers.memory.expiries import Expiries
 from taskflow.brokers.memory.lanes import GateLine, Holder, Lane, Left, Queue, Ring, Row, late, matching, order, resolve
+from taskflow.brokers.memory.presences import Presences
 from taskflow.clock import Clock, LoopClock
 from taskflow.collector import no_collection
 from taskflow.core import gate as gating
@@ -81,6 +84,7 @@ class MemoryBroker:
         self._queues: dict[str, Queue] = {}
         self._gates: OrderedDict[str, GateLine] = OrderedDict()
         self._workers: dict[str, Holder] = {}
+        self._presences = Presences()
         self._submitted = 0
         self._is_open = True  # it needs no opening
         self._token = 0
@@ -211,12 +215,17 @@ class MemoryBroker:
         self._free(freed)
         return replies
 
-    async def beat(self, worker: str, tokens: Mapping[str, int], lease_s: float) -> BeatReply:
+    async def beat(
+        self, worker: str, tokens: Mapping[str, int], lease_s: float, presence: Presence | None = None
+    ) -> BeatReply:
         """As `Broker.beat`."""
+        now = self._clock.wall()
         holder = self._workers.get(worker)
         if holder is None:
             holder = self._workers[worker] = Holder(worker)
-        holder.lease_until = self._clock.wall() + lease_s
+        holder.lease_until = now + lease_s
+        if presence is not None:
+            self._presences.say(worker, presence, lease_s, now)
         holder.beats += 1
         lost: list[str] = []
         cancel: list[str] = []
@@ -236,6 +245,7 @@ class MemoryBroker:
 
     async def leave(self, worker: str) -> None:
         """As `Broker.leave`: the lease ends now, the next `reclaim` takes what is left."""
+        self._presences.leave(worker)
         holder = self._workers.get(worker)
         if holder is None:
             return
@@ -307,6 +317,7 @@ class MemoryBroker:
     async def reclaim(self, *, max_lost: int, retention: Retention) -> list[Reclaimed]:
         """As `Broker.reclaim`."""
         now = self._clock.wall()
+        self._presences.forget(now)
         moved: list[Reclaimed] = []
         for worker in list(self._workers.values()):
             if len(moved) >= retention.rows:
@@ -384,6 +395,10 @@ class MemoryBroker:
     async def gates(self) -> list[gating.Gate]:
         """As `Operator.gates`, by name."""
         return [gate.record for _, gate in sorted(self._gates.items())]
+
+    async def workers(self) -> list[WorkerInfo]:
+        """As `Operator.workers`, by name."""
+        return self._presences.infos(self._clock.wall())
 
     async def finish_batch(self, batch: str) -> None:
         """As `Operator.finish_batch`."""
