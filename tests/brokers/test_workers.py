@@ -23,7 +23,7 @@ LEASE_S = 0.15
 def presence(**fields: Any) -> Presence:
     said = {
         "host": "höst-1", "pid": 71, "version": "9.8.7", "up_s": 12.5, "queues": {"mail": 5, "bulk ü": 1},
-        "concurrency": 100, "running": 3, "state": WorkerState.CLAIMING,
+        "concurrency": 100, "busy": 3, "state": WorkerState.CLAIMING,
     }  # fmt: skip
     return Presence(**{**said, **fields})
 
@@ -54,19 +54,19 @@ async def stored(broker: Any) -> int:
 async def test_a_worker_is_shown_as_it_says_with_its_beat(broker: FullBroker) -> None:
     assert await broker.workers() == []
 
-    await broker.beat("w2", {}, 60.0, presence(running=0))
+    await broker.beat("w2", {}, 60.0, presence(busy=0))
     await broker.beat("w1", {}, 30.0, presence())
     first, second = await broker.workers()
 
     assert (first.worker, first.lease_s, first.said) == ("w1", 30.0, presence())
-    assert (second.worker, second.lease_s, second.said) == ("w2", 60.0, presence(running=0))
+    assert (second.worker, second.lease_s, second.said) == ("w2", 60.0, presence(busy=0))
     assert 0 <= first.silent_s < 10
     assert not first.is_silent
 
 
 async def test_each_beat_tells_anew_how_the_worker_is(broker: FullBroker) -> None:
     await broker.beat("w1", {}, 60.0, presence())
-    later = presence(up_s=15.9, running=100, state=WorkerState.DRAINING)
+    later = presence(up_s=15.9, busy=100, state=WorkerState.DRAINING)
 
     await broker.beat("w1", {}, 60.0, later)
 
