@@ -25,7 +25,7 @@ from taskflow.core import events
 from taskflow.core.breaker import Breaker, BreakerState, Denied, Permit, Verdict
 from taskflow.core.gate import TRIPPED, Recovery, Trip, Word, of_family, open_for_s
 from taskflow.core.outcome import ErrorRecord, Failed, Outcome, Rejected, Succeeded
-from taskflow.runtime.walk import GateWord
+from taskflow.runtime.words import GateWord
 
 if TYPE_CHECKING:
     import random

@@ -21,7 +21,7 @@ from tests.runtime.made import heard, make_claim, make_flow
 
 if TYPE_CHECKING:
     from taskflow.runtime.breakers import Judged
-    from taskflow.runtime.walk import GateWord
+    from taskflow.runtime.words import GateWord
 
 pytestmark = pytest.mark.anyio
 
