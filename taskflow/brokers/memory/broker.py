@@ -92,7 +92,7 @@ class MemoryBroker:
         self._results: deque[Row] = deque()
         self._finished: deque[Row] = deque()
         self._dead: dict[str, Row] = {}  # by job id: from here they may go on
-        self._batches: set[str] = set()  # that are not finished
+        self._batches: dict[str, float] = {}  # that are not finished → when a submit named them last
         self._held_back: dict[str, list[tuple[deque[Row] | dict[str, Row], Row]]] = {}  # old enough, but of these
 
     async def open(self) -> None:
@@ -387,18 +387,7 @@ class MemoryBroker:
 
     async def finish_batch(self, batch: str) -> None:
         """As `Operator.finish_batch`."""
-        self._batches.discard(batch)
-        held_back = self._held_back.pop(batch, [])
-        for line in (self._results, self._finished, self._dead):
-            rows = [row for of, row in held_back if of is line and self._rows.get(row.id) is row]
-            back = [row for row in rows if row.finished_at is not None]
-            if isinstance(line, deque):
-                line.extendleft(reversed(back))
-            else:
-                newer = line.copy()
-                line.clear()
-                line.update((row.id, row) for row in back)
-                line.update(newer)
+        self._finish_batch(batch)
 
     # ---- into the queue ----
 
@@ -414,6 +403,8 @@ class MemoryBroker:
         where: tuple[str, tuple[str, ...], int] = ("", (), 0)  # in its queue, the job before
         for job in jobs:
             job_id, task, name, payload, priority, lane_key, gates, key, delay_s, expires_s, reason, batch = job
+            if batch and batch in self._batches:
+                self._batches[batch] = now
             if job_id in rows:
                 receipts.append(Receipt(job_id, Accepted.SAME_ID))
                 continue
@@ -458,7 +449,7 @@ class MemoryBroker:
             if key is not None:
                 self._keys[task, key] = job_id
             if batch:
-                self._batches.add(batch)
+                self._batches[batch] = now
             for gate in gates:
                 self._gate(gate).add_queued(queue, 1)
             if (
@@ -848,6 +839,8 @@ class MemoryBroker:
     def _prune(self, retention: Retention, now: float) -> None:
         """Forget results, jobs and gates that were kept long enough."""
         rows = retention.rows
+        for batch in [batch for batch, named_at in self._batches.items() if named_at <= now - retention.batch_s]:
+            self._finish_batch(batch)
         for row in self._older(self._results, now - retention.result_s, rows):
             row.result, row.result_kept = None, False
         for line, keep_s in ((self._finished, retention.finished_s), (self._dead, retention.dead_s)):
@@ -884,6 +877,21 @@ class MemoryBroker:
             else:
                 del line[row.id]
         return rows
+
+    def _finish_batch(self, batch: str) -> None:
+        """What was held back for it stands in line again, as the oldest."""
+        self._batches.pop(batch, None)
+        held_back = self._held_back.pop(batch, [])
+        for line in (self._results, self._finished, self._dead):
+            rows = [row for of, row in held_back if of is line and self._rows.get(row.id) is row]
+            back = [row for row in rows if row.finished_at is not None]
+            if isinstance(line, deque):
+                line.extendleft(reversed(back))
+            else:
+                newer = line.copy()
+                line.clear()
+                line.update((row.id, row) for row in back)
+                line.update(newer)
 
     def _forget(self, row: Row) -> None:
         del self._rows[row.id]

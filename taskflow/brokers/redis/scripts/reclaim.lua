@@ -1,4 +1,4 @@
--- ARGV: time, max_lost, rows, result_s, finished_s, dead_s.
+-- ARGV: time, max_lost, rows, result_s, finished_s, dead_s, batch_s.
 -- Answers what moved: [state, lost, reason], JSON, and the bodies of these jobs.
 
 local max_lost, most = tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -70,9 +70,21 @@ local function expire()
   end
 end
 
+local function finish_batches() -- those that nobody has named for so long, and the rest of those that are finished
+  local room = most
+  local old = call('ZRANGEBYSCORE', P .. 'batches', '-inf', num(max(0, now - ARGV[7])), 'LIMIT', 0, most)
+  for i = 1, #old do
+    if room <= 0 then break end
+    room = room - finish_batch(old[i], room)
+  end
+  send_all()
+end
+
 local unfinished = {}
-local function is_unfinished(batch)
-  if unfinished[batch] == nil then unfinished[batch] = call('SISMEMBER', P .. 'batches', batch) == 1 end
+local function waits_aside(row)
+  local batch = row[BATCH]
+  if not batch then return false end
+  if unfinished[batch] == nil then unfinished[batch] = is_unfinished(batch) end
   return unfinished[batch]
 end
 
@@ -86,7 +98,7 @@ local function older(line, keep_s, some) -- rows that ended so long ago. Those o
     local row = rows[of[i]]
     add('ZREM', P .. line, old[2 * i - 1])
     if row then
-      if row[BATCH] and is_unfinished(row[BATCH]) then
+      if waits_aside(row) then
         add('ZADD', P .. 'kept:' .. line .. ':' .. row[BATCH], old[2 * i], old[2 * i - 1])
       else
         found[#found + 1] = of[i]
@@ -145,6 +157,7 @@ free()
 flush()
 expire()
 flush()
+finish_batches()
 prune()
 flush()
 prune_gates()
