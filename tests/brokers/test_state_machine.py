@@ -808,7 +808,11 @@ class RedisMachine(BrokerMachine):
 
     @rule()
     def set_the_clock_back(self) -> None:
-        """As a correction of the server's clock, or a failover to one that is behind."""
+        """As a correction of the server's clock, or a failover to one that is behind. What was found due stays ready."""
+        states = self.run(self.broker.states([*self.jobs]))
+        for job_id, kept in self.jobs.items():
+            if kept.state is SCHEDULED and states[job_id] is READY:
+                kept.move("due")
         self.clock.at -= 2.713_9
 
     @rule()

@@ -133,6 +133,15 @@ local function is_idle(gate) -- as core.gate.is_idle, as long as no job waits fo
   return over <= now
 end
 
+local function no_job_waits(gate) -- so no lane does, though no claim has come by to see that
+  local key = P .. 'gate-queues:' .. gate.name
+  local names = call('SMEMBERS', key)
+  for i = 1, #names do add('ZREM', P .. 'stirred:' .. names[i], gate.name) end
+  if #names > 0 then call('UNLINK', key) end
+  add('ZREM', P .. 'openings', gate.name)
+  if gate.parent then add('SREM', P .. 'gate-kids:' .. gate.parent.name, gate.name) end
+end
+
 local function prune_gates() -- some at a time, in rounds
   local names = call('ZRANGE', P .. 'gates', 0, most - 1)
   if #names == 0 then return end
@@ -140,11 +149,11 @@ local function prune_gates() -- some at a time, in rounds
   for i = 1, #names do
     local name = names[i]
     local gate = gate_of(name)
-    if is_idle(gate) and call('EXISTS', P .. 'gate-jobs:' .. name) == 0 then
+    local is_wanted = call('EXISTS', P .. 'gate-jobs:' .. name) == 1
+    if not is_wanted then no_job_waits(gate) end
+    if not is_wanted and is_idle(gate) then
       add('ZREM', P .. 'gates', name)
-      add('ZREM', P .. 'openings', name)
-      call('UNLINK', P .. 'gate:' .. name, P .. 'gate-queues:' .. name)
-      if gate.parent then add('SREM', P .. 'gate-kids:' .. gate.parent.name, name) end
+      call('UNLINK', P .. 'gate:' .. name)
     else
       add('ZADD', P .. 'gates', round, name)
     end
