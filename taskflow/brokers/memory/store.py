@@ -56,7 +56,7 @@ class Store:
         self.results: deque[Row] = deque()  # rows with a result
         self.finished: deque[Row] = deque()
         self.dead: dict[str, Row] = {}  # from here they may go on
-        self.batches: set[str] = set()  # that are not finished
+        self.batches: dict[str, float] = {}  # that are not finished → when a submit named them last
         self.held_back: dict[str, list[tuple[Line, Row]]] = {}  # old enough, but of these
 
     def queue(self, name: str) -> Queue:

@@ -65,6 +65,8 @@ def _expire(store: Store, most: int, now: float, moved: list[Reclaimed]) -> None
 def _prune(store: Store, retention: Retention, now: float) -> None:
     """Forget results, jobs and gates that were kept long enough."""
     most = retention.rows
+    for batch in [batch for batch, named_at in store.batches.items() if named_at <= now - retention.batch_s]:
+        finish_batch(store, batch)
     for row in _older(store, store.results, now - retention.result_s, most):
         row.result, row.result_kept = None, False
     for line, keep_s in ((store.finished, retention.finished_s), (store.dead, retention.dead_s)):
@@ -106,7 +108,7 @@ def _older(store: Store, line: Line, before: float, most: int) -> list[Row]:
 
 def finish_batch(store: Store, batch: str) -> None:
     """As `Operator.finish_batch`: what was held back for it stands in its line again, as the oldest."""
-    store.batches.discard(batch)
+    store.batches.pop(batch, None)
     held_back = store.held_back.pop(batch, [])
     for line in (store.results, store.finished, store.dead):
         kept = [row for of, row in held_back if of is line and store.rows.get(row.id) is row]
