@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+NEVER = float("inf")  # an instant that does not come
+
 
 class Timer:
     """A call that may still be cancelled."""
@@ -116,7 +118,7 @@ class LoopClock:
     def __init__(self) -> None:
         self._timers = TimerHeap()
         self._alarm: asyncio.TimerHandle | None = None
-        self._alarm_at = float("inf")
+        self._alarm_at = NEVER
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def now(self) -> float:
@@ -128,7 +130,7 @@ class LoopClock:
     def call_at(self, when: float, callback: Callable[[], object]) -> Timer:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # a flow that is opened again in another loop starts with no timers
-            self._loop, self._timers, self._alarm, self._alarm_at = loop, TimerHeap(), None, float("inf")
+            self._loop, self._timers, self._alarm, self._alarm_at = loop, TimerHeap(), None, NEVER
         timer = self._timers.push(when, callback)
         if when < self._alarm_at:
             self._arm(when)
@@ -147,7 +149,7 @@ class LoopClock:
     def _ring(self, timers: TimerHeap) -> None:
         if timers is not self._timers:
             return  # an alarm of the loop before
-        self._alarm, self._alarm_at = None, float("inf")
+        self._alarm, self._alarm_at = None, NEVER
         try:
             timers.fire(self.now())
         finally:  # also when a callback raised: the loop reports it, the others are called next

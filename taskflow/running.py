@@ -21,6 +21,7 @@ from taskflow.runtime.worker import Stopped, Worker, WorkerParts
 from taskflow.settings import DEFAULT_HTTP_PORT
 from taskflow.settings.sharing import shared_gates
 from taskflow.telemetry import turned_away
+from taskflow.telemetry.exposition import Asked
 from taskflow.telemetry.health import Health
 from taskflow.telemetry.metrics import Metrics
 from taskflow.version import __version__
@@ -186,12 +187,14 @@ class RunningWorker:
             python=platform.python_version(),
             broker=flow.broker.name,
             now=flow.clock.now,
-            in_flight=lambda: worker.in_flight,
-            concurrency_limit=lambda: worker.concurrency,
-            longest_running_s=worker.longest_running_s,
-            draining=lambda: worker.is_draining,
-            abandoned_threads=lambda: worker.abandoned_threads,
-            turned_away=turned_away.counts,
+            asked=Asked(
+                in_flight=lambda: worker.in_flight,
+                concurrency_limit=lambda: worker.concurrency,
+                longest_running_s=worker.longest_running_s,
+                draining=lambda: worker.is_draining,
+                abandoned_threads=lambda: worker.abandoned_threads,
+                turned_away=turned_away.counts,
+            ),
         )
         policies = [task.definition.policy(flow.settings) for task in flow.tasks.values()]
         self.metrics.declare(

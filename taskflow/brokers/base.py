@@ -254,12 +254,17 @@ class Retried(StrEnum):
 
 
 class Retention(NamedTuple):
-    """How long things are kept, in seconds, and how many rows one `reclaim` prunes at most."""
+    """How long things are kept, in seconds, and how many rows one `reclaim` prunes at most.
+
+    `batch_s`: a batch that nobody has finished, and that no submit has named for so long, was given up by whoever made
+    it. It counts as finished: what is kept for it would be kept for ever.
+    """
 
     result_s: float = 3_600.0
     finished_s: float = 86_400.0
     dead_s: float = 2_592_000.0
     rows: int = 1_000
+    batch_s: float = 2_592_000.0  # 30 days, as dead letters: a month, holidays included
 
 
 class SyncBeat(Protocol):
@@ -342,7 +347,7 @@ class Broker(Protocol):
     async def reclaim(self, *, max_lost: int, retention: Retention) -> list[Reclaimed]:
         """Take back what dead workers held, expire what waited too long, prune what was kept long enough.
 
-        Bounded; call it again. Jobs of a batch that is not finished yet are not pruned.
+        Bounded; call it again. Jobs of a batch that is not finished yet are not pruned (see `Retention.batch_s`).
         """
         ...
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, 
 from taskflow.core.specs import Bulkhead, Chaos, CircuitBreaker, RateLimit, Retry, Timeout
 from taskflow.errors import ConfigError
 from taskflow.policies import orders
+from taskflow.policies.body import Body, plain
 from taskflow.policies.bulkhead import Slots
 from taskflow.policies.chaos import ChaosGuard
 from taskflow.policies.circuit import Circuit, CircuitGuard
@@ -20,7 +21,7 @@ from taskflow.policies.orders import Once, Policy, PolicyOrderWarning
 from taskflow.policies.rate import Turns
 from taskflow.policies.registry import Registry, Tokens, default_registry
 from taskflow.policies.retry import Retrying
-from taskflow.policies.runner import Body, Guarded, Guarding, plain
+from taskflow.policies.runner import Guarded, Guarding
 from taskflow.policies.timeout import TimeoutGuard
 
 if TYPE_CHECKING:

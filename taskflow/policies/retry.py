@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskflow.core.backoff import delay_s
 from taskflow.errors import CircuitOpen, Rejected
+from taskflow.policies.body import NotAwaitable
 from taskflow.policies.classes import classify
 from taskflow.policies.hints import asked_wait_s
 from taskflow.policies.scope import Scope, current, deadline_at, is_retried
@@ -16,14 +17,10 @@ if TYPE_CHECKING:
 
     from taskflow.clock import Clock
     from taskflow.core.specs import Retry
+    from taskflow.policies.body import Body
     from taskflow.policies.registry import Tokens
-    from taskflow.policies.runner import Body
 
 _SPREAD = 0.1  # those who were told the same `Retry-After` come back over this share of it: later, never earlier
-
-
-class NotAwaitable(TypeError):
-    """The function that was called is no coroutine function: it has run, and running it again would help nobody."""
 
 
 class Retrying:

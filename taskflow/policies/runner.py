@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Coroutine
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
+from taskflow.policies.body import check_awaitable, plain
 from taskflow.policies.guard import Guard, Waiting
-from taskflow.policies.retry import NotAwaitable
 
 if TYPE_CHECKING:
     from taskflow.clock import Clock
-
-Body = Callable[[Any, Any, Any], Coroutine[Any, Any, Any]]
-
-
-async def plain(fn: Any, args: Any, kwargs: Any) -> Any:
-    """The body itself."""
-    awaitable = fn(*args, **kwargs)
-    if type(awaitable) is not CoroutineType:
-        _check_awaitable(fn, awaitable)
-    return await awaitable
-
-
-def _check_awaitable(fn: Any, result: Any) -> None:
-    if not inspect.isawaitable(result):
-        raise NotAwaitable(
-            f"{fn!r} gave {type(result).__name__}, which cannot be awaited: policies work on coroutine functions; "
-            "for a plain function, call asyncio.to_thread with it"
-        )
+    from taskflow.policies.body import Body
 
 
 class Guarded:
@@ -59,7 +40,7 @@ class Guarded:
             else:
                 awaitable = fn(*args, **kwargs)
                 if type(awaitable) is not CoroutineType:
-                    _check_awaitable(fn, awaitable)
+                    check_awaitable(fn, awaitable)
                 result = await awaitable
         except BaseException as raised:
             error = leave(guards, permits, clock.now(), raised, None)

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from taskflow.brokers.base import Completing, Settled
+from taskflow.clock import NEVER
 from taskflow.core import events
 from taskflow.core.backoff import exponential
 from taskflow.core.decision import Release, complete, decide
@@ -24,10 +25,11 @@ from taskflow.runtime.budgets import Budgets
 from taskflow.runtime.codec import NewerEnvelope
 from taskflow.runtime.control import ControlFlow, Snooze
 from taskflow.runtime.leases import OVERTIME_S
-from taskflow.runtime.processes import NoProcess
+from taskflow.runtime.process import NoProcess
 from taskflow.runtime.slot import CANCELLED, SHUTDOWN, TIMEOUT, Slot, Stopped
 from taskflow.runtime.threads import NoThread
-from taskflow.runtime.walk import NEVER, Completion, GateHold, Notebook, Walk
+from taskflow.runtime.walk import Completion, Notebook, Walk
+from taskflow.runtime.words import GateHold
 from taskflow.telemetry.context import job_context
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from taskflow.core import events
 from taskflow.core.decision import Complete
 from taskflow.core.gate import Hold
 from taskflow.core.job import JobState
-from taskflow.runtime.walk import GateWord
+from taskflow.runtime.words import GateWord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from taskflow.clock import Clock
     from taskflow.core.gate import Gate
     from taskflow.runtime.calls import BrokerCalls
-    from taskflow.runtime.walk import GateHold, Walk
+    from taskflow.runtime.walk import Walk
+    from taskflow.runtime.words import GateHold
 
 
 _STALE, _SUCCEEDED = Settled.STALE, JobState.SUCCEEDED  # an enum's member costs as much as a call on Python 3.11

@@ -15,7 +15,7 @@ import asyncio
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
-from taskflow.runtime.walk import NEVER
+from taskflow.clock import NEVER
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -9,37 +9,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from taskflow.clock import NEVER
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from taskflow.brokers.base import Note, Settled
     from taskflow.clock import Clock
     from taskflow.core.decision import Decision
-    from taskflow.core.gate import Trip, Word
     from taskflow.core.job import Claim, JobState
     from taskflow.core.outcome import ErrorRecord
     from taskflow.runtime.breakers import Admitted
-    from taskflow.runtime.processes import Child
+    from taskflow.runtime.process import Child
     from taskflow.runtime.slot import Slot
     from taskflow.runtime.task import TaskDef
+    from taskflow.runtime.words import GateHold, GateWord
     from taskflow.settings.tuning import TaskPolicy
-
-NEVER = float("inf")
-
-
-class GateHold(NamedTuple):
-    """Close a gate before the settlement that goes with it: its siblings must not slip through in between."""
-
-    gate: str
-    for_s: float
-    reason: str
-
-
-class GateWord(NamedTuple):
-    """What a breaker has to tell its gate before the settlement that goes with it: as above."""
-
-    gate: str
-    change: Trip | Word
 
 
 class Completion(NamedTuple):

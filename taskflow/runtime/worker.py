@@ -22,6 +22,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from taskflow.brokers.base import ClaimRequest, Presence, WorkerState
+from taskflow.clock import NEVER
 from taskflow.core import events
 from taskflow.core.decision import Cancel, Decision, Release
 from taskflow.core.job import SUSPECT_AFTER
@@ -269,7 +270,7 @@ class Worker:
         is_told = await self._within(_FLUSH_S, self._settler.idle)
         stopped = Stopped(self._attempts.cut_off, 0 if is_told else self._settler.unsettled)
         await self._within(2 * _FLUSH_S, self._close)
-        await self._within(float("inf"), self._processes.close)  # bounded, in the real time that processes live in
+        await self._within(NEVER, self._processes.close)  # bounded, in the real time that processes live in
         self._emit(events.WorkerStopped(self.name, stopped.handed_back))
         if self._cancelled is not None:
             raise self._cancelled
@@ -547,7 +548,7 @@ class Worker:
             self._suspects -= sum(walk.claim.is_suspect for walk in found)
         return found
 
-    def _give_back_unstarted(self, before: float = float("inf")) -> None:
+    def _give_back_unstarted(self, before: float = NEVER) -> None:
         """Hand back what came here before `before` and has not started: it keeps its place in the line."""
         for walk in self._take_out(lambda walk: walk.at <= before):
             self._settle_unstarted(walk, Release())

@@ -25,8 +25,8 @@ async def test_lane_is_forgotten_when_its_last_job_was_claimed() -> None:
     while await claim(broker, limit=MANY, gated=MANY):
         pass
 
-    assert broker._queue("q").lanes == {}
-    assert not any(broker._queue("q").open)
+    assert broker._store.queue("q").lanes == {}
+    assert not any(broker._store.queue("q").open)
 
 
 async def test_idle_gates_and_workers_are_forgotten() -> None:
@@ -40,8 +40,8 @@ async def test_idle_gates_and_workers_are_forgotten() -> None:
         await reclaim(broker, retention=NOTHING_KEPT)
 
     assert await broker.gates() == []
-    assert broker._workers == {}
-    assert broker._rows == {}
+    assert broker._store.workers == {}
+    assert broker._store.rows == {}
 
 
 async def test_jobs_that_were_purged_are_let_go_and_hold_up_nobody_else() -> None:
@@ -52,11 +52,11 @@ async def test_jobs_that_were_purged_are_let_go_and_hold_up_nobody_else() -> Non
     purged = await broker.purge(state=JobState.SUCCEEDED, task="gone")
 
     assert purged == MANY
-    assert max(len(broker._results), len(broker._finished)) <= 2 + 64
+    assert max(len(broker._store.results), len(broker._store.finished)) <= 2 + 64
     await reclaim(broker, retention=NOTHING_KEPT)
-    assert broker._rows == {}
-    assert not broker._results
-    assert not broker._finished
+    assert broker._store.rows == {}
+    assert not broker._store.results
+    assert not broker._store.finished
 
 
 async def test_gates_are_looked_at_in_turn() -> None:
@@ -82,10 +82,10 @@ async def test_jobs_cancelled_in_the_middle_of_a_line_are_let_go(delay_s: float)
     await broker.cancel([one.id for one in jobs[5:]])
     await reclaim(broker, retention=NOTHING_KEPT)
 
-    queue = broker._queue("q")
+    queue = broker._store.queue("q")
     in_lines = sum(len(line) for lane in queue.lanes.values() for line in lane.lines.values())
     assert 5 <= in_lines + len(queue.scheduled) <= 5 + 65
-    assert len(broker._expiries) == 5
+    assert len(broker._store.expiries) == 5
 
 
 async def test_waiters_leave_nothing_behind() -> None:
@@ -97,5 +97,5 @@ async def test_waiters_leave_nothing_behind() -> None:
 
     await asyncio.gather(*patient)
 
-    assert broker._waiters == {}
-    assert broker._queue("q").waiters == {}
+    assert broker._store.waiters == {}
+    assert broker._store.queue("q").waiters == {}

@@ -61,7 +61,7 @@ QUEUES = ("mail", "web")
 WORKERS = ("w1", "w2", "w3")
 GATES = ("smtp", "http", "http/a", "http/b")
 MAX_LOST = 1
-RETENTION = Retention(result_s=15.0, finished_s=30.0, dead_s=60.0)
+RETENTION = Retention(result_s=15.0, finished_s=30.0, dead_s=60.0, batch_s=45.0)
 
 a_job = st.fixed_dictionaries(
     {
@@ -199,6 +199,7 @@ class BrokerMachine(RuleBasedStateMachine):
         self.seen: set[str] = set()  # queues that ever had a job
         self.issued: list[tuple[str, int]] = [("f" * 32, 1)]  # every claim there ever was, and one that never was
         self.finished_batch = False
+        self.named_at = self.now  # the batch, by a submit
         self.number = self.accepted = 0
         self.run(self.broker.open())
         for name, change in said.items():
@@ -305,6 +306,8 @@ class BrokerMachine(RuleBasedStateMachine):
             assert (receipt.retry_after_s > 0) == (receipt.accepted in {Accepted.QUEUE_FULL, Accepted.GATE_FULL})
 
     def submitted(self, job: Job, bound: int) -> tuple[str, Accepted]:
+        if job.batch:
+            self.named_at = self.now
         waiting = [kept.job for kept in self.jobs.values() if kept.state in WAITS and kept.job.queue == job.queue]
         if job.id in self.jobs:
             return job.id, Accepted.SAME_ID
@@ -587,6 +590,7 @@ class BrokerMachine(RuleBasedStateMachine):
             assert (info.lease_s, info.said) == (lease_s, presence)
 
     def prune(self) -> None:
+        self.finished_batch = self.finished_batch or self.named_at <= self.now - RETENTION.batch_s
         for kept in [*self.jobs.values()]:
             if not kept.is_final or (kept.job.batch and not self.finished_batch):
                 continue
@@ -824,7 +828,11 @@ class RedisMachine(BrokerMachine):
 
     @rule()
     def set_the_clock_back(self) -> None:
-        """As a correction of the server's clock, or a failover to one that is behind."""
+        """As a correction of the server's clock, or a failover to one that is behind. What was found due stays ready."""
+        states = self.run(self.broker.states([*self.jobs]))
+        for job_id, kept in self.jobs.items():
+            if kept.state is SCHEDULED and states[job_id] is READY:
+                kept.move("due")
         self.clock.at -= 2.713_9
 
     @rule()

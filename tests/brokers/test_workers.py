@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from taskflow.brokers.base import FORGOTTEN, Presence, WorkerState
+from taskflow.brokers.base import FORGOTTEN, WorkerState
 
-from .words import claim, eventually, job, reclaim, submit
+from .words import claim, eventually, job, presence, reclaim, submit
 
 if TYPE_CHECKING:
     from taskflow.brokers.base import FullBroker, WorkerInfo
@@ -18,14 +18,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 LEASE_S = 0.15
-
-
-def presence(**fields: Any) -> Presence:
-    said = {
-        "host": "höst-1", "pid": 71, "version": "9.8.7", "up_s": 12.5, "queues": {"mail": 5, "bulk ü": 1},
-        "concurrency": 100, "busy": 3, "state": WorkerState.CLAIMING,
-    }  # fmt: skip
-    return Presence(**{**said, **fields})
 
 
 async def names(broker: FullBroker) -> list[str]:
@@ -41,7 +33,7 @@ async def stored(broker: Any) -> int:
     """Workers of which anything is kept, shown or not."""
     match broker.name:
         case "memory":
-            return len(broker._presences._said)
+            return len(broker._store.presences)
         case "sqlite":
             return await broker.read(lambda file: file.execute("SELECT count(*) FROM presence").fetchone()[0])
         case "redis":

@@ -111,7 +111,7 @@ async def test_metrics_are_compressed_only_for_whoever_can_read_it(site: Site) -
 
 async def test_metrics_are_rendered_in_a_thread(site: Site) -> None:
     asked_in: list[str] = []
-    site.metrics.in_flight = lambda: asked_in.append(threading.current_thread().name) or 0.0  # type: ignore[func-returns-value]
+    site.metrics.asked.in_flight = lambda: asked_in.append(threading.current_thread().name) or 0.0  # type: ignore[func-returns-value]
 
     await site.get("/metrics")
 
@@ -126,7 +126,7 @@ async def test_too_many_scrapes_at_once_are_told_to_come_back(site: Site) -> Non
         go_on.wait(10)
         return 0.0
 
-    site.metrics.in_flight = slow
+    site.metrics.asked.in_flight = slow
     scrapes = [asyncio.create_task(site.get("/metrics")) for _ in range(12)]
     refused: list[Any] = []
     while len(refused) < 4:

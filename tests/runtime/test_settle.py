@@ -19,7 +19,8 @@ from taskflow.core.specs import CircuitBreaker
 from taskflow.errors import BrokerError
 from taskflow.runtime.calls import BrokerCalls
 from taskflow.runtime.settle import Settler
-from taskflow.runtime.walk import GateHold, GateWord, Walk
+from taskflow.runtime.walk import Walk
+from taskflow.runtime.words import GateHold, GateWord
 from taskflow.testing import Faults, VirtualClock, all_blocked
 from tests.runtime.made import put
 

@@ -23,7 +23,8 @@ from taskflow.core.decision import Bury, Cancel, Complete, Expire, Release, Retr
 from taskflow.core.gate import Gate
 from taskflow.core.job import JobState
 from taskflow.telemetry.bus import Bus
-from taskflow.telemetry.metrics import OPENMETRICS, TEXT, Metrics
+from taskflow.telemetry.exposition import OPENMETRICS, TEXT
+from taskflow.telemetry.metrics import Metrics
 from tests.telemetry.made import ALL_EVENTS, BROKEN, ended, settled, started
 
 if TYPE_CHECKING:
@@ -306,8 +307,8 @@ def test_a_queue_that_is_no_longer_reported_is_empty(metrics: Metrics, now: Now)
 
 def test_the_worker_is_asked_at_each_scrape(metrics: Metrics) -> None:
     running = [1, 2]
-    metrics.in_flight = lambda: len(running)
-    metrics.concurrency_limit = lambda: 100
+    metrics.asked.in_flight = lambda: len(running)
+    metrics.asked.concurrency_limit = lambda: 100
     first = value(metrics, "taskflow_worker_in_flight")
     running.append(3)
 
@@ -316,8 +317,8 @@ def test_the_worker_is_asked_at_each_scrape(metrics: Metrics) -> None:
 
 
 def test_a_gauge_that_raises_shows_as_unknown_and_hurts_no_other(metrics: Metrics, bus: Bus) -> None:
-    metrics.in_flight = lambda: 1 / 0
-    metrics.longest_running_s = lambda: 4.5
+    metrics.asked.in_flight = lambda: 1 / 0
+    metrics.asked.longest_running_s = lambda: 4.5
     emit(bus, started())
 
     assert math.isnan(value(metrics, "taskflow_worker_in_flight"))
@@ -334,7 +335,7 @@ def test_a_gauge_over_something_that_changes_meanwhile_is_asked_again(metrics: M
             raise answer
         return answer
 
-    metrics.longest_running_s = longest
+    metrics.asked.longest_running_s = longest
 
     assert value(metrics, "taskflow_worker_longest_running_seconds") == 3.0
 

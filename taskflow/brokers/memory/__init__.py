@@ -1,4 +1,4 @@
-"""The reference broker, all in this process: read `broker` first, then `lanes`."""
+"""The reference broker, all in this process: read `broker` first, then `lanes` and `claim`."""
 
 from taskflow.brokers.memory.broker import MemoryBroker
 

@@ -14,9 +14,8 @@ from taskflow.brokers.base import (
     JobInfo,
     QueueCounts,
     Reclaimed,
-    Settled,
-    SettleReply,
 )
+from taskflow.clock import NEVER
 from taskflow.core import gate as gating
 from taskflow.core.job import SUSPECT_AFTER, JobState
 from taskflow.core.window import DrainRate
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 _SWEEP_FROM = 64  # ended rows in a container, below which sweeping is not worth it
 
 _READY, _SCHEDULED, _RUNNING, _DEAD = JobState.READY, JobState.SCHEDULED, JobState.RUNNING, JobState.DEAD
-_NEVER = float("inf")
 
 
 @dataclass(slots=True, eq=False)
@@ -281,7 +279,7 @@ class GateLine:
         self.children: set[GateLine] = set()
         self.queued: dict[Queue, int] = {}  # its ready and scheduled jobs
         self.waiting: dict[Queue, Ring] = {}
-        self.opens_at = _NEVER  # its next instant among the broker's openings
+        self.opens_at = NEVER  # its next instant among the broker's openings
         if parent is not None:
             parent.children.add(self)
 
@@ -339,20 +337,3 @@ def first(line: Iterable[Row]) -> Row | None:
 def resolve(future: asyncio.Future[Final | None] | asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-def late(row: Row | None, token: int) -> SettleReply:
-    """The fence's answer to a word about a claim that has ended."""
-    if row is not None and row.settled_token == token:
-        return SettleReply(Settled.ALREADY, row.state)
-    return SettleReply(Settled.STALE, None)
-
-
-def matching(rows: Iterable[Row], state: JobState | None, queue: str | None, task: str | None) -> Iterable[Row]:
-    return (
-        row
-        for row in rows
-        if (state is None or row.state is state)
-        and (queue is None or row.queue.name == queue)
-        and (task is None or row.task == task)
-    )

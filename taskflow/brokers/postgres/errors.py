@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,11 @@ def translated(error: BaseException, where: str) -> BrokerError | ConfigError:
         )
     if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
         return ConfigError(f"TASKFLOW_BROKER__URL: PostgreSQL at {where} cannot be addressed ({type(error).__name__})")
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return ConfigError(
+            f"PostgreSQL at {where} shows a certificate that is not trusted here ({error.verify_message}): in "
+            "TASKFLOW_BROKER__URL name its CA by ?sslrootcert=FILE, and the host as the certificate does"
+        )
     return _unavailable(
         "connection",
         f"PostgreSQL at {where} cannot be reached ({type(error).__name__}): is it up, and does the network let us?",

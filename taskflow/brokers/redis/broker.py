@@ -196,11 +196,9 @@ class RedisBroker:
 
     async def reclaim(self, *, max_lost: int, retention: Retention) -> list[Reclaimed]:
         """As `Broker.reclaim`."""
-        result_s, finished_s, dead_s, rows = retention
-        answer = await self._link.run(
-            "reclaim", max_lost, rows, repr(float(result_s)), repr(float(finished_s)), repr(float(dead_s))
-        )
-        return wire.reclaimed(answer)
+        result_s, finished_s, dead_s, rows, batch_s = retention
+        kept_s = (repr(float(seconds)) for seconds in (result_s, finished_s, dead_s, batch_s))
+        return wire.reclaimed(await self._link.run("reclaim", max_lost, rows, *kept_s))
 
     async def counts(self) -> list[QueueCounts]:
         """As `Broker.counts`."""
@@ -282,8 +280,7 @@ class RedisBroker:
 
     async def finish_batch(self, batch: str) -> None:
         """As `Operator.finish_batch`."""
-        while await self._link.run("finish_batch", batch, _ROWS):
-            pass
+        await self._link.run("finish_batch", batch, _ROWS)
 
 
 class RedisBeat:

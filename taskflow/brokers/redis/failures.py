@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+
 import redis.exceptions as theirs
 
 from taskflow.errors import BrokerError, BrokerUnavailable, ConfigError
@@ -25,6 +27,10 @@ _WORDS: tuple[tuple[str, type[Exception] | None, str, str, float], ...] = (
 _MOVED = ("MOVED ", "ASK ", "non local key")
 _FORBIDDEN = ("NOPERM", "ACL failure", "user executing the script can't")
 _REFUSED = ("NOAUTH", "WRONGPASS", "invalid password", "invalid username", "AUTH called", "no password is set")
+
+
+# TLS that broke off: an outage. Whatever else it complains of is how one of the two sides is set up.
+_TORN = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
 
 def is_forbidden(error: BaseException | None) -> bool:
@@ -62,6 +68,16 @@ def translated(error: Exception, where: str) -> BrokerError | ConfigError:
         )
     if isinstance(error, theirs.ConnectionError | OSError):
         met = error.__cause__ or error.__context__ or error  # the system's own word, where there is one
+        if isinstance(met, ssl.SSLCertVerificationError):
+            return ConfigError(
+                f"{where} shows a certificate that is not trusted here ({met.verify_message}): in TASKFLOW_BROKER__URL "
+                "name its CA by ?ssl_ca_certs=FILE, and the host as the certificate does"
+            )
+        if isinstance(met, ssl.SSLError) and not isinstance(met, _TORN):
+            return ConfigError(
+                f"{where} and this side do not agree on TLS ({met.reason}): rediss:// is for a server that speaks it, "
+                "?ssl_ca_certs=FILE names its CA, ?ssl_certfile=FILE&ssl_keyfile=FILE a certificate of your own"
+            )
         return BrokerUnavailable(
             f"{where} cannot be reached ({type(met).__name__}): is it up, and is the address of "
             "TASKFLOW_BROKER__URL right?",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 CONNECTIONS = 4  # at most, and one more that listens: a script runs alone at the server anyway
 CONNECT_S = 5.0
 ANSWER_S = 5.0  # a script of a thousand jobs takes some 20 ms; the URL's socket_timeout says otherwise
+
+_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")  # options of the URL
 
 # What every connection is made with. The driver repeats nothing: a claim would be lost.
 OPTIONS: dict[str, Any] = {
@@ -61,7 +64,7 @@ class Link:
         pool = redis.asyncio.BlockingConnectionPool.from_url(
             self._url, max_connections=connections, timeout=ANSWER_S, **OPTIONS
         )
-        pool.connection_kwargs["decode_responses"] = False  # whatever the URL says: payloads are bytes
+        _set_up(pool)
         return pool
 
     def shut(self) -> None:
@@ -126,7 +129,7 @@ class SyncLink:
     def __init__(self, url: str, prefix: str, wall: Callable[[], float] | None, place: str, *, answer_s: float) -> None:
         patience = {"socket_timeout": answer_s, "socket_connect_timeout": answer_s}
         self._client: Any = redis.Redis.from_url(url, **OPTIONS | patience)
-        self._client.connection_pool.connection_kwargs["decode_responses"] = False
+        _set_up(self._client.connection_pool)
         self._prefix, self._wall, self._where = prefix, wall, place
 
     def run(self, verb: str, *args: str | bytes | float) -> Any:
@@ -144,6 +147,15 @@ class SyncLink:
     def close(self) -> None:
         """Idempotent."""
         self._client.close()
+
+
+def _set_up(pool: Any) -> None:
+    """What the URL has no say in, and what drivers older than 6 leave out."""
+    made: dict[str, Any] = pool.connection_kwargs
+    made["decode_responses"] = False  # whatever the URL says: payloads are bytes
+    is_tls = issubclass(pool.connection_class, redis.asyncio.SSLConnection | redis.SSLConnection)
+    if is_tls and made.get("ssl_cert_reqs", "required") == "required":
+        made.setdefault("ssl_check_hostname", True)
 
 
 @contextmanager
@@ -195,6 +207,9 @@ def where(url: str) -> str:
             " rediss:// (TLS) or unix:///SOCKET[?db=N], DB a number, and no ?option that the driver does not know; "
             "in user and password write %40 for @, %2F for /, %3A for :, %23 for #, %3F for ?, %25 for %"
         )
+    for option in _FILES:
+        if option in made and not os.access(made[option], os.R_OK):
+            raise ConfigError(f"TASKFLOW_BROKER__URL: {option}={made[option]} is no file that can be read here")
     place = made.get("path") or f"{made.get('host', 'localhost')}:{made.get('port', 6379)}"
     return f"Redis at {place}, database {made.get('db', 0)},"
 

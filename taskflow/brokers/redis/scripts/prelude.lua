@@ -478,6 +478,28 @@ local function forget(id, row) -- a final job
   changed[id] = nil
 end
 
+-- ---- batches ----
+--
+-- `batches` holds those that are not finished, by the instant at which a submit named them last, and at 0 those that
+-- are, but whose rows still wait aside (`kept:...`).
+
+local function is_unfinished(batch)
+  return tonumber(call('ZSCORE', P .. 'batches', batch) or 0) > 0
+end
+
+local function finish_batch(batch, some) -- moves back what waits aside, at most `some` rows. Answers how many it did.
+  local moved, is_left = 0, false
+  for _, line in ipairs({ 'result-ages', 'ended', 'dead' }) do
+    local aside = P .. 'kept:' .. line .. ':' .. batch
+    local found = call('ZPOPMIN', aside, some - moved)
+    for i = 1, #found, 2 do add('ZADD', P .. line, found[i + 1], found[i]) end
+    moved = moved + #found / 2
+    is_left = is_left or call('EXISTS', aside) == 1
+  end
+  if is_left then call('ZADD', P .. 'batches', 'XX', 0, batch) else call('ZREM', P .. 'batches', batch) end
+  return moved
+end
+
 -- ---- all that is left to write ----
 
 local function tell_finals() -- whoever waits for these jobs to end
