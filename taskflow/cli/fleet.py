@@ -90,8 +90,9 @@ def fullness(queue: str, workers: Sequence[WorkerInfo]) -> str:
     claiming = _claiming(queue, workers)
     if not claiming or any(info.said.busy < info.said.concurrency for info in claiming):
         return ""
-    slots = sum(info.said.concurrency for info in claiming)
-    return f"all {count_of(slots, 'slot')} of its {count_of(len(claiming), 'worker')} were taken at the last beat"
+    taken, slots = sum(info.said.busy for info in claiming), sum(info.said.concurrency for info in claiming)
+    where = count_of(len(claiming), "worker")
+    return f"all slots were taken at the last beat: {taken:,} of {slots:,} in {where}"
 
 
 def _claiming(queue: str, workers: Sequence[WorkerInfo]) -> list[WorkerInfo]:

@@ -58,12 +58,14 @@ def test_submit_may_wait_for_the_result(place):
 
 
 def test_status_shows_the_worker_until_it_ends(place):
+    place.here("submit", "app", "work", "[1]")
     worker = place.start("worker", "app")
+    until(lambda: place.ledger("end") == ["1"], "it works, and listens to signals")
 
     def shown():
         return [info["pid"] for info in json.loads(place.here("status", "--json").out)["workers"]]
 
-    until(lambda: shown() == [worker.pid], "it is shown")
+    assert shown() == [worker.pid]
     worker.tell(signal.SIGTERM)
     assert worker.end() == 0
     assert shown() == []

@@ -41,12 +41,14 @@ def test_jobs_submitted_by_one_process_are_run_by_another_and_seen_by_a_third(pl
 
 
 def test_status_shows_the_worker_until_it_ends(place: Place) -> None:
+    place.here("submit", "app", "work", "[1]")
     worker = place.start("worker", "app")
+    until(lambda: place.ledger("end") == ["1"], "it works, and listens to signals")
 
     def shown() -> list[int]:
         return [info["pid"] for info in json.loads(place.here("status", "--json").out)["workers"]]
 
-    until(lambda: shown() == [worker.pid], "it is shown")
+    assert shown() == [worker.pid]
     worker.tell(signal.SIGTERM)
     assert worker.end() == 0
     assert shown() == []

@@ -31,6 +31,14 @@ def up(place, *words):
     return worker
 
 
+def listening(place):
+    """A worker that has run a job: by then it listens to signals."""
+    place.submit("work", (0,))
+    worker = place.start("worker", "app")
+    until(lambda: place.ledger("end") == ["0"], "it works")
+    return worker
+
+
 def test_status_shows_the_workers_that_are_up_though_they_are_idle(tmp_path):
     with Place(tmp_path, **LONG) as place:
         mail, other = up(place, "-q", "mail", "-c", "7"), up(place, "-q", "default")
@@ -78,12 +86,12 @@ def test_status_tells_how_busy_a_worker_is(tmp_path):
         (ready,) = [job for job in place.jobs() if job.state == "ready"]
 
         assert "2 of 2" in text(place)
-        assert "all 2 slots of its 1 worker were taken" in place.here("job", "show", ready.id).out
+        assert "all slots were taken at the last beat: 2 of 2 in 1 worker" in place.here("job", "show", ready.id).out
 
 
 def test_a_worker_that_ends_in_order_is_gone_at_once(tmp_path):
     with Place(tmp_path, **LONG) as place:
-        worker = up(place)
+        worker = listening(place)
         assert set(workers(place)) == {worker.pid}
 
         worker.tell(signal.SIGTERM)
@@ -112,7 +120,7 @@ def test_a_killed_worker_is_silent_and_then_forgotten(tmp_path):
 
 def test_a_paused_worker_is_named_where_jobs_wait_for_it(tmp_path):
     with Place(tmp_path, **SOME) as place:
-        worker = up(place)
+        worker = listening(place)
         worker.tell(signal.SIGTSTP)
         until(lambda: workers(place)[worker.pid]["state"] == "paused", "it says so")
         place.submit("work", (1,))

@@ -212,7 +212,9 @@ def test_a_job_that_is_not_due_does_not_wait_for_workers():
 def test_why_a_job_waits_whose_workers_are_full():
     full = [worker(busy=10), worker(busy=11, concurrency=11), worker(state=WorkerState.PAUSED, busy=0)]
 
-    assert "all 21 slots of its 2 workers were taken at the last beat" in sentence(record(JobState.READY), workers=full)
+    said = sentence(record(JobState.READY), workers=full)
+
+    assert "all slots were taken at the last beat: 21 of 21 in 2 workers" in said
     assert "slots" not in sentence(record(JobState.READY), workers=[*full, WORKER])
 
 
