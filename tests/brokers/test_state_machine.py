@@ -24,14 +24,17 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from taskflow.brokers.base import (
     ERRORS_KEPT,
+    FORGOTTEN,
     Accepted,
     Cancelled,
     ClaimRequest,
     Note,
+    Presence,
     Retention,
     Retried,
     Settled,
     Settlement,
+    WorkerState,
 )
 from taskflow.clock import TimerHeap, sleep_on
 from taskflow.core import gate as gating
@@ -191,6 +194,7 @@ class BrokerMachine(RuleBasedStateMachine):
         self.jobs: dict[str, Kept] = {}
         self.gates: dict[str, gating.Gate] = {}
         self.leases: dict[str, float] = {}
+        self.said: dict[str, tuple[float, float, Presence]] = {}  # by worker: when, its lease, and what
         self.paused: set[str] = set()
         self.seen: set[str] = set()  # queues that ever had a job
         self.issued: list[tuple[str, int]] = [("f" * 32, 1)]  # every claim there ever was, and one that never was
@@ -498,11 +502,14 @@ class BrokerMachine(RuleBasedStateMachine):
         tokens.setdefault(job_id, token)
         vouched = [kept for kept in mine if tokens.get(kept.job.id) == kept.token]
 
-        reply = self.run(self.broker.beat(worker, tokens, lease_s))
+        presence = Presence("host", 7, "1", self.now, dict.fromkeys(QUEUES, 1), 10, len(mine), WorkerState.CLAIMING)
+        reply = self.run(self.broker.beat(worker, tokens, lease_s, presence))
 
         assert {*reply.lost} == {*tokens} - {kept.job.id for kept in vouched}
         assert {*reply.cancel} == {kept.job.id for kept in vouched if kept.cancel_requested}
         self.leases[worker] = self.now + lease_s
+        self.said[worker] = (self.now, lease_s, presence)
+        self.check_workers()
         for kept in mine:
             kept.missed = 0 if kept in vouched else kept.missed + 1
 
@@ -523,6 +530,7 @@ class BrokerMachine(RuleBasedStateMachine):
     def leave(self, worker: str) -> None:
         self.run(self.broker.leave(worker))
         self.leases[worker] = 0.0
+        self.said.pop(worker, None)
         self.reclaim()
 
     @rule(request=a_request)
@@ -568,6 +576,18 @@ class BrokerMachine(RuleBasedStateMachine):
         assert not lost, "claims that nobody holds were left"
         assert not overdue, "jobs that waited too long were left"
         self.prune()
+        self.said = {name: said for name, said in self.said.items() if self.now - said[0] < FORGOTTEN * said[1]}
+        self.check_workers()
+
+    def check_workers(self) -> None:
+        """Who said so, neither left nor is forgotten, as it last said."""
+        shown = self.run(self.broker.workers())
+        said = {name: said for name, said in self.said.items() if self.now - said[0] < FORGOTTEN * said[1]}
+        assert [info.worker for info in shown] == sorted(said)
+        for info in shown:
+            at, lease_s, presence = said[info.worker]
+            assert abs(info.silent_s - max(0.0, self.now - at)) < 0.001
+            assert (info.lease_s, info.said) == (lease_s, presence)
 
     def prune(self) -> None:
         self.finished_batch = self.finished_batch or self.named_at <= self.now - RETENTION.batch_s

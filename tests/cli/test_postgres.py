@@ -1,5 +1,6 @@
 """The command line on PostgreSQL: a real worker process, its beats, its end."""
 
+import json
 import os
 import signal
 
@@ -54,3 +55,15 @@ def test_submit_may_wait_for_the_result(place):
     assert (answer.code, answer.out.strip()) == (0, "7")
     worker.tell(signal.SIGTERM)
     assert worker.end() == 0
+
+
+def test_status_shows_the_worker_until_it_ends(place):
+    worker = place.start("worker", "app")
+
+    def shown():
+        return [info["pid"] for info in json.loads(place.here("status", "--json").out)["workers"]]
+
+    until(lambda: shown() == [worker.pid], "it is shown")
+    worker.tell(signal.SIGTERM)
+    assert worker.end() == 0
+    assert shown() == []

@@ -10,13 +10,18 @@ from taskflow.clock import NEVER
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from taskflow.brokers.base import Presence
     from taskflow.brokers.memory.store import Store
 
 
-def beat(store: Store, worker: str, tokens: Mapping[str, int], lease_s: float, now: float) -> BeatReply:
+def beat(
+    store: Store, worker: str, tokens: Mapping[str, int], lease_s: float, presence: Presence | None, now: float
+) -> BeatReply:
     """As `Broker.beat`."""
     holder = store.worker(worker)
     holder.lease_until = now + lease_s
+    if presence is not None:
+        store.presences.say(worker, presence, lease_s, now)
     holder.beats += 1
     lost: list[str] = []
     cancel: list[str] = []
@@ -33,6 +38,7 @@ def beat(store: Store, worker: str, tokens: Mapping[str, int], lease_s: float, n
 
 def leave(store: Store, worker: str) -> None:
     """As `Broker.leave`: the lease ends now, the next `reclaim` takes what is left."""
+    store.presences.leave(worker)
     holder = store.workers.get(worker)
     if holder is None:
         return

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from taskflow.brokers.memory.expiries import Expiries
 from taskflow.brokers.memory.lanes import GateLine, Holder, Queue
+from taskflow.brokers.memory.presences import Presences
 from taskflow.core import gate as gating
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Store:
         "keys",
         "openings",
         "openings_made",
+        "presences",
         "queues",
         "results",
         "rows",
@@ -47,6 +49,7 @@ class Store:
         self.queues: dict[str, Queue] = {}
         self.gates: OrderedDict[str, GateLine] = OrderedDict()
         self.workers: dict[str, Holder] = {}
+        self.presences = Presences()
         self.submitted = 0
         self.token = 0
         self.openings: list[tuple[float, int, GateLine]] = []  # heap: when gates with waiting lanes may open

@@ -20,6 +20,7 @@ _RUNNING = JobState.RUNNING
 
 def reclaim(store: Store, max_lost: int, retention: Retention, now: float) -> list[Reclaimed]:
     """As `Broker.reclaim`."""
+    store.presences.forget(now)
     moved: list[Reclaimed] = []
     for worker in list(store.workers.values()):
         if len(moved) >= retention.rows:

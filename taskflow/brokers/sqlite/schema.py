@@ -88,6 +88,10 @@ _V1 = (
     """CREATE TABLE worker (
         id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, expires_at REAL NOT NULL,
         has_missed INTEGER NOT NULL DEFAULT 0)""",
+    # What the workers last said of themselves, and when.
+    """CREATE TABLE presence (
+        worker TEXT PRIMARY KEY, said_at REAL NOT NULL, lease_s REAL NOT NULL, forget_at REAL NOT NULL,
+        said TEXT NOT NULL) WITHOUT ROWID""",
     # Row 0 stands for jobs without a batch. `named_at`: when a submit named it last. Results are pruned up to
     # (finished_at, seq) = (results_until, results_seq).
     """CREATE TABLE batch (

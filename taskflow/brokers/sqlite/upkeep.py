@@ -42,6 +42,7 @@ class Upkeep:
         _prune_results(tx, retention)
         _prune_jobs(tx, retention)
         self._prune_gates(tx, retention.rows)
+        tx.execute("DELETE FROM presence WHERE forget_at <= ?", (tx.now,))
         tx.execute(
             "DELETE FROM batch WHERE is_finished AND id > 0"
             " AND NOT EXISTS (SELECT 1 FROM job INDEXED BY job_batch WHERE job.batch = batch.id AND job.batch > 0)"

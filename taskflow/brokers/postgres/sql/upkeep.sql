@@ -1,7 +1,7 @@
 -- Leases, and what must happen though nobody asks.
 
 CREATE FUNCTION beat_v1(worker_name text, job_ids text[], tokens bigint[], lease_s float8, fixed_at float8,
-    OUT lost text[], OUT cancelled text[]) LANGUAGE plpgsql SET search_path FROM CURRENT
+    said text, OUT lost text[], OUT cancelled text[]) LANGUAGE plpgsql SET search_path FROM CURRENT
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
@@ -9,6 +9,7 @@ DECLARE
     number integer := renew(worker_name, lease_s, now);
     held bigint[]; back bigint[]; missing bigint[]; is_late boolean; found_ids text[];
 BEGIN
+    IF said IS NOT NULL THEN PERFORM say(worker_name, lease_s, now, said); END IF;
     SELECT array_agg(j.id) FILTER (WHERE r.seq IS NOT NULL), array_agg(j.seq) FILTER (WHERE r.seq IS NOT NULL),
         array_agg(j.seq) FILTER (WHERE r.missed > 0), array_agg(j.id) FILTER (WHERE r.is_cancelled)
     INTO found_ids, held, back, cancelled
@@ -36,6 +37,7 @@ BEGIN
     -- Locked before it is looked at: a claim that is under way keeps the row until it commits, and holds jobs then.
     PERFORM 1 FROM worker WHERE name = worker_name FOR UPDATE;
     UPDATE worker SET expires_at = -1 WHERE name = worker_name;
+    DELETE FROM presence p WHERE p.worker = worker_name;
     DELETE FROM worker w WHERE w.name = worker_name AND NOT EXISTS (SELECT FROM running r WHERE r.worker = w.id);
 END $$;
 
@@ -156,6 +158,7 @@ BEGIN
             AND NOT EXISTS (SELECT FROM parking p WHERE p.gate = g.name)
         LIMIT most FOR UPDATE SKIP LOCKED);
     DELETE FROM listener WHERE expires_at <= now;
+    PERFORM forget_workers(now);
 END $$;
 
 -- In how many seconds `claim` may find something; NULL: never, as it looks.

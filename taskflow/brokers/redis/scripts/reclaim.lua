@@ -160,7 +160,16 @@ local function prune_gates() -- some at a time, in rounds
   end
 end
 
+local function forget_workers()
+  local silent = call('ZRANGEBYSCORE', P .. 'presences', '-inf', num(now), 'LIMIT', 0, most)
+  for i = 1, #silent do
+    add('ZREM', P .. 'presences', silent[i])
+    add('HDEL', P .. 'said', silent[i])
+  end
+end
+
 even_when_full()
+forget_workers()
 take_back()
 free()
 flush()
