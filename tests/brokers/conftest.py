@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.servers import pgbouncer
+from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgres import PostgresServer
 from tests.servers.valkey import forget_namespace, new_namespace, valkey_url
 
@@ -43,7 +45,8 @@ def made(name: str, folder: Path) -> FullBroker:
     if name == "postgres":
         from taskflow.brokers.postgres import PostgresBroker
 
-        return PostgresBroker(postgres().url, namespace=f"test_{os.getpid()}_{next(_numbers)}")
+        url = f"{pooler().url}?listen=off" if pgbouncer.is_chosen() else postgres().url
+        return PostgresBroker(url, namespace=f"test_{os.getpid()}_{next(_numbers)}")
     raise AssertionError(name)
 
 
@@ -53,6 +56,14 @@ def postgres() -> PostgresServer:
     server = PostgresServer(outside=True).start()
     atexit.register(server.close)
     return server
+
+
+@cache
+def pooler() -> PgBouncer:
+    """A PgBouncer in front of it: two server connections for whoever comes."""
+    pooler = PgBouncer(postgres()).start()
+    atexit.register(pooler.close)
+    return pooler
 
 
 @pytest.fixture
