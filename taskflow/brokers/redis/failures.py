@@ -39,6 +39,11 @@ def is_forbidden(error: BaseException | None) -> bool:
     return isinstance(error, theirs.NoPermissionError) or any(word in said for word in _FORBIDDEN)
 
 
+def is_elsewhere(error: BrokerError | ConfigError) -> bool:
+    """Whether this server cannot do it, and another one can: the address may lead there by now."""
+    return isinstance(error, BrokerUnavailable) and error.kind in {"read_only", "cluster"}
+
+
 def translated(error: Exception, where: str) -> BrokerError | ConfigError:
     """Our error for one of theirs, met at the server `where`. The caller chains the cause."""
     said = str(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -15,7 +15,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 from redis.retry import Retry
 
-from taskflow.brokers.redis.failures import translated
+from taskflow.brokers.redis.failures import is_elsewhere, translated
 from taskflow.brokers.redis.scripts import script
 from taskflow.errors import BrokerError, ConfigError
 
@@ -99,11 +99,22 @@ class Link:
                 except NoScriptError:  # a restart, a failover, SCRIPT FLUSH: nothing has run
                     return await client.execute_command("EVAL", found.text, 1, self.prefix, time, *args)
         except (RedisError, OSError) as error:
-            raise translated(error, self.where) from error
+            failure = translated(error, self.where)
+            if is_elsewhere(failure):
+                await self._hang_up(client)
+            raise failure from error
         finally:
             self._calls -= 1
             if self._quiet is not None and not self._calls and not self._quiet.done():
                 self._quiet.set_result(None)
+
+    async def _hang_up(self, client: Any) -> None:
+        """Connections are made anew. After a planned failover all still lead to the old primary, and none breaks."""
+        listener = self._listener
+        with suppress(RedisError, OSError):
+            await client.connection_pool.disconnect(inuse_connections=False)  # those in use will hear it themselves
+            if listener is not None:
+                await listener.connection_pool.disconnect()
 
     async def ask(self, *command: str) -> Any:
         """What the server answers to a command of its own."""
@@ -142,7 +153,10 @@ class SyncLink:
             except NoScriptError:
                 return self._client.execute_command("EVAL", found.text, 1, self._prefix, time, *args)
         except (RedisError, OSError) as error:
-            raise translated(error, self._where) from error
+            failure = translated(error, self._where)
+            if is_elsewhere(failure):
+                self._client.connection_pool.disconnect()
+            raise failure from error
 
     def close(self) -> None:
         """Idempotent."""
