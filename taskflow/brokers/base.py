@@ -180,7 +180,8 @@ class WorkerState(StrEnum):
 class Presence(NamedTuple):
     """What a worker says of itself with each beat, for people. No clock's instants: it has been up for `up_s`.
 
-    `queues` are those that it serves, with their weights; `running` is how many handlers run in `concurrency` slots.
+    `queues` are those that it serves, with their weights; of its `concurrency` slots `busy` are taken: by a
+    handler that runs, or a thread that was given up on.
     """
 
     host: str
@@ -189,7 +190,7 @@ class Presence(NamedTuple):
     up_s: float
     queues: Mapping[str, int]
     concurrency: int
-    running: int
+    busy: int
     state: WorkerState
 
 

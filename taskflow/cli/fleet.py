@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from taskflow.brokers.base import QueueCounts, WorkerInfo
 
-_HEAD = ["WORKER", "STATE", "RUNNING", "UP", "QUEUES", "VERSION"]
+_HEAD = ["WORKER", "STATE", "BUSY", "UP", "QUEUES", "VERSION"]
 _NAME = 100  # characters of a worker's name: a host's may have 64
 
 
@@ -26,7 +26,7 @@ def print_workers(workers: Sequence[WorkerInfo]) -> None:
             [
                 one_line(info.worker, _NAME),
                 silence(info) if info.is_silent else info.said.state,
-                f"{info.said.running} of {info.said.concurrency}",
+                f"{info.said.busy} of {info.said.concurrency}",
                 span(info.said.up_s),
                 _queues(info.said.queues),
                 one_line(info.said.version),
@@ -40,7 +40,7 @@ def how_many(workers: Sequence[WorkerInfo]) -> str:
     """How many are there, in words."""
     silent = sum(info.is_silent for info in workers)
     live = len(workers) - silent
-    words = [f"{live:,} running" if live else "no worker is running"]
+    words = [f"{live:,} live" if live else "no worker is running"]
     return ", ".join([*words, f"{silent:,} silent"] if silent else words)
 
 
@@ -50,7 +50,7 @@ def silence(info: WorkerInfo) -> str:
 
 
 def worker_json(info: WorkerInfo) -> dict[str, Any]:
-    """All that a worker said. `up_s`, `running` and `state` were so `silent_s` ago."""
+    """All that a worker said. `up_s`, `busy` and `state` were so `silent_s` ago."""
     return {
         "worker": info.worker,
         **info.said._asdict(),
@@ -88,7 +88,7 @@ def lack(queue: str, workers: Sequence[WorkerInfo]) -> str:
 def fullness(queue: str, workers: Sequence[WorkerInfo]) -> str:
     """That all slots for this queue are taken, or nothing if one is free."""
     claiming = _claiming(queue, workers)
-    if not claiming or any(info.said.running < info.said.concurrency for info in claiming):
+    if not claiming or any(info.said.busy < info.said.concurrency for info in claiming):
         return ""
     slots = sum(info.said.concurrency for info in claiming)
     return f"all {count_of(slots, 'slot')} of its {count_of(len(claiming), 'worker')} were taken at the last beat"

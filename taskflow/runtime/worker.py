@@ -217,7 +217,7 @@ class Worker:
             up_s=self._clock.now() - self._made_at,
             queues=self._weights,
             concurrency=self.concurrency,
-            running=self.in_flight,
+            busy=self._busy,
             state=state,
         )
 

@@ -18,7 +18,7 @@ from taskflow.core.specs import CircuitBreaker
 from tests.servers.valkey import forget_namespace, new_namespace, valkey_url
 
 from .conftest import TravelClock
-from .words import BOOM, ask, claim, ids, job, reclaim, submit
+from .words import BOOM, ask, claim, ids, job, presence, reclaim, submit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -116,7 +116,7 @@ async def a_day(broker: RedisBroker, clock: TravelClock, number: int) -> set[str
         notes = [Note(one.job_id, one.token, b"50", b'{"at": 1}') for one in claims]
         await broker.note(notes)
         await broker.beat(worker, {one.job_id: one.token for one in claims[::2]}, 60.0)
-        await broker.beat(worker, {one.job_id: one.token for one in claims[::3]}, 60.0)
+        await broker.beat(worker, {one.job_id: one.token for one in claims[::3]}, 60.0, presence())
         await look()
         await broker.cancel(ids(claims[::5]))
         told = [one for one in claims if one.task != "poison"][: -shift or None]

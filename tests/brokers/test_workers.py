@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from taskflow.brokers.base import FORGOTTEN, Presence, WorkerState
+from taskflow.brokers.base import FORGOTTEN, WorkerState
 
-from .words import claim, eventually, job, reclaim, submit
+from .conftest import TravelClock
+from .words import claim, job, presence, reclaim, submit
 
 if TYPE_CHECKING:
     from taskflow.brokers.base import FullBroker, WorkerInfo
 
 pytestmark = pytest.mark.anyio
 
-LEASE_S = 0.15
+LEASE_S = 60.0
 
 
-def presence(**fields: Any) -> Presence:
-    said = {
-        "host": "höst-1", "pid": 71, "version": "9.8.7", "up_s": 12.5, "queues": {"mail": 5, "bulk ü": 1},
-        "concurrency": 100, "running": 3, "state": WorkerState.CLAIMING,
-    }  # fmt: skip
-    return Presence(**{**said, **fields})
+@pytest.fixture
+def clock() -> TravelClock:
+    return TravelClock()
 
 
 async def names(broker: FullBroker) -> list[str]:
@@ -41,7 +38,7 @@ async def stored(broker: Any) -> int:
     """Workers of which anything is kept, shown or not."""
     match broker.name:
         case "memory":
-            return len(broker._presences._said)
+            return len(broker._store.presences)
         case "sqlite":
             return await broker.read(lambda file: file.execute("SELECT count(*) FROM presence").fetchone()[0])
         case "redis":
@@ -54,19 +51,19 @@ async def stored(broker: Any) -> int:
 async def test_a_worker_is_shown_as_it_says_with_its_beat(broker: FullBroker) -> None:
     assert await broker.workers() == []
 
-    await broker.beat("w2", {}, 60.0, presence(running=0))
+    await broker.beat("w2", {}, 60.0, presence(busy=0))
     await broker.beat("w1", {}, 30.0, presence())
     first, second = await broker.workers()
 
     assert (first.worker, first.lease_s, first.said) == ("w1", 30.0, presence())
-    assert (second.worker, second.lease_s, second.said) == ("w2", 60.0, presence(running=0))
+    assert (second.worker, second.lease_s, second.said) == ("w2", 60.0, presence(busy=0))
     assert 0 <= first.silent_s < 10
     assert not first.is_silent
 
 
 async def test_each_beat_tells_anew_how_the_worker_is(broker: FullBroker) -> None:
     await broker.beat("w1", {}, 60.0, presence())
-    later = presence(up_s=15.9, running=100, state=WorkerState.DRAINING)
+    later = presence(up_s=15.9, busy=100, state=WorkerState.DRAINING)
 
     await broker.beat("w1", {}, 60.0, later)
 
@@ -110,59 +107,59 @@ async def test_a_worker_that_leaves_is_gone_at_once(broker: FullBroker) -> None:
     assert await stored(broker) == 0
 
 
-async def test_a_worker_that_missed_two_beats_is_silent_and_shown_beyond_its_lease(broker: FullBroker) -> None:
-    async def silent() -> WorkerInfo | None:
-        info = await one(broker)
-        return info if info.is_silent else None
-
-    async def beyond_its_lease() -> bool:
-        await reclaim(broker)
-        return (await one(broker)).silent_s > 1.5 * LEASE_S
-
+async def test_a_worker_that_missed_two_beats_is_silent_and_shown_beyond_its_lease(
+    broker: FullBroker, clock: TravelClock
+) -> None:
     await broker.beat("w1", {}, LEASE_S, presence())
-    began = time.monotonic()
-    info = await eventually(silent)
 
-    assert info.silent_s > 2 / 3 * LEASE_S
-    assert info.silent_s <= time.monotonic() - began + 0.05
-    assert info.said == presence()
-    await eventually(beyond_its_lease)
+    clock.ahead_s += 0.6 * LEASE_S
+    missed_one = await one(broker)
+    clock.ahead_s += 0.1 * LEASE_S
+    missed_two = await one(broker)
+    clock.ahead_s += LEASE_S
+    await reclaim(broker)
+    beyond = await one(broker)
+
+    assert [info.is_silent for info in (missed_one, missed_two, beyond)] == [False, True, True]
+    assert 0.7 * LEASE_S <= missed_two.silent_s < 0.8 * LEASE_S
+    assert 1.7 * LEASE_S <= beyond.silent_s < 1.8 * LEASE_S
+    assert beyond.said == presence()
 
 
-async def test_a_silent_worker_is_forgotten_whether_there_is_upkeep_or_not(broker: FullBroker) -> None:
-    async def is_gone() -> bool:
-        return not await broker.workers()
-
+async def test_a_silent_worker_is_forgotten_whether_there_is_upkeep_or_not(
+    broker: FullBroker, clock: TravelClock
+) -> None:
     await broker.beat("w1", {}, LEASE_S, presence())
-    began = time.monotonic()
-    await eventually(is_gone)
 
-    assert time.monotonic() - began >= FORGOTTEN * LEASE_S - 0.05
+    clock.ahead_s += (FORGOTTEN - 0.1) * LEASE_S
+    shown = await names(broker)
+    clock.ahead_s += 0.2 * LEASE_S
+    then = await names(broker)
+
+    assert (shown, then) == (["w1"], [])
 
 
-async def test_upkeep_keeps_nothing_of_a_forgotten_worker_and_leaves_the_others(broker: FullBroker) -> None:
-    async def is_swept() -> bool:
-        await reclaim(broker)
-        return await stored(broker) == others
-
-    await broker.beat("lives", {}, 60.0, presence())
+async def test_upkeep_keeps_nothing_of_a_forgotten_worker_and_leaves_the_others(
+    broker: FullBroker, clock: TravelClock
+) -> None:
+    await broker.beat("lives", {}, 100 * LEASE_S, presence())
     others = await stored(broker)
     await broker.beat("dies", {}, LEASE_S, presence())
     assert await stored(broker) > others
 
-    await eventually(is_swept)
+    clock.ahead_s += (FORGOTTEN + 0.1) * LEASE_S
+    await reclaim(broker)
 
+    assert await stored(broker) == others
     assert await names(broker) == ["lives"]
 
 
-async def test_a_worker_that_was_given_up_is_back_with_its_next_beat(broker: FullBroker) -> None:
-    async def is_gone() -> bool:
-        await reclaim(broker)
-        return not await broker.workers()
+async def test_a_worker_that_was_given_up_is_back_with_its_next_beat(broker: FullBroker, clock: TravelClock) -> None:
+    await broker.beat("w1", {}, LEASE_S, presence())
+    clock.ahead_s += (FORGOTTEN + 0.1) * LEASE_S
+    await reclaim(broker)
+    assert await names(broker) == []
 
     await broker.beat("w1", {}, LEASE_S, presence())
-    await eventually(is_gone)
-
-    await broker.beat("w1", {}, 60.0, presence())
 
     assert not (await one(broker)).is_silent

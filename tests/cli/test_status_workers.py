@@ -39,10 +39,10 @@ def test_status_shows_the_workers_that_are_up_though_they_are_idle(tmp_path):
     assert set(shown) == {mail.pid, other.pid}
     one = shown[mail.pid]
     assert (one["host"], one["version"], one["queues"]) == (socket.gethostname(), __version__, {"mail": 1})
-    assert (one["concurrency"], one["running"], one["state"]) == (7, 0, "claiming")
+    assert (one["concurrency"], one["busy"], one["state"]) == (7, 0, "claiming")
     assert (one["silent"], one["lease_s"]) == (False, 60.0)
     assert 0 <= one["up_s"] < 60
-    assert "workers       2 running\n" in told
+    assert "workers       2 live\n" in told
     (line,) = [line for line in told.splitlines() if one["worker"] in line]
     assert line.split()[1:5] == ["claiming", "0", "of", "7"]
     assert "mail" in line
@@ -74,7 +74,7 @@ def test_status_tells_how_busy_a_worker_is(tmp_path):
         worker = up(place, "-c", "2")
         place.submit("wait", *((number,) for number in range(3)))
 
-        until(lambda: workers(place)[worker.pid]["running"] == 2, "it says so")
+        until(lambda: workers(place)[worker.pid]["busy"] == 2, "it says so")
         (ready,) = [job for job in place.jobs() if job.state == "ready"]
 
         assert "2 of 2" in text(place)
@@ -138,4 +138,4 @@ def test_status_names_the_queues_whose_jobs_wait_while_nobody_serves_them(tmp_pa
     assert found["unserved_queues"] == [{"queue": "mail", "reason": "no live worker serves queue 'mail'"}]
     assert "no live worker serves queue 'mail'" in why
     assert "no live worker" not in served
-    assert "workers       2 running\n" in served
+    assert "workers       2 live\n" in served

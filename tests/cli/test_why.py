@@ -36,7 +36,7 @@ def counts(**changes):
 def worker(name="host-1", *, silent_s=1.0, **said):
     """A worker with a lease of 9 s, as it said `silent_s` ago; it serves the queue."""
     presence = {
-        "host": "host", "pid": 1, "version": "0", "up_s": 60.0, "queues": {"q": 1}, "concurrency": 10, "running": 1,
+        "host": "host", "pid": 1, "version": "0", "up_s": 60.0, "queues": {"q": 1}, "concurrency": 10, "busy": 1,
         "state": WorkerState.CLAIMING,
     }  # fmt: skip
     return WorkerInfo(name, silent_s, 9.0, Presence(**{**presence, **said}))
@@ -210,7 +210,7 @@ def test_a_job_that_is_not_due_does_not_wait_for_workers():
 
 
 def test_why_a_job_waits_whose_workers_are_full():
-    full = [worker(running=10), worker(running=11, concurrency=11), worker(state=WorkerState.PAUSED, running=0)]
+    full = [worker(busy=10), worker(busy=11, concurrency=11), worker(state=WorkerState.PAUSED, busy=0)]
 
     assert "all 21 slots of its 2 workers were taken at the last beat" in sentence(record(JobState.READY), workers=full)
     assert "slots" not in sentence(record(JobState.READY), workers=[*full, WORKER])

@@ -361,10 +361,10 @@ async def test_a_worker_without_claims_says_with_each_beat_what_it_is() -> None:
     await bench.clock.advance(LEASE_S / 3)
     (busy,) = await bench.memory.workers()
 
-    assert (first.worker, first.silent_s, first.said.running) == ("w", 0.0, 0)
+    assert (first.worker, first.silent_s, first.said.busy) == ("w", 0.0, 0)
     assert not last.is_silent
     assert last.said.up_s - first.said.up_s > 9 * LEASE_S
-    assert busy.said.running == 2
+    assert busy.said.busy == 2
     await bench.leases.close()
 
 
@@ -376,6 +376,6 @@ async def test_the_beating_thread_says_what_the_worker_is() -> None:
     beats: Beats = bench.leases._broker.beats  # type: ignore[attr-defined]
 
     await bench.claim("a")
-    await until(lambda: beats.said and beats.said[-1].running == 1)
+    await until(lambda: beats.said and beats.said[-1].busy == 1)
 
     await bench.leases.close()

@@ -392,7 +392,7 @@ async def test_a_worker_tells_the_broker_what_it_is_about_until_it_has_ended() -
         assert (info.worker, info.is_silent) == (worker.name, False)
         assert (info.said.pid, info.said.host) == (os.getpid(), socket.gethostname())
         assert (info.said.queues, info.said.concurrency) == ({"mail": 1}, 5)
-        return info.said.state, info.said.running
+        return info.said.state, info.said.busy
 
     async with TestFlow(flow, concurrency=5) as t:
         memory, worker = flow.broker, t.running.worker

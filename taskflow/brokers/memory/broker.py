@@ -210,7 +210,7 @@ class MemoryBroker:
 
     async def workers(self) -> list[WorkerInfo]:
         """As `Operator.workers`, by name."""
-        return self._store.presences.infos(self._wall())
+        return reading.workers(self._store, self._wall())
 
     async def finish_batch(self, batch: str) -> None:
         """As `Operator.finish_batch`."""

@@ -18,10 +18,10 @@ def beat(
     store: Store, worker: str, tokens: Mapping[str, int], lease_s: float, presence: Presence | None, now: float
 ) -> BeatReply:
     """As `Broker.beat`."""
+    if presence is not None:
+        store.presences[worker] = (now, lease_s, presence)
     holder = store.worker(worker)
     holder.lease_until = now + lease_s
-    if presence is not None:
-        store.presences.say(worker, presence, lease_s, now)
     holder.beats += 1
     lost: list[str] = []
     cancel: list[str] = []
@@ -38,7 +38,7 @@ def beat(
 
 def leave(store: Store, worker: str) -> None:
     """As `Broker.leave`: the lease ends now, the next `reclaim` takes what is left."""
-    store.presences.leave(worker)
+    store.presences.pop(worker, None)
     holder = store.workers.get(worker)
     if holder is None:
         return

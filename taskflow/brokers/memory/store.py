@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from taskflow.brokers.memory.expiries import Expiries
 from taskflow.brokers.memory.lanes import GateLine, Holder, Queue
-from taskflow.brokers.memory.presences import Presences
 from taskflow.brokers.waiting import Awaited
 from taskflow.core import gate as gating
 
 if TYPE_CHECKING:
+    from taskflow.brokers.base import Presence
     from taskflow.brokers.memory.lanes import Row
 
 # What `reclaim` prunes, in the order in which it ended: of what may leave it before, by job id.
@@ -47,7 +47,7 @@ class Store:
         self.queues: dict[str, Queue] = {}
         self.gates: OrderedDict[str, GateLine] = OrderedDict()
         self.workers: dict[str, Holder] = {}
-        self.presences = Presences()
+        self.presences: dict[str, tuple[float, float, Presence]] = {}  # worker → when it said so, its lease, and what
         self.submitted = 0
         self.token = 0
         self.openings: list[tuple[float, int, GateLine]] = []  # heap: when gates with waiting lanes may open

@@ -6,6 +6,7 @@ from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from taskflow.brokers.base import FORGOTTEN
 from taskflow.brokers.memory import gates, rows
 from taskflow.core.job import SUSPECT_AFTER, JobState, is_buried
 from taskflow.core.outcome import ErrorRecord
@@ -20,7 +21,7 @@ _RUNNING = JobState.RUNNING
 
 def reclaim(store: Store, max_lost: int, retention: Retention, now: float) -> list[Reclaimed]:
     """As `Broker.reclaim`."""
-    store.presences.forget(now)
+    _forget_workers(store, now)
     moved: list[Reclaimed] = []
     for worker in list(store.workers.values()):
         if len(moved) >= retention.rows:
@@ -33,6 +34,13 @@ def reclaim(store: Store, max_lost: int, retention: Retention, now: float) -> li
     _expire(store, retention.rows, now, moved)
     _prune(store, retention, now)
     return moved
+
+
+def _forget_workers(store: Store, now: float) -> None:
+    """Those that were silent for too long."""
+    for worker, (at, lease_s, _) in list(store.presences.items()):
+        if at + FORGOTTEN * lease_s <= now:
+            del store.presences[worker]
 
 
 def _lose(store: Store, lost: list[Row], reason: str, max_lost: int, now: float, moved: list[Reclaimed]) -> None:
