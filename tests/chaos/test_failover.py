@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from taskflow.brokers.redis import RedisBroker
 from taskflow.core.job import JobState
-from taskflow.errors import BrokerUnavailable
+from taskflow.errors import BrokerUnavailable, ConfigError
 from tests.chaos.fleet import Fleet, until
 from tests.chaos.places import Place
 from tests.chaos.proxy import Proxy
 from tests.chaos.test_server_faults import cpu_s
+from tests.servers.sentinel import SERVICE, Sentinel
 from tests.servers.valkey import ValkeyServer
 
 if TYPE_CHECKING:
@@ -51,12 +53,17 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
         ValkeyServer(aof=True, options=("--replicaof", f"127.0.0.1 {primary.port}")) as replica,
         Proxy(primary.port) as proxy,
     ):
-        give_up_at = time.monotonic() + 15
-        while replica.ask("INFO", "replication")["master_link_status"] != "up":
-            assert time.monotonic() < give_up_at, "the replica never found its primary"
-            time.sleep(0.02)
+        replicated(replica)
         url = proxy.url(primary.url)
         yield Pair(primary, replica, proxy, Place("redis", tmp_path, url, url, f"failover_{os.getpid()}"))
+
+
+def replicated(replica: ValkeyServer) -> None:
+    """Wait until it has all that its primary has."""
+    give_up_at = time.monotonic() + 15
+    while replica.ask("INFO", "replication")["master_link_status"] != "up":
+        assert time.monotonic() < give_up_at, "the replica never found its primary"
+        time.sleep(0.02)
 
 
 class Producer:
@@ -209,3 +216,62 @@ async def submitted_soon(flow: TaskFlow, number: int) -> JobHandle:
         async for job in tries():
             return job
     raise AssertionError("not reached")
+
+
+# ---- sentinels ----
+
+SECRET, SENTINELS_SECRET = "correct-horse", "battery-staple"
+
+
+async def test_primary_that_sentinels_name_is_found_and_found_again_once_it_died(tmp_path: Path) -> None:
+    with (
+        ValkeyServer(aof=True, password=SECRET, options=("--masterauth", SECRET)) as primary,
+        ValkeyServer(
+            aof=True,
+            password=SECRET,
+            options=("--masterauth", SECRET, "--replicaof", f"127.0.0.1 {primary.port}"),
+        ) as replica,
+    ):
+        replicated(replica)
+        with Sentinel(primary, password=SENTINELS_SECRET) as sentinel:
+            hosts = f"127.0.0.1:1,127.0.0.1:{sentinel.port}"  # one is down
+            url = f"redis+sentinel://:{SECRET}@{hosts}/{SERVICE}?db=2&sentinel_password={SENTINELS_SECRET}"
+            place = Place("redis", tmp_path, url, url, f"sentinel_{os.getpid()}")
+            flow = place.flow()
+            with Fleet(place, WORKER__LEASE_S=2) as fleet:
+                worker = fleet.start("-c", "20")
+                async with flow:
+                    work = flow.find("work")
+                    before = await work.submit(0, 0.0)
+                    assert await before.result(timeout=BACK_S) == worker.pid
+                    long = await work.submit(1, 4.0)
+                    await until(lambda: len(fleet.starts()) == 2, seconds=15, what="it runs")
+                    assert primary.ask("INFO", "keyspace")["db2"]["keys"] > 0
+                    await asyncio.to_thread(primary.kill)
+                    after = await submitted_soon(flow, 2)
+                    for job in (long, after):
+                        assert await job.result(timeout=30) == worker.pid
+                    worker.send_signal(signal.SIGTERM)
+                    assert await asyncio.to_thread(worker.wait, 30) == 0
+                said = fleet.logs()
+        assert replica.ask("INFO", "replication")["role"] == "master"
+
+    assert SECRET not in said
+    assert SENTINELS_SECRET not in said
+
+
+async def test_sentinels_that_know_no_such_primary_are_an_outage_that_says_so(pair: Pair) -> None:
+    with Sentinel(pair.primary, password=SENTINELS_SECRET) as sentinel:
+        here = f"127.0.0.1:{sentinel.port}"
+        for where, wanted, what in (
+            (f"{here}/other?sentinel_password={SENTINELS_SECRET}", BrokerUnavailable, "knows a primary of other"),
+            (f"127.0.0.1:1,127.0.0.1:2/{SERVICE}", BrokerUnavailable, "none of 2 sentinels"),
+            (f"{here}/{SERVICE}?sentinel_password=wrong", ConfigError, "refuses user or password"),
+        ):
+            with pytest.raises(wanted, match=what):
+                await RedisBroker(f"redis+sentinel://{where}").open()
+            beat = RedisBroker(f"redis+sentinel://{where}").sync_beat()
+            assert beat is not None
+            with pytest.raises(wanted, match=what):
+                await asyncio.to_thread(beat.beat, "w", {}, 2.0)
+            beat.close()
