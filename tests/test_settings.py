@@ -558,6 +558,7 @@ def test_a_broker_url_in_the_wrong_variable_is_hidden_too(url):
         ("redis://alone@cache", "redis://***@cache"),
         ("rediss://app:pw@[2001:db8::1]:6379/0", "rediss://app:***@[2001:db8::1]:6379/0"),
         ("postgresql://app:pw@a:1,b:2/shop?password=pw", "postgresql://app:***@a:1,b:2/shop?***"),
+        ("redis+sentinel://:pw@a:1,b:2/main?sentinel_password=pw", "redis+sentinel://***@a:1,b:2/main?***"),
         ("redis://app:p@w@cache", "redis://***"),
         ("redis://app:pw", "redis://***"),
         ("what is this", "***"),

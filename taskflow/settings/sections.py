@@ -123,7 +123,8 @@ class BrokerSettings(Section):
     url: SecretStr = leaf(
         SecretStr("sqlite:///taskflow.db"),
         "Where jobs live: memory://, sqlite:///relative.db, sqlite:////absolute.db, "
-        "redis://[USER:PASSWORD@]HOST[:PORT][/DB], rediss:// (TLS), unix:///SOCKET[?db=N] (Redis too) or "
+        "redis://[USER:PASSWORD@]HOST[:PORT][/DB], rediss:// (TLS), unix:///SOCKET[?db=N] (Redis too), "
+        "redis+sentinel://HOST,HOST/SERVICE[?db=N], rediss+sentinel:// (TLS) or "
         "postgresql://[USER[:PASSWORD]@]HOST[:PORT]/DATABASE (or postgres://). "
         "One file needs no server and survives kill -9.",
         shown="sqlite:///taskflow.db",

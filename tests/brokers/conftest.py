@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from taskflow.clock import LoopClock
+from tests.servers import pgbouncer
+from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgres import PostgresServer
 from tests.servers.valkey import forget_namespace, new_namespace, valkey_url
 
@@ -57,7 +59,8 @@ def made(name: str, folder: Path, clock: TravelClock | None = None) -> FullBroke
     if name == "postgres":
         from taskflow.brokers.postgres import PostgresBroker
 
-        return PostgresBroker(postgres().url, namespace=f"test_{os.getpid()}_{next(_numbers)}", wall=wall)
+        url = f"{pooler().url}?listen=off" if pgbouncer.is_chosen() else postgres().url
+        return PostgresBroker(url, namespace=f"test_{os.getpid()}_{next(_numbers)}", wall=wall)
     raise AssertionError(name)
 
 
@@ -67,6 +70,14 @@ def postgres() -> PostgresServer:
     server = PostgresServer(outside=True).start()
     atexit.register(server.close)
     return server
+
+
+@cache
+def pooler() -> PgBouncer:
+    """A PgBouncer in front of it: two server connections for whoever comes."""
+    pooler = PgBouncer(postgres()).start()
+    atexit.register(pooler.close)
+    return pooler
 
 
 @pytest.fixture

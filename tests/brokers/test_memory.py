@@ -97,5 +97,5 @@ async def test_waiters_leave_nothing_behind() -> None:
 
     await asyncio.gather(*patient)
 
-    assert broker._store.waiters == {}
+    assert not broker._store.awaited
     assert broker._store.queue("q").waiters == {}

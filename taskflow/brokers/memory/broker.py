@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from taskflow.brokers.memory import claim as claiming
 from taskflow.brokers.memory import gates, leases, operate, reading, settle, submit, upkeep
-from taskflow.brokers.memory.lanes import resolve
 from taskflow.brokers.memory.store import Store
+from taskflow.brokers.waiting import resolve
 from taskflow.clock import Clock, LoopClock
 from taskflow.collector import no_collection
 from taskflow.errors import BrokerError, JobNotFound
@@ -71,9 +71,7 @@ class MemoryBroker:
         self._is_open = False
         for queue in self._store.queues.values():
             queue.wake_waiters()
-        for waiting in list(self._store.waiters.values()):
-            for waiter in waiting:
-                resolve(waiter)
+        self._store.awaited.tell_all()
 
     # ---- what the runtime asks ----
 
@@ -144,27 +142,19 @@ class MemoryBroker:
             return {}
         first: asyncio.Future[Final | None] = asyncio.get_running_loop().create_future()
         timer = self._clock.call_at(self._clock.now() + timeout_s, partial(resolve, first))
-        for row in kept:
-            self._store.waiters.setdefault(row.id, set()).add(first)
+        ids = [row.id for row in kept]
+        self._store.awaited.add(ids, first)
         try:
             final = await first
         finally:
             timer.cancel()
-            for row in kept:
-                self._forget_waiter(row.id, first)
+            self._store.awaited.remove(ids, first)
         if not self._is_open:
             raise BrokerError("the memory broker was closed while a job's end was waited for")
         found = {row.id: row.final() for row in kept if row.finished_at is not None}
         if final is not None:  # it may be pruned or retried by now
             found[final.job_id] = final
         return found
-
-    def _forget_waiter(self, job_id: str, waiter: asyncio.Future[Final | None]) -> None:
-        waiting = self._store.waiters.get(job_id)
-        if waiting is not None:
-            waiting.discard(waiter)
-            if not waiting:
-                del self._store.waiters[job_id]
 
     async def gate(self, name: str, change: GateChange, generation: int | None = None) -> Gate:
         """As `Broker.gate`."""

@@ -15,6 +15,7 @@ from taskflow.brokers.base import (
     QueueCounts,
     Reclaimed,
 )
+from taskflow.brokers.waiting import resolve
 from taskflow.clock import NEVER
 from taskflow.core import gate as gating
 from taskflow.core.job import SUSPECT_AFTER, JobState
@@ -332,8 +333,3 @@ def order(row: Row) -> tuple[float, int]:
 
 def first(line: Iterable[Row]) -> Row | None:
     return next((row for row in line if row.state is _READY), None)
-
-
-def resolve(future: asyncio.Future[Final | None] | asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

@@ -114,7 +114,7 @@ def tell_final(store: Store, row: Row) -> None:
     """The row is final: its key is free, whoever waits for it hears."""
     if row.key is not None:
         store.keys.pop((row.task, row.key), None)
-    if (waiting := store.waiters.pop(row.id, None)) is not None:
+    if (waiting := store.awaited.by_name.pop(row.id, None)) is not None:
         final = row.final()
         for waiter in waiting:
             if not waiter.done():

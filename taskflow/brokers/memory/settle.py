@@ -25,7 +25,8 @@ _DONE = SettleReply(_APPLIED, _COMPLETED)
 
 def settle(store: Store, settlements: Sequence[Settlement], now: float) -> list[SettleReply]:
     """As `Broker.settle`."""
-    find, waiters, results, finished = store.rows.get, store.waiters, store.results, store.finished
+    find, awaited = store.rows.get, store.awaited.by_name
+    results, finished = store.results, store.finished
     replies: list[SettleReply] = []
     completed: dict[Queue, int] = {}
     left: dict[Queue, int] = {}  # other jobs that left their queue for good
@@ -47,7 +48,7 @@ def settle(store: Store, settlements: Sequence[Settlement], now: float) -> list[
             finished.append(row)
             if row.result is not None:
                 results.append(row)
-            if row.key is not None or job_id in waiters:
+            if row.key is not None or job_id in awaited:
                 rows.tell_final(store, row)
             completed[row.queue] = completed.get(row.queue, 0) + 1
             replies.append(_DONE)

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 from taskflow.brokers.memory.expiries import Expiries
 from taskflow.brokers.memory.lanes import GateLine, Holder, Queue
+from taskflow.brokers.waiting import Awaited
 from taskflow.core import gate as gating
 
 if TYPE_CHECKING:
-    import asyncio
-
-    from taskflow.brokers.base import Final, Presence
+    from taskflow.brokers.base import Presence
     from taskflow.brokers.memory.lanes import Row
 
 # What `reclaim` prunes, in the order in which it ended: of what may leave it before, by job id.
@@ -23,6 +22,7 @@ class Store:
     """Jobs, queues, gates and workers, by name. Nothing in here awaits, so each verb is atomic without a lock."""
 
     __slots__ = (
+        "awaited",
         "batches",
         "dead",
         "expiries",
@@ -38,7 +38,6 @@ class Store:
         "rows",
         "submitted",
         "token",
-        "waiters",
         "workers",
     )
 
@@ -54,7 +53,7 @@ class Store:
         self.openings: list[tuple[float, int, GateLine]] = []  # heap: when gates with waiting lanes may open
         self.openings_made = 0
         self.expiries = Expiries()
-        self.waiters: dict[str, set[asyncio.Future[Final | None]]] = {}  # job id → who waits for it to be final
+        self.awaited = Awaited()  # who waits for jobs to be final
         self.results: deque[Row] = deque()  # rows with a result
         self.finished: deque[Row] = deque()
         self.dead: dict[str, Row] = {}  # from here they may go on

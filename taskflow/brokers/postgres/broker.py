@@ -14,8 +14,9 @@ from taskflow.brokers.postgres.borrowed import Borrowed
 from taskflow.brokers.postgres.connection import UPKEEP_S, Address, Pool, look
 from taskflow.brokers.postgres.listening import FINALS, WORK, Listening
 from taskflow.brokers.postgres.schema import STATE_NUMBER, VERSION
-from taskflow.brokers.postgres.waiting import Waiters, settled
+from taskflow.brokers.postgres.waiting import Waiters
 from taskflow.brokers.presence import presence_text, worker_infos
+from taskflow.brokers.waiting import settled
 from taskflow.core import gate as gating
 from taskflow.core.decision import Complete, Release
 from taskflow.core.job import JobState
@@ -137,7 +138,7 @@ class PostgresBroker:
         if not settlements:
             return []
         replies = await settle.settle(self._pool, settlements, self._fixed_at(), is_borrowed=False)
-        self._waiters.tell_finals(one[0] for one in settlements)
+        self._waiters.finals.tell(one[0] for one in settlements)
         if any(type(one[2]) is Release for one in settlements):
             self._turns.forget_marks()
         self._waiters.tell_work()
@@ -176,7 +177,7 @@ class PostgresBroker:
         deadline = loop.time() + timeout_s
         while job_ids:
             ended: asyncio.Future[None] = loop.create_future()
-            self._waiters.add_finals(job_ids, ended)
+            self._waiters.finals.add(job_ids, ended)
             try:
                 if timeout_s > 0:
                     await self._listening.listen(FINALS, self._fixed_at())
@@ -192,7 +193,7 @@ class PostgresBroker:
                 if not await settled(ended, deadline - loop.time()):
                     break
             finally:
-                self._waiters.remove_finals(job_ids, ended)
+                self._waiters.finals.remove(job_ids, ended)
         return {}
 
     async def gate(self, name: str, change: GateChange, generation: int | None = None) -> Gate:
@@ -207,7 +208,7 @@ class PostgresBroker:
         if moved:
             self._turns.forget_marks()
             self._waiters.tell_work()
-            self._waiters.tell_finals(one.job_id for one in moved)
+            self._waiters.finals.tell(one.job_id for one in moved)
         return moved
 
     async def counts(self) -> list[QueueCounts]:
@@ -233,7 +234,7 @@ class PostgresBroker:
     async def cancel(self, job_ids: Sequence[str]) -> list[Cancelled]:
         """As `Operator.cancel`."""
         answers = await self._pool.value("SELECT ~.cancel_v1($1, $2)", list(job_ids), self._fixed_at())
-        self._waiters.tell_finals(job_ids)
+        self._waiters.finals.tell(job_ids)
         return [_CANCELLED[answer] for answer in answers]
 
     async def retry(self, job_ids: Sequence[str]) -> list[Retried]:

@@ -88,9 +88,9 @@ class Listening:
         if said == "w":
             self._waiters.tell_work()
         elif said == "f":
-            self._waiters.tell_finals(list(self._waiters.finals))
+            self._waiters.finals.tell_all()
         else:
-            self._waiters.tell_finals(said[1:].split("\n"))
+            self._waiters.finals.tell(said[1:].split("\n"))
 
     def _lost(self, _connection: Any) -> None:
         self._connection = None
@@ -112,7 +112,7 @@ class Listening:
                     " LEFT JOIN ~.finished f ON f.seq = j.seq WHERE j.seq IS NULL OR f.seq IS NOT NULL",
                     waiting,
                 )
-                self._waiters.tell_finals(row[0] for row in ended)
+                self._waiters.finals.tell(row[0] for row in ended)
 
     async def close(self) -> None:
         """Before the pool closes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 
 import redis.exceptions as theirs
+from redis.sentinel import MasterNotFoundError
 
 from taskflow.errors import BrokerError, BrokerUnavailable, ConfigError
 
@@ -39,6 +40,11 @@ def is_forbidden(error: BaseException | None) -> bool:
     return isinstance(error, theirs.NoPermissionError) or any(word in said for word in _FORBIDDEN)
 
 
+def is_elsewhere(error: BrokerError | ConfigError) -> bool:
+    """Whether this server cannot do it, and another one can: the address may lead there by now."""
+    return isinstance(error, BrokerUnavailable) and error.kind in {"read_only", "cluster"}
+
+
 def translated(error: Exception, where: str) -> BrokerError | ConfigError:
     """Our error for one of theirs, met at the server `where`. The caller chains the cause."""
     said = str(error)
@@ -68,6 +74,13 @@ def translated(error: Exception, where: str) -> BrokerError | ConfigError:
         )
     if isinstance(error, theirs.ConnectionError | OSError):
         met = error.__cause__ or error.__context__ or error  # the system's own word, where there is one
+        if isinstance(error, MasterNotFoundError) or isinstance(met, MasterNotFoundError):
+            return BrokerUnavailable(
+                f"{where} cannot be reached ({said}): are they up, and are their addresses and the service's name in "
+                "TASKFLOW_BROKER__URL right?",
+                retry_after_s=1.0,
+                kind="connection",
+            )
         if isinstance(met, ssl.SSLCertVerificationError):
             return ConfigError(
                 f"{where} shows a certificate that is not trusted here ({met.verify_message}): in TASKFLOW_BROKER__URL "

@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 
 from taskflow.brokers.redis.failures import translated
 from taskflow.brokers.redis.link import heeding_cancellation
+from taskflow.brokers.waiting import Awaited
 from taskflow.errors import BrokerError
 
 if TYPE_CHECKING:
@@ -29,8 +30,7 @@ class Listening:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._work, self._ends = f"{link.prefix}work".encode(), f"{link.prefix}ends".encode()
-        self._by_queue: dict[str, set[asyncio.Future[None]]] = {}
-        self._by_job: dict[str, set[asyncio.Future[None]]] = {}
+        self._by_queue, self._by_job = Awaited(), Awaited()
         self._tasks: set[asyncio.Task[None]] = set()
         self._subscribed: asyncio.Future[None] | None = None  # None while nobody listens
 
@@ -57,18 +57,12 @@ class Listening:
 
     def add(self, future: asyncio.Future[None], *, queues: Iterable[str] = (), job_ids: Iterable[str] = ()) -> None:
         """`future` gets its result when there may be work in one of the queues, or one of the jobs has ended."""
-        for waiting, names in ((self._by_queue, queues), (self._by_job, job_ids)):
-            for name in names:
-                waiting.setdefault(name, set()).add(future)
+        self._by_queue.add(queues, future)
+        self._by_job.add(job_ids, future)
 
     def remove(self, future: asyncio.Future[None], *, queues: Iterable[str] = (), job_ids: Iterable[str] = ()) -> None:
-        for waiting, names in ((self._by_queue, queues), (self._by_job, job_ids)):
-            for name in names:
-                found = waiting.get(name)
-                if found is not None:
-                    found.discard(future)
-                    if not found:
-                        del waiting[name]
+        self._by_queue.remove(queues, future)
+        self._by_job.remove(job_ids, future)
 
     async def _listen(self, subscribed: asyncio.Future[None]) -> None:
         pubsub = None
@@ -115,24 +109,15 @@ class Listening:
 
     def _tell(self, channel: bytes, said: str) -> None:
         if channel == self._work:
-            for future in self._by_queue.get(said, ()):
-                _resolve(future)
+            self._by_queue.tell([said])
         else:
-            for job_id in said.split():
-                for future in self._by_job.get(job_id, ()):
-                    _resolve(future)
+            self._by_job.tell(said.split())
 
     def _wake_all(self) -> None:
-        for waiting in (*self._by_queue.values(), *self._by_job.values()):
-            for future in waiting:
-                _resolve(future)
+        self._by_queue.tell_all()
+        self._by_job.tell_all()
 
 
 def _fail(future: asyncio.Future[None], error: Exception) -> None:
     future.set_exception(error)
     future.exception()  # whoever waited for it may be gone: asyncio need not tell
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

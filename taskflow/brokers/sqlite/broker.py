@@ -21,8 +21,9 @@ from taskflow.brokers.sqlite.reader import Reader
 from taskflow.brokers.sqlite.schema import VERSION
 from taskflow.brokers.sqlite.settle import Settling
 from taskflow.brokers.sqlite.upkeep import Upkeep
-from taskflow.brokers.sqlite.waiting import Waiters, WorkWaiter, settled
+from taskflow.brokers.sqlite.waiting import Waiters, WorkWaiter
 from taskflow.brokers.sqlite.writer import Writer
+from taskflow.brokers.waiting import settled
 from taskflow.core.decision import Complete
 from taskflow.core.job import JobState
 from taskflow.errors import BrokerError, ConfigError, JobNotFound
@@ -196,7 +197,7 @@ class SqliteBroker:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         ended: asyncio.Future[None] = loop.create_future()
-        self._waiters.add_finals(job_ids, ended)
+        self._waiters.finals.add(job_ids, ended)
         try:
             while job_ids:
                 kept, found = await self.read(lambda connection: reading.finals(connection, job_ids))
@@ -211,11 +212,11 @@ class SqliteBroker:
                 self._listening.look_for_finals()
                 if not await settled(ended, deadline - loop.time()) or self._write_line is None:
                     break
-                self._waiters.remove_finals(job_ids, ended)
+                self._waiters.finals.remove(job_ids, ended)
                 ended = loop.create_future()
-                self._waiters.add_finals(job_ids, ended)
+                self._waiters.finals.add(job_ids, ended)
         finally:
-            self._waiters.remove_finals(job_ids, ended)
+            self._waiters.finals.remove(job_ids, ended)
         return {}
 
     async def gate(self, name: str, change: GateChange, generation: int | None = None) -> Gate:
@@ -363,4 +364,4 @@ class SqliteBroker:
             if effects.work and self._waiters.work:
                 loop.call_soon_threadsafe(self._waiters.tell_work, effects.work)
             if effects.finals and self._waiters.finals:
-                loop.call_soon_threadsafe(self._waiters.tell_finals, effects.finals)
+                loop.call_soon_threadsafe(self._waiters.finals.tell, effects.finals)

@@ -71,7 +71,7 @@ class Listening:
             self._poll_s = _DEAF_POLL_S
 
     def _heard_finals(self, job_ids: list[str]) -> None:
-        self._waiters.tell_finals(job_ids or list(self._waiters.finals))
+        self._waiters.finals.tell(job_ids or list(self._waiters.finals))
 
     def look_for_finals(self) -> None:
         """One slow look for all who wait for jobs to end, while somebody does."""
@@ -83,7 +83,7 @@ class Listening:
             with contextlib.suppress(BrokerError):  # those who wait meet it themselves
                 await asyncio.sleep(await self.listen(wake.FINALS))
                 waiting = list(self._waiters.finals)
-                self._waiters.tell_finals(await self._lines.read(partial(reading.final_ids, job_ids=waiting)))
+                self._waiters.finals.tell(await self._lines.read(partial(reading.final_ids, job_ids=waiting)))
 
     async def close(self) -> None:
         """While the lines still work."""

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from taskflow.brokers.waiting import Awaited, resolve
 
 
 class Waiters:
-    """Futures by what they wait for: numbers of queues, or ids of jobs. Used in the loop; looked at from the writer."""
+    """Those who wait for work know queues by their numbers. Used in the loop; looked at from the writer."""
 
     def __init__(self) -> None:
         self.work: set[WorkWaiter] = set()
-        self.finals: dict[str, set[asyncio.Future[None]]] = {}
+        self.finals = Awaited()
 
     def tell_work(self, queues: set[int]) -> None:
         """Something may be claimed from these queues."""
@@ -22,29 +20,11 @@ class Waiters:
             if waiter.queues is None or not waiter.queues.isdisjoint(queues):
                 resolve(waiter.future)
 
-    def tell_finals(self, job_ids: Iterable[str]) -> None:
-        """These jobs ended."""
-        for job_id in job_ids:
-            for future in self.finals.get(job_id, ()):
-                resolve(future)
-
     def tell_all(self) -> None:
         """The broker closes."""
         for waiter in self.work:
             resolve(waiter.future)
-        self.tell_finals(list(self.finals))
-
-    def add_finals(self, job_ids: Iterable[str], future: asyncio.Future[None]) -> None:
-        for job_id in job_ids:
-            self.finals.setdefault(job_id, set()).add(future)
-
-    def remove_finals(self, job_ids: Iterable[str], future: asyncio.Future[None]) -> None:
-        for job_id in job_ids:
-            waiting = self.finals.get(job_id)
-            if waiting is not None:
-                waiting.discard(future)
-                if not waiting:
-                    del self.finals[job_id]
+        self.finals.tell_all()
 
 
 class WorkWaiter:
@@ -60,14 +40,3 @@ class WorkWaiter:
         """Wait for the next word."""
         if self.future.done():
             self.future = asyncio.get_running_loop().create_future()
-
-
-def resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
-async def settled(future: asyncio.Future[None], timeout_s: float) -> bool:
-    """Whether `future` was resolved within `timeout_s`. It stays as it is otherwise."""
-    done, _ = await asyncio.wait((future,), timeout=max(0.0, timeout_s))
-    return bool(done)

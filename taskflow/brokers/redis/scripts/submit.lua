@@ -4,9 +4,11 @@
 
 local jobs, texts, bounds = cjson.decode(ARGV[2]), cjson.decode(ARGV[3]), cjson.decode(ARGV[4])
 local bodies, from = ARGV[5], 1
-local ids, refused, answers = {}, {}, {}
+local ids, refused, answers, lane_ids = {}, {}, {}, {}
 for i = 1, #jobs do ids[i] = jobs[i][1] end
 load_rows(ids)
+for i = 1, #texts do lane_ids[i] = '0' .. texts[i] end
+load_lanes(lane_ids)
 local seq = call('HINCRBY', P .. 'numbers', 'seq', #jobs) - #jobs
 local batches = {} -- named by these jobs → whether one of them is new
 
