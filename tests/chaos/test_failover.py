@@ -233,7 +233,7 @@ async def test_primary_that_sentinels_name_is_found_and_found_again_once_it_died
         ) as replica,
     ):
         replicated(replica)
-        with Sentinel(primary, password=SENTINELS_SECRET) as sentinel:
+        with Sentinel(primary.port, of_primary=SECRET, password=SENTINELS_SECRET) as sentinel:
             hosts = f"127.0.0.1:1,127.0.0.1:{sentinel.port}"  # one is down
             url = f"redis+sentinel://:{SECRET}@{hosts}/{SERVICE}?db=2&sentinel_password={SENTINELS_SECRET}"
             place = Place("redis", tmp_path, url, url, f"sentinel_{os.getpid()}")
@@ -261,7 +261,7 @@ async def test_primary_that_sentinels_name_is_found_and_found_again_once_it_died
 
 
 async def test_sentinels_that_know_no_such_primary_are_an_outage_that_says_so(pair: Pair) -> None:
-    with Sentinel(pair.primary, password=SENTINELS_SECRET) as sentinel:
+    with Sentinel(pair.primary.port, password=SENTINELS_SECRET) as sentinel:
         here = f"127.0.0.1:{sentinel.port}"
         for where, wanted, what in (
             (f"{here}/other?sentinel_password={SENTINELS_SECRET}", BrokerUnavailable, "knows a primary of other"),
