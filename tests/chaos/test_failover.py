@@ -50,7 +50,7 @@ class Pair:
 def pair(tmp_path: Path) -> Iterator[Pair]:
     with (
         ValkeyServer(aof=True) as primary,
-        ValkeyServer(aof=True, options=("--replicaof", f"127.0.0.1 {primary.port}")) as replica,
+        ValkeyServer(aof=True, options=("--replicaof", "127.0.0.1", str(primary.port))) as replica,
         Proxy(primary.port) as proxy,
     ):
         replicated(replica)
@@ -229,7 +229,7 @@ async def test_primary_that_sentinels_name_is_found_and_found_again_once_it_died
         ValkeyServer(
             aof=True,
             password=SECRET,
-            options=("--masterauth", SECRET, "--replicaof", f"127.0.0.1 {primary.port}"),
+            options=("--masterauth", SECRET, "--replicaof", "127.0.0.1", str(primary.port)),
         ) as replica,
     ):
         replicated(replica)
