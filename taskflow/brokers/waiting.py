@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import islice
 from typing import TYPE_CHECKING, Any
+
+from taskflow.errors import JobNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -62,3 +65,9 @@ async def settled(future: asyncio.Future[Any], timeout_s: float) -> bool:
     """Whether `future` was resolved within `timeout_s`. It stays as it is otherwise."""
     done, _ = await asyncio.wait((future,), timeout=max(0.0, timeout_s))
     return bool(done)
+
+
+def not_kept(job_ids: Iterable[str]) -> JobNotFound:
+    """Nobody can wait for these to end."""
+    asked = ", ".join(islice(job_ids, 3))
+    return JobNotFound(f"no such job is kept: {asked}; the id is wrong, or its retention is over")

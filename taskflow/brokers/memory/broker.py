@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from taskflow.brokers.memory import claim as claiming
 from taskflow.brokers.memory import gates, leases, operate, reading, settle, submit, upkeep
 from taskflow.brokers.memory.store import Store
-from taskflow.brokers.waiting import resolve
+from taskflow.brokers.waiting import not_kept, resolve
 from taskflow.clock import Clock, LoopClock
 from taskflow.collector import no_collection
-from taskflow.errors import BrokerError, JobNotFound
+from taskflow.errors import BrokerError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -133,9 +132,7 @@ class MemoryBroker:
             return found
         kept = reading.kept(self._store, job_ids)
         if not kept:
-            raise JobNotFound(
-                f"no such job is kept: {', '.join(islice(job_ids, 3))}; the id is wrong, or its retention is over"
-            )
+            raise not_kept(job_ids)
         if not self._is_open:
             raise BrokerError("the memory broker is closed: nobody will end the jobs that are waited for")
         if timeout_s <= 0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from taskflow.brokers.base import BeatReply, Cancelled, Reclaimed, Retried, Settlement
@@ -16,11 +15,10 @@ from taskflow.brokers.postgres.listening import FINALS, WORK, Listening
 from taskflow.brokers.postgres.schema import STATE_NUMBER, VERSION
 from taskflow.brokers.postgres.waiting import Waiters
 from taskflow.brokers.presence import presence_text, worker_infos
-from taskflow.brokers.waiting import settled
+from taskflow.brokers.waiting import not_kept, settled
 from taskflow.core import gate as gating
 from taskflow.core.decision import Complete, Release
 from taskflow.core.job import JobState
-from taskflow.errors import JobNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -185,8 +183,7 @@ class PostgresBroker:
                 if found:
                     return found
                 if not kept:
-                    asked = ", ".join(islice(job_ids, 3))
-                    raise JobNotFound(f"no such job is kept: {asked}; the id is wrong, or its retention is over")
+                    raise not_kept(job_ids)
                 if timeout_s <= 0:
                     break
                 self._listening.look_for_finals(self._fixed_at())

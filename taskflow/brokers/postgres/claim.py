@@ -8,7 +8,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from taskflow.brokers.base import PARKS, PROMOTE, QUOTA, WAKE, ClaimRequest
-from taskflow.brokers.postgres.reading import gates_from
+from taskflow.brokers.texts import gates_from
 from taskflow.core.gate import Recovery
 from taskflow.core.job import Claim
 

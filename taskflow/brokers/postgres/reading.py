@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from taskflow.brokers.base import ErrorInfo, Final, JobInfo, QueueCounts
 from taskflow.brokers.postgres.schema import STATE_NUMBER, STATES
+from taskflow.brokers.texts import gates_from
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,18 +16,6 @@ if TYPE_CHECKING:
     from taskflow.core.job import JobState
 
 _ENDED = 4  # the state numbers of final states start here
-
-
-@lru_cache(4096)
-def gates_from(text: str) -> tuple[str, ...]:
-    """The gates that `gates_text` wrote."""
-    return tuple(json.loads(text)) if text else ()
-
-
-@lru_cache(4096)
-def gates_text(gates: tuple[str, ...]) -> str:
-    """Gates as they are kept."""
-    return json.dumps(gates, ensure_ascii=False) if gates else ""
 
 
 FINALS = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from taskflow.brokers import texts
 from taskflow.brokers.base import Accepted, Receipt
-from taskflow.brokers.postgres.reading import gates_text
 from taskflow.core.window import retry_after_s
 
 if TYPE_CHECKING:
@@ -30,11 +30,7 @@ _NEW = Accepted.NEW
 
 def storable(text: str) -> str:
     """Text that PostgreSQL can hold: no half of a surrogate pair, and no NUL."""
-    if "\0" in text:
-        text = text.replace("\0", "\\x00")
-    if text.isascii():
-        return text
-    return text.encode(errors="backslashreplace").decode()
+    return texts.storable(text.replace("\0", "\\x00"))
 
 
 async def submit(
@@ -52,7 +48,7 @@ async def submit(
         payloads,
         priorities,
         [storable(lane) if lane else "" for lane in lanes],
-        [gates_text(names) if names else "" for names in gates],
+        [texts.gates_text(names) if names else "" for names in gates],
         [None if key is None else storable(key) for key in keys],
         [min(delay_s, MOST_S) for delay_s in delays_s],
         [min(expire_s, MOST_S) for expire_s in expires_s],

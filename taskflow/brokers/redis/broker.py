@@ -6,7 +6,6 @@ import asyncio
 import json
 import threading
 import time
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from taskflow.brokers.base import BeatReply
@@ -17,9 +16,10 @@ from taskflow.brokers.redis.doubts import doubts_about
 from taskflow.brokers.redis.link import Link, SyncLink
 from taskflow.brokers.redis.listening import Listening
 from taskflow.brokers.redis.reading import FinalsReader
+from taskflow.brokers.waiting import not_kept
 from taskflow.core import gate as gating
 from taskflow.core.job import JobState
-from taskflow.errors import BrokerError, BrokerUnavailable, JobNotFound
+from taskflow.errors import BrokerError, BrokerUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -176,9 +176,7 @@ class RedisBroker:
     @staticmethod
     def _ended(job_ids: Sequence[str], known: Mapping[str, Final | None]) -> dict[str, Final]:
         if not known:
-            raise JobNotFound(
-                f"no such job is kept: {', '.join(islice(job_ids, 3))}; the id is wrong, or its retention is over"
-            )
+            raise not_kept(job_ids)
         return {job_id: final for job_id, final in known.items() if final is not None}
 
     async def gate(self, name: str, change: gating.GateChange, generation: int | None = None) -> gating.Gate:

@@ -7,7 +7,6 @@ import contextlib
 import os
 import time
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from taskflow.brokers.base import Settlement
@@ -23,10 +22,10 @@ from taskflow.brokers.sqlite.settle import Settling
 from taskflow.brokers.sqlite.upkeep import Upkeep
 from taskflow.brokers.sqlite.waiting import Waiters, WorkWaiter
 from taskflow.brokers.sqlite.writer import Writer
-from taskflow.brokers.waiting import settled
+from taskflow.brokers.waiting import not_kept, settled
 from taskflow.core.decision import Complete
 from taskflow.core.job import JobState
-from taskflow.errors import BrokerError, ConfigError, JobNotFound
+from taskflow.errors import BrokerError, ConfigError
 
 if TYPE_CHECKING:
     import sqlite3
@@ -204,8 +203,7 @@ class SqliteBroker:
                 if found:
                     return found
                 if not kept:
-                    asked = ", ".join(islice(job_ids, 3))
-                    raise JobNotFound(f"no such job is kept: {asked}; the id is wrong, or its retention is over")
+                    raise not_kept(job_ids)
                 if timeout_s <= 0:
                     break
                 await self._listening.listen(wake.FINALS)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from taskflow.brokers.base import PARKS, PROMOTE, QUOTA, WAKE, ClaimRequest
 from taskflow.brokers.sqlite import lanes, leases, rows
 from taskflow.brokers.sqlite.schema import GATED, READY, RUNNING, SUSPECT
+from taskflow.brokers.texts import gates_from
 from taskflow.core import gate as gating
 from taskflow.core.job import Claim
 
@@ -177,7 +178,7 @@ def _hand_over(tx: Tx, queue: Queue, taken: list[int], token: int) -> list[Claim
             if noted is not None:
                 checkpoint = blob[place : place + noted]
                 place += noted
-            gates = lanes.gates_from(gates_text) if gates_text else ()
+            gates = gates_from(gates_text) if gates_text else ()
             held[job_id] = (token, seq, queue.id, gates)
             rest.append(checkpoint)
             rest.append(gating.recoveries_of(map(tx.gate, gates)) if gates else ())

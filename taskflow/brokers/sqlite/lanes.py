@@ -7,12 +7,12 @@ cancelled) but never too low; the claim that finds less than it asked for puts i
 from __future__ import annotations
 
 import json
-from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from taskflow.brokers.base import WAKE
 from taskflow.brokers.sqlite.schema import GATED, OPEN, PARKED, SUSPECT
 from taskflow.brokers.sqlite.tx import NEVER
+from taskflow.brokers.texts import gates_from
 from taskflow.core import gate as gating
 
 if TYPE_CHECKING:
@@ -36,18 +36,6 @@ class Lane(NamedTuple):
     id: int
     gates: tuple[str, ...]
     is_suspect: bool
-
-
-@lru_cache(4096)
-def gates_text(gates: tuple[str, ...]) -> str:
-    """Gates as they are kept."""
-    return json.dumps(gates, ensure_ascii=False) if gates else ""
-
-
-@lru_cache(4096)
-def gates_from(text: str) -> tuple[str, ...]:
-    """The gates that `gates_text` wrote."""
-    return tuple(json.loads(text)) if text else ()
 
 
 def kind_of(gates: str, *, is_suspect: bool) -> int:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from taskflow.brokers.base import ClaimRequest, ErrorInfo, Final, JobInfo, QueueCounts
 from taskflow.brokers.presence import worker_infos
-from taskflow.brokers.sqlite import lanes
 from taskflow.brokers.sqlite.schema import GATED, STATE_NUMBER, STATES, SUSPECT
 from taskflow.brokers.sqlite.tx import GATE_ROWS, NEVER
+from taskflow.brokers.texts import gates_from
 from taskflow.core import gate as gating
 from taskflow.core.job import JobState
 from taskflow.core.window import DrainRate
@@ -175,7 +175,7 @@ def _info(connection: sqlite3.Connection, row: tuple[Any, ...]) -> JobInfo:
         state=STATES[state],
         priority=priority,
         lane=lane,
-        gates=lanes.gates_from(gates_text),
+        gates=gates_from(gates_text),
         key=None if key is None else key[len(task) + 1 :],
         attempts=attempts,
         snoozes=snoozes,

@@ -11,9 +11,10 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from taskflow.brokers.base import Reclaimed
+from taskflow.brokers.base import ERRORS_KEPT, Reclaimed
 from taskflow.brokers.sqlite import lanes
 from taskflow.brokers.sqlite.schema import READY, SCHEDULED, STATE_NUMBER, STATES
+from taskflow.brokers.texts import gates_from, storable
 from taskflow.core.job import FINAL, SUSPECT_AFTER, TRANSITIONS
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from taskflow.brokers.sqlite.tx import Tx
     from taskflow.core.outcome import ErrorRecord
 
-ERRORS_KEPT = 50  # of one job: a job that is retried for ever must not grow for ever
 FINAL_NUMBERS = frozenset(STATE_NUMBER[state] for state in FINAL)
 _BOUNDED = frozenset({READY, SCHEDULED})  # what the bound of a queue counts
 _AFTER = {
@@ -65,7 +65,7 @@ class Row:
 
     @property
     def gates(self) -> tuple[str, ...]:
-        return lanes.gates_from(self.gates_text)
+        return gates_from(self.gates_text)
 
     @property
     def is_suspect(self) -> bool:
@@ -229,15 +229,6 @@ def add_error(tx: Tx, row: Row, error: ErrorRecord) -> None:
     )
     if number > ERRORS_KEPT:
         tx.execute("DELETE FROM error WHERE seq = ? AND n <= ?", (row.seq, number - ERRORS_KEPT))
-
-
-def storable(text: str) -> str:
-    """Text that UTF-8 can hold: a message may carry half a surrogate pair, from a file name or a broken decoder."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode(errors="backslashreplace").decode()
-    return text
 
 
 def forget(tx: Tx, seqs: Sequence[int]) -> None:

@@ -13,6 +13,7 @@ from taskflow.brokers.base import Settled, SettleReply
 from taskflow.brokers.sqlite import lanes, rows
 from taskflow.brokers.sqlite.schema import RUNNING, STATES
 from taskflow.brokers.sqlite.submit import SLICE, packed
+from taskflow.brokers.texts import storable
 from taskflow.core.decision import Bury, Cancel, Complete, Expire, Release, Retry, Snooze
 from taskflow.core.job import JobState
 
@@ -151,7 +152,7 @@ def apply(tx: Tx, row: Row, decision: Decision) -> None:
             if error is not None:
                 rows.add_error(tx, row, error)
             row.snoozes += 1
-            row.reason = rows.storable(reason)
+            row.reason = storable(reason)
             rows.requeue(tx, row, "snooze", delay_s)
         case Release():
             rows.requeue(tx, row, "release")
@@ -160,7 +161,7 @@ def apply(tx: Tx, row: Row, decision: Decision) -> None:
             row.attempts += spent
             rows.finish(tx, row, "bury")
         case Expire(reason):
-            row.reason = rows.storable(reason)
+            row.reason = storable(reason)
             rows.finish(tx, row, "expire")
         case Cancel():
             rows.finish(tx, row, "cancel")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from taskflow.brokers.base import Accepted, Receipt
 from taskflow.brokers.sqlite import lanes
 from taskflow.brokers.sqlite.schema import READY, SCHEDULED
+from taskflow.brokers.texts import gates_text
 from taskflow.core.window import retry_after_s
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def _alike(tx: Tx, job: Job) -> tuple[tuple[object, ...], tuple[object, ...]]:
     """The columns, of `job` and of `body`, that jobs like this one share."""
     queue = tx.queue_named(job.queue)
     queue.had_jobs = True
-    gates = lanes.gates_text(job.gates)
+    gates = gates_text(job.gates)
     expires_s = min(job.expires_s, MOST_S)
     if job.delay_s > 0:
         state, lane, due_at = SCHEDULED, 0, tx.now + min(job.delay_s, MOST_S)
