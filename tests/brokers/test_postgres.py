@@ -15,7 +15,7 @@ import psycopg
 import pytest
 from hypothesis import given, settings
 
-from taskflow.brokers.base import Accepted, Retention, Settled, Settlement
+from taskflow.brokers.base import Accepted, Doubtful, Retention, Settled, Settlement
 from taskflow.brokers.postgres import PostgresBroker
 from taskflow.brokers.postgres.schema import VERSION
 from taskflow.core import gate as gating
@@ -233,6 +233,7 @@ async def test_killed_server_has_all_that_was_accepted() -> None:
     with PostgresServer(fsync=True) as server:
         broker = PostgresBroker(server.url)
         await broker.open()
+        assert broker.doubts == ()
         for _ in range(5):
             await submit(broker, *(job() for _ in range(20)))
         server.kill()
@@ -242,6 +243,23 @@ async def test_killed_server_has_all_that_was_accepted() -> None:
         await again.open()
         assert len(await claim(again, limit=200)) == 100
         await again.close()
+
+
+async def test_open_tells_of_a_server_that_may_lose_jobs(server: PostgresServer) -> None:
+    server.execute("ALTER ROLE postgres SET synchronous_commit = off")
+    broker = PostgresBroker(server.url)
+
+    await broker.open()
+    await broker.close()
+    unopened = PostgresBroker(server.url)
+    await unopened.version()
+
+    fsync, pages, commit = broker.doubts
+    assert isinstance(broker, Doubtful)
+    assert "Set fsync = on" in fsync
+    assert "Set full_page_writes = on" in pages
+    assert "Set synchronous_commit = on" in commit
+    assert unopened.doubts == broker.doubts
 
 
 async def test_beat_of_a_thread_survives_a_cut_connection(broker: PostgresBroker) -> None:

@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import asyncpg
 
 from taskflow.brokers.postgres import errors, schema
+from taskflow.brokers.postgres.doubts import doubts_about
 from taskflow.errors import BrokerError, ConfigError
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Pool:
         self._address, self._namespace = address, namespace
         self._name = schema.quoted(namespace)
         self._pool: asyncpg.Pool | None = None
+        self.doubts: tuple[str, ...] = ()
 
     @property
     def is_open(self) -> bool:
@@ -98,6 +100,7 @@ class Pool:
                     if self._address.listens:
                         await self._refuse_shared_session(connection)
                     await _again(lambda: schema.migrate(connection, self._namespace))
+                    self.doubts = await doubts_about(connection, self._address.where)
         except BaseException:  # cancelled, too: nobody else ends what has been connected
             pool.terminate()
             raise
@@ -189,12 +192,13 @@ def _addressed() -> Iterator[None]:
         raise
 
 
-async def look(address: Address, namespace: str) -> int:
-    """The version of the schema, which is left as it is."""
+async def look(address: Address, namespace: str) -> tuple[int, tuple[str, ...]]:
+    """The version of the schema, which is left as it is, and what the server's settings may cost."""
     with errors.in_our_words(address.where), _addressed():
         connection = await address.connect()
         try:
-            return await schema.version_of(connection, namespace)
+            version = await schema.version_of(connection, namespace)
+            return version, await doubts_about(connection, address.where)
         finally:
             connection.terminate()
 
