@@ -24,6 +24,9 @@ _CANCEL_S = 1.0  # for the server's word that it has given up a statement that w
 _POOL = 4  # connections of one broker object, besides the one that listens
 _PROOF_S, _PROOFS = 2.0, 3  # to find out that a pooler shares sessions; one that is busy may need another try
 _PID = "SELECT pg_backend_pid()"
+# The server drops what all have read from its queue of notifications when it adds to it, or is asked how full it is: a
+# full one stays full for ever without the question.
+_DROP_READ = "SELECT pg_notification_queue_usage()"
 _TRIES = 5  # of a call that met a deadlock or another's id
 _HOSTS = re.compile(r"(([^\[\]:,]*|\[[^\]]*\])(:\d*)?(,|$))*")
 _ON = frozenset({"1", "on", "true", "yes"})
@@ -164,6 +167,8 @@ class Pool:
                 # The pool makes another. Through a pooler, a statement that was given up half way keeps a session.
                 if errors.is_of_driver(error) or not (isinstance(error, Exception) or self._address.listens):
                     connection.terminate()
+                elif errors.is_of_notify(error):
+                    await connection.execute(_DROP_READ)
                 raise
             finally:
                 with suppress(TimeoutError):  # the pool has ended it, and makes another
