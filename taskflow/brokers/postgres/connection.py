@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import asyncpg
 
 from taskflow.brokers.postgres import errors, schema
+from taskflow.brokers.postgres.doubts import doubts_about
 from taskflow.errors import BrokerError, ConfigError
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ _CANCEL_S = 1.0  # for the server's word that it has given up a statement that w
 _POOL = 4  # connections of one broker object, besides the one that listens
 _PROOF_S, _PROOFS = 2.0, 3  # to find out that a pooler shares sessions; one that is busy may need another try
 _PID = "SELECT pg_backend_pid()"
+# The server drops what all have read from its queue of notifications when it adds to it, or is asked how full it is: a
+# full one stays full for ever without the question.
+_DROP_READ = "SELECT pg_notification_queue_usage()"
 _TRIES = 5  # of a call that met a deadlock or another's id
 _HOSTS = re.compile(r"(([^\[\]:,]*|\[[^\]]*\])(:\d*)?(,|$))*")
 _ON = frozenset({"1", "on", "true", "yes"})
@@ -75,6 +79,7 @@ class Pool:
         self._address, self._namespace = address, namespace
         self._name = schema.quoted(namespace)
         self._pool: asyncpg.Pool | None = None
+        self.doubts: tuple[str, ...] = ()
 
     @property
     def is_open(self) -> bool:
@@ -98,6 +103,7 @@ class Pool:
                     if self._address.listens:
                         await self._refuse_shared_session(connection)
                     await _again(lambda: schema.migrate(connection, self._namespace))
+                    self.doubts = await doubts_about(connection, self._address.where)
         except BaseException:  # cancelled, too: nobody else ends what has been connected
             pool.terminate()
             raise
@@ -161,6 +167,8 @@ class Pool:
                 # The pool makes another. Through a pooler, a statement that was given up half way keeps a session.
                 if errors.is_of_driver(error) or not (isinstance(error, Exception) or self._address.listens):
                     connection.terminate()
+                elif errors.is_of_notify(error):
+                    await connection.execute(_DROP_READ)
                 raise
             finally:
                 with suppress(TimeoutError):  # the pool has ended it, and makes another
@@ -189,12 +197,13 @@ def _addressed() -> Iterator[None]:
         raise
 
 
-async def look(address: Address, namespace: str) -> int:
-    """The version of the schema, which is left as it is."""
+async def look(address: Address, namespace: str) -> tuple[int, tuple[str, ...]]:
+    """The version of the schema, which is left as it is, and what the server's settings may cost."""
     with errors.in_our_words(address.where), _addressed():
         connection = await address.connect()
         try:
-            return await schema.version_of(connection, namespace)
+            version = await schema.version_of(connection, namespace)
+            return version, await doubts_about(connection, address.where)
         finally:
             connection.terminate()
 

@@ -47,6 +47,12 @@ def is_of_driver(error: BaseException) -> bool:
     return isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError)
 
 
+def is_of_notify(error: BaseException) -> bool:
+    """Whether the server's one queue of notifications is full: because a session has not read them for long."""
+    # Too long a row of an index has this state, too.
+    return isinstance(error, asyncpg.PostgresError) and error.sqlstate == "54000" and "NOTIFY" in str(error)
+
+
 def translated(error: BaseException, where: str) -> BrokerError | ConfigError:
     """Our error for this one. `where` names host and database."""
     if isinstance(error, asyncpg.PostgresError) and (
@@ -90,6 +96,12 @@ def _of_server(error: asyncpg.PostgresError, where: str) -> BrokerError | Config
         return _unavailable("refused", f"PostgreSQL at {where} has no connection left ({said})")
     if state in {"53100", "53200", "58030"}:
         return _unavailable("full", f"PostgreSQL at {where} has no space ({said}): nothing was changed. Free some")
+    if is_of_notify(error):
+        return _unavailable(
+            "full",
+            f"PostgreSQL at {where} has its NOTIFY queue full ({said}): nothing was changed. A session that listens "
+            "has a transaction open for long: see SELECT pg_notification_queue_usage() and the log, and end it",
+        )
     if state.startswith(("57P", "08")):
         return _unavailable("connection", f"PostgreSQL at {where} goes down or comes up ({said})")
     if state in _AGAIN:
