@@ -356,6 +356,7 @@ class _Plan(NamedTuple):
     named: tuple[Named, ...]
     expire_reason: str  # which limit ends a job that waits
     expires_s: float  # and when, in seconds from when it was first due
+    max_bytes: int  # of arguments
 
     @classmethod
     def of(cls, settings: Settings, policy: TaskPolicy) -> _Plan:
@@ -363,7 +364,9 @@ class _Plan(NamedTuple):
         if policy.deadline_s is not None and policy.deadline_s <= expires_s:
             reason, expires_s = "deadline", policy.deadline_s
         named = tuple(spec for spec in (policy.breaker, policy.bulkhead, policy.rate) if spec is not None)
-        return cls(settings, policy.queue, policy.priority, named, reason, expires_s)
+        return cls(
+            settings, policy.queue, policy.priority, named, reason, expires_s, settings.queue.arguments_max_bytes
+        )
 
 
 class _Mould(NamedTuple):
@@ -380,6 +383,11 @@ class _Mould(NamedTuple):
         """The job with these arguments; `job_id` is its id unless the options name one. Raises `PayloadError`."""
         definition, plan, options, head, lane, gates = self
         args = definition.codec.dump(arguments)
+        if len(args) > plan.max_bytes:
+            raise PayloadError(
+                f"{definition.name}() was given {len(args):,} bytes of arguments as JSON; at most {plan.max_bytes:,} "
+                f"are taken (TASKFLOW_QUEUE__ARGUMENTS_MAX_BYTES). Store them elsewhere and pass where they are"
+            )
         if lane is None:
             lane = definition.lane_of(arguments)
             gates = gate_names(plan.named, lane)

@@ -73,6 +73,7 @@ SAMPLES = {
     "TASKFLOW_BREAKER__MAX_OPEN_FOR_S": ("10m", "600"),
     "TASKFLOW_BREAKER__WINDOW_CALLS": ("50", "50"),
     "TASKFLOW_BREAKER__CLOSE_AFTER": ("1", "1"),
+    "TASKFLOW_QUEUE__ARGUMENTS_MAX_BYTES": ("4096", "4096"),
     "TASKFLOW_RETENTION__RESULT_S": ("1d", "86400"),
     "TASKFLOW_RETENTION__RESULT_MAX_BYTES": ("1024", "1024"),
     "TASKFLOW_RETENTION__FINISHED_S": ("0", "0"),
@@ -163,6 +164,7 @@ def test_the_defaults_are_the_documented_ones():
         "full",
     )
     assert (s.queue.max_size, s.queue.on_full, s.queue.wait_s) == (100_000, "wait", 30)
+    assert s.queue.arguments_max_bytes == 2**20
     assert (s.retention.result_s, s.retention.result_max_bytes) == (3600, 2**20)
     assert (s.retention.finished_s, s.retention.dead_s) == (86_400, 30 * 86_400)
     assert s.broker.url.get_secret_value() == "sqlite:///taskflow.db"
@@ -556,6 +558,7 @@ def test_a_broker_url_in_the_wrong_variable_is_hidden_too(url):
         ("redis://alone@cache", "redis://***@cache"),
         ("rediss://app:pw@[2001:db8::1]:6379/0", "rediss://app:***@[2001:db8::1]:6379/0"),
         ("postgresql://app:pw@a:1,b:2/shop?password=pw", "postgresql://app:***@a:1,b:2/shop?***"),
+        ("redis+sentinel://:pw@a:1,b:2/main?sentinel_password=pw", "redis+sentinel://***@a:1,b:2/main?***"),
         ("redis://app:p@w@cache", "redis://***"),
         ("redis://app:pw", "redis://***"),
         ("what is this", "***"),

@@ -177,6 +177,27 @@ async def test_submit_many_sends_nothing_when_one_call_does_not_fit() -> None:
     assert none == []
 
 
+async def test_arguments_that_are_too_large_are_refused_at_submit_and_told_what_to_do() -> None:
+    flow = make_flow(queue={"arguments_max_bytes": 2_000})
+
+    @flow.task
+    async def work(text: str) -> int:
+        return len(text)
+
+    async with flow.test() as t:
+        with pytest.raises(
+            PayloadError, match=r"work\(\) was given 2,011 bytes .* at most 2,000 .*ARGUMENTS_MAX_BYTES"
+        ):
+            await work.submit("x" * 2_000)
+        with pytest.raises(PayloadError, match="bytes"):
+            await work.submit_many([work.call("x"), work.call("x" * 2_000)])
+        assert await t.broker.counts() == []
+        job = await work.submit("x" * 1_989)
+        await t.run_until_idle()
+
+        assert await job.result() == 1_989
+
+
 async def test_the_gates_of_a_job_are_its_named_policies_and_the_lane_keys_those_that_say_so() -> None:
     flow = make_flow()
 

@@ -26,6 +26,8 @@ Rules for every broker:
     releases and reclaims are never refused.
 12. `BrokerUnavailable` is raised when the broker cannot be reached, is locked, or has no space; nothing has changed
     then (or the verb is safe to repeat: `submit` by id, `settle` by token).
+13. A worker says with each beat what it is (`Presence`). `workers` shows it from then on, until it leaves or has not
+    said so for FORGOTTEN leases, whether its lease has ended or not.
 
 Verbs may be called from many tasks of one event loop at once. `close` is idempotent.
 """
@@ -48,6 +50,9 @@ WAKE = 25  # lanes that one claim may wake: with their quota, jobs for a hundred
 PARKS = 4 * WAKE
 PROMOTE = 1_000  # scheduled jobs that one claim may make ready
 ERRORS_KEPT = 50  # of one job, the last ones: a job that is retried for ever must not grow for ever
+# Leases without a beat until a worker is shown no more: time to see at 3 a.m. that it was there, and to see it come
+# back; and few enough that a worker which dies at each start does not fill the list.
+FORGOTTEN = 10
 
 
 class Accepted(StrEnum):
@@ -164,6 +169,45 @@ class QueueCounts(NamedTuple):
     paused: bool
 
 
+class WorkerState(StrEnum):
+    """What a worker is about."""
+
+    CLAIMING = "claiming"
+    PAUSED = "paused"  # told to stop claiming, without draining
+    DRAINING = "draining"  # on its way out
+
+
+class Presence(NamedTuple):
+    """What a worker says of itself with each beat, for people. No clock's instants: it has been up for `up_s`.
+
+    `queues` are those that it serves, with their weights; of its `concurrency` slots `busy` are taken: by a
+    handler that runs, or a thread that was given up on.
+    """
+
+    host: str
+    pid: int
+    version: str
+    up_s: float
+    queues: Mapping[str, int]
+    concurrency: int
+    busy: int
+    state: WorkerState
+
+
+class WorkerInfo(NamedTuple):
+    """One worker, as it last said: `silent_s` ago, by the broker's clock."""
+
+    worker: str
+    silent_s: float
+    lease_s: float
+    said: Presence
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it missed two beats, which go out every third of a lease: it is dead, cut off, or stands still."""
+        return self.silent_s > self.lease_s * 2 / 3
+
+
 class JobInfo(NamedTuple):
     """Everything that is kept of one job, for people. Instants are seconds since 1970; None where there is none."""
 
@@ -210,18 +254,25 @@ class Retried(StrEnum):
 
 
 class Retention(NamedTuple):
-    """How long things are kept, in seconds, and how many rows one `reclaim` prunes at most."""
+    """How long things are kept, in seconds, and how many rows one `reclaim` prunes at most.
+
+    `batch_s`: a batch that nobody has finished, and that no submit has named for so long, was given up by whoever made
+    it. It counts as finished: what is kept for it would be kept for ever.
+    """
 
     result_s: float = 3_600.0
     finished_s: float = 86_400.0
     dead_s: float = 2_592_000.0
     rows: int = 1_000
+    batch_s: float = 2_592_000.0  # 30 days, as dead letters: a month, holidays included
 
 
 class SyncBeat(Protocol):
     """The beat over a connection of its own, called from a thread that no handler can block."""
 
-    def beat(self, worker: str, tokens: Mapping[str, int], lease_s: float) -> BeatReply:
+    def beat(
+        self, worker: str, tokens: Mapping[str, int], lease_s: float, presence: Presence | None = None
+    ) -> BeatReply:
         """As `Broker.beat`."""
         ...
 
@@ -256,8 +307,13 @@ class Broker(Protocol):
         """Apply decisions, in order. One answer each."""
         ...
 
-    async def beat(self, worker: str, tokens: Mapping[str, int], lease_s: float) -> BeatReply:
-        """Renew the worker's lease, and vouch for all of its claims: job id → token."""
+    async def beat(
+        self, worker: str, tokens: Mapping[str, int], lease_s: float, presence: Presence | None = None
+    ) -> BeatReply:
+        """Renew the worker's lease, and vouch for all of its claims: job id → token.
+
+        Without a `presence` the worker is not shown to people, or as it last said.
+        """
         ...
 
     def sync_beat(self) -> SyncBeat | None:
@@ -265,7 +321,7 @@ class Broker(Protocol):
         ...
 
     async def leave(self, worker: str) -> None:
-        """The worker has ended: forget its lease. The next `reclaim` takes back what it still holds."""
+        """The worker has ended: forget its lease, and show it no more. The next `reclaim` takes back what it holds."""
         ...
 
     async def note(self, notes: Sequence[Note]) -> list[Settled]:
@@ -291,7 +347,7 @@ class Broker(Protocol):
     async def reclaim(self, *, max_lost: int, retention: Retention) -> list[Reclaimed]:
         """Take back what dead workers held, expire what waited too long, prune what was kept long enough.
 
-        Bounded; call it again. Jobs of a batch that is not finished yet are not pruned.
+        Bounded; call it again. Jobs of a batch that is not finished yet are not pruned (see `Retention.batch_s`).
         """
         ...
 
@@ -330,6 +386,10 @@ class Operator(Protocol):
     async def resume(self, queue: str) -> None: ...
 
     async def gates(self) -> list[Gate]: ...
+
+    async def workers(self) -> list[WorkerInfo]:
+        """Those that are there, and those that fell silent and are not forgotten yet, by name."""
+        ...
 
     async def finish_batch(self, batch: str) -> None:
         """From now on the jobs of this batch are pruned as any other."""

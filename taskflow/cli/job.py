@@ -71,7 +71,8 @@ async def show_job(job_id: str, *, payload: bool, as_json: bool, state: JobState
     """Print one job, which must be in `state`. Raises `JobNotFound`."""
     async with open_for_operator() as broker:
         job = await _find(broker, job_id, state)
-        sentence = why(job, await broker.counts(), await broker.gates(), now=time.time())
+        found = (await broker.counts(), await broker.gates(), await broker.workers())
+        sentence = why(job, *found, now=time.time())
     if as_json:
         print_json({**job_json(job, payload=payload, history=True), "why": sentence})
     else:

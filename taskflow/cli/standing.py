@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from taskflow.cli.shown import count_of, instant, one_line
-from taskflow.core.gate import Gate, Rate, family, limit_of
+from taskflow.core.gate import Gate, Rate, cause_of, family, limit_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 ENDLESS_S = 1e9
 _ENDLESS_FROM_S = ENDLESS_S / 2  # left of a hold that was without an end: far longer than any breaker's
 _OPERATOR = "operator"
-_BREAKER = "circuit_open"  # the reason that workers give when a breaker of theirs opened
 _THROTTLED = "throttled"  # the reason that they give when a job of theirs was told to come back later
 _SAID = ("name", "tat", "limit", "limit_override", "rate", "rate_override")  # fields that JSON tells otherwise
 _PERIODS = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
@@ -65,8 +64,8 @@ def held(gate: Gate, now: float) -> str:
     if is_operators(gate):
         text = gate.reason.partition(": ")[2]
         return f"held by an operator until {until}{f': {one_line(text)}' if text else ''}"
-    if gate.reason == _BREAKER:
-        return f"held by its breaker until {until}"
+    if (cause := cause_of(gate.reason)) is not None:
+        return f"held by its breaker until {until}{f', the last call met {one_line(cause)}' if cause else ''}"
     if gate.reason == _THROTTLED:
         return f"held until {until}, as the other side asked"
     return f"held until {until}{f', because of {one_line(gate.reason)}' if gate.reason else ''}"

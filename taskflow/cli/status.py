@@ -9,6 +9,7 @@ import click
 
 from taskflow.brokers.base import Doubtful
 from taskflow.cli.exits import Exit
+from taskflow.cli.fleet import how_many, print_workers, unserved, worker_json
 from taskflow.cli.operating import open_for_operator, sqlite_file
 from taskflow.cli.queue import print_queues
 from taskflow.cli.running import print_json, run_async
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from taskflow.brokers.base import QueueCounts
+    from taskflow.brokers.base import QueueCounts, WorkerInfo
     from taskflow.core.gate import Gate
 
 
@@ -30,11 +31,11 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.pass_context
 def status(ctx: click.Context, *, as_json: bool) -> None:
-    """The broker, its queues, the gates that are held, the dead letters. Exit 3 if the broker cannot be reached."""
+    """The broker, its workers and queues, held gates, dead letters. Exit 3 if the broker cannot be reached."""
     settings = Settings.from_env()
     broker: dict[str, Any] = {"url": settings.broker.shown_url, "reachable": True}
     try:
-        counts, gates, doubts = run_async(_look())
+        counts, gates, workers, doubts = run_async(_look())
     except BrokerError as error:
         if as_json:
             print_json({"broker": {**broker, "reachable": False, "error": str(error)}})
@@ -49,10 +50,20 @@ def status(ctx: click.Context, *, as_json: bool) -> None:
     now = time.time()
     closed = [gate for gate in gates.values() if is_held(gate, now)]
     dead = sum(count.dead for count in counts)
+    lacks = unserved(counts, workers)
     if as_json:
         queues = [count._asdict() for count in counts]
         shown = [gate_json(gate, gates, now) for gate in closed]
-        print_json({"broker": broker, "queues": queues, "gates_held": shown, "dead_letters": dead})
+        print_json(
+            {
+                "broker": broker,
+                "queues": queues,
+                "workers": [worker_json(info) for info in workers],
+                "unserved_queues": [{"queue": count.queue, "reason": words} for count, words in lacks],
+                "gates_held": shown,
+                "dead_letters": dead,
+            }
+        )
         return
     where = "" if file is None or file.is_absolute() else f" ({file.absolute()})"
     click.echo(f"broker        {broker['url']}{where}, reachable{_sized(broker.get('file_bytes'))}")
@@ -62,6 +73,12 @@ def status(ctx: click.Context, *, as_json: bool) -> None:
     click.echo(f"gates held    {len(closed)} of {len(gates)}")
     for gate in closed:
         click.echo(f"  {one_line(gate.name)} {held(gate, now)}; {_live(gate, gates)}")
+    click.echo(f"workers       {how_many(workers)}")
+    for count, words in lacks:
+        click.echo(f"  {words}; {_waiting(count)}")
+    if workers:
+        click.echo()
+        print_workers(workers)
     if counts:
         click.echo()
         print_queues(counts)
@@ -69,10 +86,10 @@ def status(ctx: click.Context, *, as_json: bool) -> None:
         click.echo("taskflow: no queue has had a job yet", err=True)
 
 
-async def _look() -> tuple[list[QueueCounts], dict[str, Gate], list[str]]:
+async def _look() -> tuple[list[QueueCounts], dict[str, Gate], list[WorkerInfo], list[str]]:
     async with open_for_operator() as broker:
         doubts = list(broker.doubts) if isinstance(broker, Doubtful) else []
-        return await broker.counts(), by_name(await broker.gates()), doubts
+        return await broker.counts(), by_name(await broker.gates()), await broker.workers(), doubts
 
 
 def _size(file: Path) -> int:
@@ -90,6 +107,13 @@ def _sized(size: int | None) -> str:
     if size is None:
         return ""
     return f", {size / 1e6:,.1f} MB" if size else ", no file yet"
+
+
+def _waiting(count: QueueCounts) -> str:
+    words = [
+        f"{number:,} {state}" for state, number in (("ready", count.ready), ("scheduled", count.scheduled)) if number
+    ]
+    return f"{' and '.join(words)} {'job waits' if count.ready + count.scheduled == 1 else 'jobs wait'}"
 
 
 def _live(gate: Gate, gates: Mapping[str, Gate]) -> str:

@@ -1,9 +1,10 @@
-"""Why is this job not running? One sentence, as far as the job's record, its queue's counts and its gates tell."""
+"""Why is this job not running? One sentence, as far as its record, its queue, its gates and the workers tell."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from taskflow.cli.fleet import fullness, lack, silence
 from taskflow.cli.shown import count_of, instant, last_error, one_line, per_second, span
 from taskflow.cli.standing import (
     by_name,
@@ -22,7 +23,7 @@ from taskflow.core.job import SUSPECT_AFTER, JobState
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from taskflow.brokers.base import JobInfo, QueueCounts
+    from taskflow.brokers.base import JobInfo, QueueCounts, WorkerInfo
 
 _EXPIRY = {"deadline": "its deadline passed", "max_wait": "it waited for longer than its max_wait"}
 _TURNED_AWAY = {  # the reasons of snoozes, as workers give them
@@ -38,24 +39,36 @@ _TURNED_AWAY = {  # the reasons of snoozes, as workers give them
 }
 
 
-def why(job: JobInfo, counts: Sequence[QueueCounts], gates: Sequence[Gate], *, now: float) -> str:
+def why(
+    job: JobInfo,
+    counts: Sequence[QueueCounts],
+    gates: Sequence[Gate],
+    workers: Sequence[WorkerInfo],
+    *,
+    now: float,
+) -> str:
     """The sentence. For a job that is final: how it ended."""
     queue = next((queue for queue in counts if queue.queue == job.queue), None)
     match job.state:
         case JobState.RUNNING:
-            return _running(job, now)
+            return _running(job, workers, now)
         case JobState.WAITING:
             return "it waits for other jobs"
         case JobState.SCHEDULED | JobState.READY:
-            return "; ".join(_waiting(job, queue, by_name(gates), now))
+            return "; ".join(_waiting(job, queue, by_name(gates), workers, now))
         case _:
             return _ended(job, now)
 
 
-def _running(job: JobInfo, now: float) -> str:
+def _running(job: JobInfo, workers: Sequence[WorkerInfo], now: float) -> str:
     since = "" if job.started_at is None else f" for {span(now - job.started_at)}"
     asked = ", and was asked to cancel: its worker hears of it with its next beat" if job.cancel_requested else ""
-    return f"it is running{since} in worker {job.worker} (attempt {job.attempts + 1}){asked}"
+    lost = "".join(
+        f"; that worker is {silence(info)}: another takes the job once its lease of {span(info.lease_s)} has ended"
+        for info in workers
+        if info.worker == job.worker and info.is_silent
+    )
+    return f"it is running{since} in worker {job.worker} (attempt {job.attempts + 1}){asked}{lost}"
 
 
 def _ended(job: JobInfo, now: float) -> str:
@@ -72,7 +85,9 @@ def _ended(job: JobInfo, now: float) -> str:
             return f"it succeeded{ago}"
 
 
-def _waiting(job: JobInfo, queue: QueueCounts | None, gates: Mapping[str, Gate], now: float) -> list[str]:
+def _waiting(
+    job: JobInfo, queue: QueueCounts | None, gates: Mapping[str, Gate], workers: Sequence[WorkerInfo], now: float
+) -> list[str]:
     is_later = job.state is JobState.SCHEDULED and job.due_at > now
     first = (
         f"it is scheduled until {instant(job.due_at, now)}" if is_later else f"it is due for {span(now - job.due_at)}"
@@ -84,9 +99,12 @@ def _waiting(job: JobInfo, queue: QueueCounts | None, gates: Mapping[str, Gate],
         obstacles.insert(0, f"queue {job.queue!r} is paused (`taskflow queue resume {job.queue}`)")
     if job.lost >= SUSPECT_AFTER:
         obstacles.append(f"{count_of(job.lost, 'worker')} died with it, so it only runs as a worker's single suspect")
-    if is_later or obstacles:
+    if is_later:
         return [first, *obstacles]
-    return [first, *_in_line(queue)]
+    nobody = lack(job.queue, workers)
+    if obstacles:
+        return [first, *obstacles, *([nobody] if nobody else [])]
+    return [first, *_in_line(queue, nobody, workers)]
 
 
 def _before(job: JobInfo) -> str:
@@ -109,16 +127,20 @@ def _was_turned_away(job: JobInfo) -> bool:
     return bool(job.snoozes) and (error.kind == "throttled" or (job.started_at or 0.0) > error.at)
 
 
-def _in_line(queue: QueueCounts | None) -> list[str]:
-    """Nothing stands in its way but others: how many, and whether anybody works at all."""
+def _in_line(queue: QueueCounts | None, nobody: str, workers: Sequence[WorkerInfo]) -> list[str]:
+    """Nothing stands in its way but others: how many, and how busy its workers are, if there are any."""
     if queue is None:
         return []
     words: list[str] = []
     ahead = max(0, queue.ready - 1)
     if ahead:
         words.append(f"it is behind at most {count_of(ahead, 'ready job')} of queue {queue.queue!r}")
+    if nobody:
+        return [nobody, *words]
+    if full := fullness(queue.queue, workers):
+        words.append(full)
     if queue.running == 0 and queue.drain_per_s <= 0:
-        words.append(f"nothing of queue {queue.queue!r} runs or has ended lately: is a worker for it up?")
+        words.append(f"nothing of queue {queue.queue!r} runs or has ended lately, though a worker serves it")
     elif ahead and queue.drain_per_s > 0:
         words.append(f"{per_second(queue.drain_per_s)} a second leave it")
     return words or ["the next worker with a free slot takes it"]

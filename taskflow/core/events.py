@@ -307,11 +307,15 @@ class GateHeld:
 
 @dataclass(frozen=True, slots=True)
 class BreakerMoved:
-    """A circuit breaker changed its state. `breaker` is its name without a lane key."""
+    """A circuit breaker changed its state. `breaker` is its name without a lane key.
+
+    `cause` is what the last call met when it opened: the type of an error, or `slow_call`.
+    """
 
     breaker: str
     gate: str
     to: str
+    cause: str = ""
 
 
 Event = (

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from taskflow.core.specs import CircuitBreaker
 
-TRIPPED = "circuit_open"  # the reason of a breaker's hold
+TRIPPED = "circuit_open"  # the reason of a breaker's hold; `circuit_open: CAUSE` where the cause is known
 FORGET_S = 86_400.0  # a recovery that nobody goes on with for so long was of something that nobody needs
 WIDEST = 64  # a ramp this wide has shown what it was to show: six rounds without a collapse
 
@@ -122,21 +122,27 @@ class Trip:
     """A breaker tripped over claims of `era`. Counts only while no recovery is under way: the fleet trips once.
 
     `word` is any number that is not 0 and that no other word has, so that whoever sends it can see that it counted.
+    `cause` is what the last call met, for whoever reads why the gate is held: the type of an error, never its text.
     """
 
     era: int
     word: int
     spec: CircuitBreaker
+    cause: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """How a call of the recovery `era` went. `word` as in `Trip`. Counts only while that recovery is under way."""
+    """How a call of the recovery `era` went. `word` and `cause` as in `Trip`.
+
+    Counts only while that recovery is under way.
+    """
 
     era: int
     word: int
     is_good: bool
     spec: CircuitBreaker
+    cause: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,12 +292,12 @@ def change(gate: Gate, asked: GateChange, *, now: float) -> Gate:
         case Release():
             freed = replace(gate, held_until=0.0, reason="", generation=gate.generation + 1)
             return _ended(replace(freed, era=gate.era + 1)) if gate.era else freed
-        case Trip(era, word, spec):
-            return _trip(gate, word, spec, now) if era == gate.era and gate.ramp is None else gate
-        case Word(era, word, is_good, spec):
+        case Trip(era, word, spec, cause):
+            return _trip(gate, word, spec, cause, now) if era == gate.era and gate.ramp is None else gate
+        case Word(era, word) as said:
             if era != gate.era or gate.ramp is None or word == gate.word:
                 return gate
-            return _judge(gate, gate.ramp, word, spec, is_good=is_good, now=now)
+            return _judge(gate, gate.ramp, said, now=now)
         case Declare(limit, rate):
             return replace(gate, limit=limit, rate=rate)
         case OverrideLimit(limit):
@@ -329,16 +335,24 @@ def state_of(gate: Gate, *, now: float) -> BreakerState:
     return BreakerState.OPEN if gate.held_until > now else BreakerState.HALF_OPEN
 
 
-def _trip(gate: Gate, word: int, spec: CircuitBreaker, now: float) -> Gate:
-    held = change(gate, Hold(open_for_s(gate.failed + 1, spec), TRIPPED), now=now)
+def cause_of(reason: str) -> str | None:
+    """What made a breaker hold the gate, `""` if nobody knows; None of a hold that is no breaker's."""
+    by, _, cause = reason.partition(": ")
+    return cause if by == TRIPPED else None
+
+
+def _trip(gate: Gate, word: int, spec: CircuitBreaker, cause: str, now: float) -> Gate:
+    reason = f"{TRIPPED}: {cause}" if cause else TRIPPED
+    held = change(gate, Hold(open_for_s(gate.failed + 1, spec), reason), now=now)
     return replace(held, era=gate.era + 1, ramp=1, good=0, bad=0, failed=gate.failed + 1, word=word)
 
 
-def _judge(gate: Gate, ramp: int, word: int, spec: CircuitBreaker, *, is_good: bool, now: float) -> Gate:
+def _judge(gate: Gate, ramp: int, said: Word, *, now: float) -> Gate:
     """The record after one more call of the recovery."""
-    if not is_good:
+    word, spec = said.word, said.spec
+    if not said.is_good:
         if gate.bad + 1 >= min(ramp, spec.consecutive):
-            return _trip(gate, word, spec, now)
+            return _trip(gate, word, spec, said.cause, now)
         return replace(gate, bad=gate.bad + 1, word=word, generation=gate.generation + 1)
     after = replace(gate, good=gate.good + 1, bad=0, word=word, generation=gate.generation + 1)
     if after.good < (spec.close_after if ramp == 1 else ramp):

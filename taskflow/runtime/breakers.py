@@ -41,6 +41,8 @@ _MOST = 10_000  # breakers: lane keys come from arguments, so their number has n
 _LEAST_S = 0.1  # a wait that rounds to nothing would have the job claimed again at once, and again
 _SEARCHED = 100  # breakers that are looked at for one to forget
 _SPREAD = 0.1  # jobs that a breaker turned away come back over this share of the wait, not all at once
+_MOST_MET = 100  # characters of an error's type
+_SLOW = "slow_call"
 _WORD_BITS = 53  # of a word's number: every broker can keep it exactly
 
 
@@ -55,6 +57,7 @@ class View:
     until: float = 0.0  # claims of an era before it are turned away until then: they were made before it tripped
     probed: int = 0  # the last era of which a probe was seen here
     good_at: float = float("-inf")  # when a call last went well
+    met: str = ""  # what the last bad call met: the type of its error, `slow_call`
 
     def begin(self, era: int, until: float = 0.0) -> None:
         """What was counted in another era is void."""
@@ -123,16 +126,20 @@ class Breakers:
         if verdict is Verdict.IGNORED:
             self.give_back(admitted)
             return Judged(outcome)
+        is_bad = isinstance(outcome, Failed) or (spec.slow_call is not None and run_s >= spec.slow_call)
+        if is_bad:
+            view.met = outcome.error.type[:_MOST_MET] if isinstance(outcome, Failed) else _SLOW
         if recovery is not None:
-            is_good = verdict is Verdict.SUCCESS and (spec.slow_call is None or run_s < spec.slow_call)
+            word = Word(recovery.era, self._word(), not is_bad, spec, view.met if is_bad else "")
             if recovery.ramp == 1:
                 outcome = self._spared(outcome, open_for_s(recovery.failed + 1, spec))
-            return Judged(outcome, GateWord(view.gate, Word(recovery.era, self._word(), is_good, spec)))
+            return Judged(outcome, GateWord(view.gate, word))
         assert permit is not None
         if not view.has_gate:
             moved = view.breaker.report(permit, verdict, now=now, took_s=run_s)
             if moved is not None:
-                self._emit(events.BreakerMoved(spec.name, view.gate, moved.to))
+                cause = view.met if moved.to is BreakerState.OPEN else ""
+                self._emit(events.BreakerMoved(spec.name, view.gate, moved.to, cause))
             return Judged(self._spared(outcome, spec.open_for) if permit.probe else outcome)
         if verdict is Verdict.SUCCESS:
             view.good_at = now
@@ -142,9 +149,9 @@ class Breakers:
         moved = view.breaker.report(permit, verdict, now=now, took_s=run_s)
         if moved is None and not is_all_bad:
             return Judged(outcome)
-        word = GateWord(view.gate, Trip(view.era, self._word(), spec))
+        trip = GateWord(view.gate, Trip(view.era, self._word(), spec, view.met))
         view.begin(view.era + 1, now + spec.open_for)
-        return Judged(self._spared(outcome, spec.open_for) if is_all_bad else outcome, word)
+        return Judged(self._spared(outcome, spec.open_for) if is_all_bad else outcome, trip)
 
     def give_back(self, admitted: Admitted) -> None:
         """What was admitted was not made, or says nothing."""
@@ -162,7 +169,7 @@ class Breakers:
         if gate.word != change.word:
             return  # another's was first
         if gate.era != change.era:
-            self._emit(events.BreakerMoved(spec.name, gate.name, BreakerState.OPEN))
+            self._emit(events.BreakerMoved(spec.name, gate.name, BreakerState.OPEN, change.cause))
             self._emit(events.GateHeld(gate.name, hold_s, TRIPPED))
         elif gate.ramp is None:
             self._emit(events.BreakerMoved(spec.name, gate.name, BreakerState.CLOSED))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from taskflow.brokers.base import Accepted, Cancelled, Transactional
 from taskflow.core import events
 from taskflow.errors import BrokerUnavailable, ConfigError, QueueFull, ResultTimeout
-from taskflow.runtime.together import Together
+from taskflow.runtime.together import Together, batches
 
 if TYPE_CHECKING:
     import random
@@ -70,14 +70,15 @@ class Client:
         while left:
             refused: list[Job] = []
             wait_s, what = 0.0, Accepted.QUEUE_FULL
-            for start in range(0, len(left), self._batch):
-                chunk = left[start : start + self._batch]
+            heard = 0
+            for chunk in batches(left, self._batch):
                 try:
                     receipts = await self._send(chunk, bounds)
                 except BrokerUnavailable as error:
-                    missing = len(left) - start + len(refused)
+                    missing = len(left) - heard + len(refused)
                     error.add_note(f"of {len(jobs):,} jobs, {len(jobs) - missing:,} are in")
                     raise
+                heard += len(chunk)
                 for job, receipt in self._heard(chunk, receipts, others):
                     refused.append(job)
                     wait_s, what = max(wait_s, receipt.retry_after_s), receipt.accepted
@@ -104,11 +105,12 @@ class Client:
             )
         bounds = self._bounds(jobs)
         others: dict[str, str] = {}
-        for start in range(0, len(jobs), BATCH):
-            chunk = jobs[start : start + BATCH]
+        heard = 0
+        for chunk in batches(jobs, BATCH):
+            heard += len(chunk)
             receipts = await self.broker.submit_in(connection, chunk, bounds)
             if refused := self._heard(chunk, receipts, others):
-                left = [*(job for job, _ in refused), *jobs[start + BATCH :]]
+                left = [*(job for job, _ in refused), *jobs[heard:]]
                 wait_s = max(receipt.retry_after_s for _, receipt in refused)
                 raise self._full(jobs, left, wait_s, refused[-1][1].accepted, others)
         return [others.get(job.id, job.id) for job in jobs]

@@ -17,7 +17,7 @@ from taskflow.errors import BrokerError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from taskflow.brokers.base import BeatReply, Broker, SyncBeat
+    from taskflow.brokers.base import BeatReply, Broker, Presence, SyncBeat
     from taskflow.clock import Clock
     from taskflow.runtime.calls import BrokerCalls
     from taskflow.runtime.walk import Walk
@@ -40,7 +40,7 @@ class Leases:
 
     `claims` is what this worker vouches for, by job id: whoever takes a claim in puts it there. While its handler runs
     it is vouched for until `OVERTIME_S` past its deadline (`Walk.vouched_until`); before and after that until the
-    broker knows what became of it, however long that takes.
+    broker knows what became of it, however long that takes. `presence` says what it is, in any thread.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Leases:
         on_lost: Callable[[Mapping[str, int]], None],
         on_cancel: Callable[[Mapping[str, int]], None],
         on_distrust: Callable[[], None],
+        presence: Callable[[], Presence],
     ) -> None:
         self._broker = broker
         self._calls = calls
@@ -63,6 +64,7 @@ class Leases:
         self._on_lost = on_lost
         self._on_cancel = on_cancel
         self._on_distrust = on_distrust
+        self._presence = presence
         self.claims: dict[str, Walk] = {}
         self.trusted_until = 0.0
         self._beat_at = float("-inf")  # when the last beat that was answered was sent
@@ -102,7 +104,7 @@ class Leases:
     async def start(self) -> None:
         """Beat once, so that the lease stands before the first claim, and then for ever. Raises `BrokerError`."""
         sent_at = self._clock.now()
-        reply = await self._calls.once("beat", lambda: self._broker.beat(self._worker, {}, self._lease_s))
+        reply = await self._calls.once("beat", partial(self._beat, {}))
         self._trust(sent_at)
         self._heard({}, reply)
         beat = self._broker.sync_beat()
@@ -153,6 +155,9 @@ class Leases:
         """From beat to beat, not from answer to beat: a slow server must not be asked more seldom than a quick one."""
         return max(0.0, sent_at + self._lease_s / _BEATS_PER_LEASE - self._clock.now())
 
+    async def _beat(self, tokens: Mapping[str, int]) -> BeatReply:
+        return await self._broker.beat(self._worker, tokens, self._lease_s, self._presence())
+
     async def _beat_here(self) -> None:
         """For a broker that lives in this process: a loop that is blocked blocks the broker, too."""
         pause_s = self._until_next_s(self._beat_at)
@@ -160,7 +165,7 @@ class Leases:
             await self._clock.sleep(pause_s)
             sent_at, tokens = self._clock.now(), self._vouched()
             try:
-                reply = await self._calls.once("beat", partial(self._broker.beat, self._worker, tokens, self._lease_s))
+                reply = await self._calls.once("beat", partial(self._beat, tokens))
             except BrokerError:
                 pause_s = self._lease_s / (_BEATS_PER_LEASE * _HURRY)
                 continue
@@ -184,7 +189,7 @@ class Leases:
             while not self._stop.wait(pause_s):
                 sent_at, tokens = self._clock.now(), self._vouched()
                 try:
-                    reply = beat.beat(self._worker, tokens, self._lease_s)
+                    reply = beat.beat(self._worker, tokens, self._lease_s, self._presence())
                 except Exception as error:  # noqa: BLE001 - whatever a driver raises, the next beat must be tried
                     pause_s = self._lease_s / (_BEATS_PER_LEASE * _HURRY)
                     loop.call_soon_threadsafe(self._calls.failed, "beat", error, pause_s)

@@ -7,17 +7,46 @@ them at once cost little more than one. Whoever finds the way free goes at once,
 from __future__ import annotations
 
 import asyncio
+from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from taskflow.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
     from taskflow.brokers.base import Receipt
     from taskflow.core.job import Job
 
 _AT_ONCE = 2  # round trips: one large batch on its way must not hold up all that is small
+MOST_BYTES = 8 * 2**20  # of payloads in one round trip: a server that takes in more holds up all others meanwhile
+_payload = attrgetter("payload")
+
+
+def batches(jobs: Sequence[Job], most: int) -> Iterator[Sequence[Job]]:
+    """The jobs in order, in batches of at most `most` jobs and `MOST_BYTES` of payloads; a larger job goes alone."""
+    for start in range(0, len(jobs), most):
+        batch = jobs[start : start + most]
+        if _bytes_of(batch) <= MOST_BYTES:
+            yield batch
+        else:
+            yield from _by_bytes(batch)
+
+
+def _by_bytes(jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
+    batch: list[Job] = []
+    left = MOST_BYTES
+    for job in jobs:
+        left -= len(job.payload)
+        if left < 0 and batch:
+            yield batch
+            batch, left = [], MOST_BYTES - len(job.payload)
+        batch.append(job)
+    yield batch
+
+
+def _bytes_of(jobs: Sequence[Job]) -> int:
+    return sum(map(len, map(_payload, jobs)))
 
 
 class _Part(NamedTuple):
@@ -29,7 +58,7 @@ class _Part(NamedTuple):
 
 
 class Together:
-    """Calls `submit` for all, with at most `most` jobs of several callers in one batch."""
+    """Calls `submit` for all, with at most `most` jobs and `MOST_BYTES` of several callers in one batch."""
 
     def __init__(
         self, submit: Callable[[Sequence[Job], Mapping[str, int]], Awaitable[list[Receipt]]], most: int
@@ -55,10 +84,11 @@ class Together:
     def _landed(self) -> None:
         self._under_way -= 1
         parts: list[_Part] = []
-        count = 0
+        count = size = 0
         for part in self._waiting:
             count += len(part.jobs)
-            if parts and count > self._most:
+            size += _bytes_of(part.jobs)
+            if parts and (count > self._most or size > MOST_BYTES):
                 break
             parts.append(part)
         del self._waiting[: len(parts)]

@@ -11,7 +11,9 @@ job that never waits costs no wake-up, and jobs that wait fill all slots within 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import socket
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,7 +21,7 @@ from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from taskflow.brokers.base import ClaimRequest
+from taskflow.brokers.base import ClaimRequest, Presence, WorkerState
 from taskflow.clock import NEVER
 from taskflow.core import events
 from taskflow.core.decision import Cancel, Decision, Release
@@ -36,6 +38,7 @@ from taskflow.runtime.threads import ThreadSlots
 from taskflow.runtime.turns import QueueTurns
 from taskflow.runtime.upkeep import Upkeep
 from taskflow.runtime.walk import Walk
+from taskflow.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
@@ -93,6 +96,8 @@ class Worker:
     def __init__(self, parts: WorkerParts) -> None:
         self.name = parts.name
         self.concurrency = parts.concurrency
+        self._host = socket.gethostname()
+        self._made_at = parts.clock.now()
         self._broker = parts.broker
         self._task_names = tuple(sorted(parts.tasks))
         self._emit = emit = parts.bus.emit
@@ -100,7 +105,8 @@ class Worker:
         self._clock = clock = parts.clock
         self._rng = parts.rng
         self._queues = tuple(parts.queues)
-        self._turns = QueueTurns(dict(parts.queues))
+        self._weights = dict(parts.queues)
+        self._turns = QueueTurns(self._weights)
         self._prefetch = parts.prefetch
         self._lease_s = parts.settings.worker.lease_s
         self._calls = calls = BrokerCalls(clock, parts.rng, emit)
@@ -113,6 +119,7 @@ class Worker:
             on_lost=self._on_lost,
             on_cancel=self._on_cancel,
             on_distrust=self._on_distrust,
+            presence=self.presence,
         )
         breakers = Breakers(clock, emit, parts.rng)
         self._settler = Settler(parts.broker, calls, clock, emit, self._leases.drop, self._ask_again, breakers.heard)
@@ -197,6 +204,22 @@ class Worker:
     def is_waiting(self) -> bool:
         """The broker has nothing for it now: the last claim found none, and no word of more has come since."""
         return self._is_waiting
+
+    def presence(self) -> Presence:
+        """What it says of itself with each beat. Any thread may ask."""
+        state = WorkerState.CLAIMING
+        if not self._is_claiming:
+            state = WorkerState.DRAINING if self._is_draining else WorkerState.PAUSED
+        return Presence(
+            host=self._host,
+            pid=os.getpid(),
+            version=__version__,
+            up_s=self._clock.now() - self._made_at,
+            queues=self._weights,
+            concurrency=self.concurrency,
+            busy=self._busy,
+            state=state,
+        )
 
     def longest_running_s(self) -> float:
         """Age of the oldest handler that runs now."""

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 PREFIX = "TASKFLOW_"
-REDIS_SCHEMES = ("redis", "rediss", "unix")  # plain, TLS, a Unix socket: as the redis package writes them
+# Plain, TLS, a Unix socket: as the redis package writes them; and by way of sentinels.
+REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 SCHEMES = ("memory", "sqlite", *REDIS_SCHEMES, "postgresql", "postgres")  # may be shown where the rest of a URL may not
 
 Source = Literal["default", "environment", "env file", "code"]
@@ -145,7 +146,7 @@ def text_of(value: object) -> str:
 # where the password ends is a guess.
 _HOST = r"(?:\[[0-9a-fA-F:.]+\]|[\w.-]*)(?::\d{1,5})?"
 _PLAIN_URL = re.compile(
-    r"[a-z]+://"
+    r"[a-z+]+://"
     r"(?:(?P<user>[\w.-]*)(?P<colon>:?)[^@/?#]*@)?"
     rf"(?P<where>{_HOST}(?:,{_HOST})*(?:/[\w.,/-]*)?)"
     r"(?P<query>\?[^@#]*)?"

@@ -123,7 +123,8 @@ class BrokerSettings(Section):
     url: SecretStr = leaf(
         SecretStr("sqlite:///taskflow.db"),
         "Where jobs live: memory://, sqlite:///relative.db, sqlite:////absolute.db, "
-        "redis://[USER:PASSWORD@]HOST[:PORT][/DB], rediss:// (TLS), unix:///SOCKET[?db=N] (Redis too) or "
+        "redis://[USER:PASSWORD@]HOST[:PORT][/DB], rediss:// (TLS), unix:///SOCKET[?db=N] (Redis too), "
+        "redis+sentinel://HOST,HOST/SERVICE[?db=N], rediss+sentinel:// (TLS) or "
         "postgresql://[USER[:PASSWORD]@]HOST[:PORT]/DATABASE (or postgres://). "
         "One file needs no server and survives kill -9.",
         shown="sqlite:///taskflow.db",
@@ -319,6 +320,13 @@ class QueueSettings(Section):
     )
     wait_s: Seconds = leaf(
         30.0, "How long submit waits for room before QueueFull; a usual HTTP client gives up then too.", ge=0, le=3_600
+    )
+    arguments_max_bytes: int = leaf(
+        1_048_576,
+        "Larger arguments of a job are refused at submit: a queue is no blob store. Store them elsewhere, pass where.",
+        unit="bytes",
+        ge=1_024,
+        le=2**28,
     )
 
 

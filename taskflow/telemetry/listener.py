@@ -286,7 +286,8 @@ class LogListener:
         announce("gate.held", gate=event.gate, for_s=round(event.for_s, 3), reason=event.reason)
 
     def _on_breaker(self, event: events.BreakerMoved) -> None:
-        announce(f"breaker.{event.to}", gate=event.gate, breaker=event.breaker)
+        cause = {"cause": event.cause} if event.cause else {}
+        announce(f"breaker.{event.to}", gate=event.gate, breaker=event.breaker, **cause)
 
 
 def _job(claim: Claim, correlation_id: str) -> dict[str, Any]:

@@ -420,7 +420,7 @@ async def test_thousands_of_finished_batches_do_not_keep_the_dead_waiting(
     postgres().execute("ANALYZE")
     await reclaim(broker)  # its plans are made while no batch is finished
     postgres().execute(
-        f"INSERT INTO {namespace}.batch (name, is_finished) SELECT 'b' || n, true FROM generate_series(1, 3000) n"
+        f"INSERT INTO {namespace}.batch (name, is_finished, named_at) SELECT 'b' || n, true, 0 FROM generate_series(1, 3000) n"
     )
     keep_finished(namespace, 1_001, 4_000, "n - 999")
     await claim(broker, "dies")

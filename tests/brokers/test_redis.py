@@ -266,7 +266,8 @@ async def test_user_of_the_namespace_alone_is_enough(server: ValkeyServer) -> No
     [
         "http://localhost", "redis://ada:pass-word/x@host:6379", "redis://ada:pass-word#x@host", "redis://ada:pass-word",
         "redis://ada:pass-word?x@host", "redis://host?pass-word=1", "redis://ada:x@pass-word/@host",
-        "redis://host/pass-word",
+        "redis://host/pass-word", "redis+sentinel://:pass-word@host", "redis+sentinel://host:pass-word/main",
+        "redis+sentinel://host/main?pass-word=1", "redis+sentinel://:x@a,b/main/pass-word",
     ],
 )  # fmt: skip
 async def test_no_address_is_a_setting_to_correct_and_never_shown(url: str) -> None:

@@ -24,14 +24,17 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from taskflow.brokers.base import (
     ERRORS_KEPT,
+    FORGOTTEN,
     Accepted,
     Cancelled,
     ClaimRequest,
     Note,
+    Presence,
     Retention,
     Retried,
     Settled,
     Settlement,
+    WorkerState,
 )
 from taskflow.clock import TimerHeap, sleep_on
 from taskflow.core import gate as gating
@@ -58,7 +61,7 @@ QUEUES = ("mail", "web")
 WORKERS = ("w1", "w2", "w3")
 GATES = ("smtp", "http", "http/a", "http/b")
 MAX_LOST = 1
-RETENTION = Retention(result_s=15.0, finished_s=30.0, dead_s=60.0)
+RETENTION = Retention(result_s=15.0, finished_s=30.0, dead_s=60.0, batch_s=45.0)
 
 a_job = st.fixed_dictionaries(
     {
@@ -191,10 +194,12 @@ class BrokerMachine(RuleBasedStateMachine):
         self.jobs: dict[str, Kept] = {}
         self.gates: dict[str, gating.Gate] = {}
         self.leases: dict[str, float] = {}
+        self.said: dict[str, tuple[float, float, Presence]] = {}  # by worker: when, its lease, and what
         self.paused: set[str] = set()
         self.seen: set[str] = set()  # queues that ever had a job
         self.issued: list[tuple[str, int]] = [("f" * 32, 1)]  # every claim there ever was, and one that never was
         self.finished_batch = False
+        self.named_at = self.now  # the batch, by a submit
         self.number = self.accepted = 0
         self.run(self.broker.open())
         for name, change in said.items():
@@ -301,6 +306,8 @@ class BrokerMachine(RuleBasedStateMachine):
             assert (receipt.retry_after_s > 0) == (receipt.accepted in {Accepted.QUEUE_FULL, Accepted.GATE_FULL})
 
     def submitted(self, job: Job, bound: int) -> tuple[str, Accepted]:
+        if job.batch:
+            self.named_at = self.now
         waiting = [kept.job for kept in self.jobs.values() if kept.state in WAITS and kept.job.queue == job.queue]
         if job.id in self.jobs:
             return job.id, Accepted.SAME_ID
@@ -495,11 +502,14 @@ class BrokerMachine(RuleBasedStateMachine):
         tokens.setdefault(job_id, token)
         vouched = [kept for kept in mine if tokens.get(kept.job.id) == kept.token]
 
-        reply = self.run(self.broker.beat(worker, tokens, lease_s))
+        presence = Presence("host", 7, "1", self.now, dict.fromkeys(QUEUES, 1), 10, len(mine), WorkerState.CLAIMING)
+        reply = self.run(self.broker.beat(worker, tokens, lease_s, presence))
 
         assert {*reply.lost} == {*tokens} - {kept.job.id for kept in vouched}
         assert {*reply.cancel} == {kept.job.id for kept in vouched if kept.cancel_requested}
         self.leases[worker] = self.now + lease_s
+        self.said[worker] = (self.now, lease_s, presence)
+        self.check_workers()
         for kept in mine:
             kept.missed = 0 if kept in vouched else kept.missed + 1
 
@@ -520,6 +530,7 @@ class BrokerMachine(RuleBasedStateMachine):
     def leave(self, worker: str) -> None:
         self.run(self.broker.leave(worker))
         self.leases[worker] = 0.0
+        self.said.pop(worker, None)
         self.reclaim()
 
     @rule(request=a_request)
@@ -565,8 +576,21 @@ class BrokerMachine(RuleBasedStateMachine):
         assert not lost, "claims that nobody holds were left"
         assert not overdue, "jobs that waited too long were left"
         self.prune()
+        self.said = {name: said for name, said in self.said.items() if self.now - said[0] < FORGOTTEN * said[1]}
+        self.check_workers()
+
+    def check_workers(self) -> None:
+        """Who said so, neither left nor is forgotten, as it last said."""
+        shown = self.run(self.broker.workers())
+        said = {name: said for name, said in self.said.items() if self.now - said[0] < FORGOTTEN * said[1]}
+        assert [info.worker for info in shown] == sorted(said)
+        for info in shown:
+            at, lease_s, presence = said[info.worker]
+            assert abs(info.silent_s - max(0.0, self.now - at)) < 0.001
+            assert (info.lease_s, info.said) == (lease_s, presence)
 
     def prune(self) -> None:
+        self.finished_batch = self.finished_batch or self.named_at <= self.now - RETENTION.batch_s
         for kept in [*self.jobs.values()]:
             if not kept.is_final or (kept.job.batch and not self.finished_batch):
                 continue
@@ -804,7 +828,11 @@ class RedisMachine(BrokerMachine):
 
     @rule()
     def set_the_clock_back(self) -> None:
-        """As a correction of the server's clock, or a failover to one that is behind."""
+        """As a correction of the server's clock, or a failover to one that is behind. What was found due stays ready."""
+        states = self.run(self.broker.states([*self.jobs]))
+        for job_id, kept in self.jobs.items():
+            if kept.state is SCHEDULED and states[job_id] is READY:
+                kept.move("due")
         self.clock.at -= 2.713_9
 
     @rule()

@@ -7,7 +7,7 @@ import itertools
 import time
 from typing import TYPE_CHECKING, Any
 
-from taskflow.brokers.base import ClaimRequest, Retention, Settlement
+from taskflow.brokers.base import ClaimRequest, Presence, Retention, Settlement, WorkerState
 from taskflow.core.job import Job
 from taskflow.core.outcome import ErrorRecord
 
@@ -36,6 +36,15 @@ def ask(worker: str = "w1", **fields: Any) -> ClaimRequest:
     """A request for all that there is in queue q."""
     asked = {"queues": ("q",), "limit": 100, "gated": 100, "suspects": 1, "lease_s": 60.0, **fields}
     return ClaimRequest(worker=worker, **asked)
+
+
+def presence(**fields: Any) -> Presence:
+    """What a worker says of itself."""
+    said = {
+        "host": "höst-1", "pid": 71, "version": "9.8.7", "up_s": 12.5, "queues": {"mail": 5, "bulk ü": 1},
+        "concurrency": 100, "busy": 3, "state": WorkerState.CLAIMING,
+    }  # fmt: skip
+    return Presence(**{**said, **fields})
 
 
 async def submit(broker: FullBroker, *jobs: Job, bound: int = 100_000) -> list[Receipt]:

@@ -8,13 +8,17 @@ import signal
 import sqlite3
 import time
 from contextlib import closing, suppress
+from pathlib import Path
 
 from taskflow import CircuitBreaker, Retry, TaskFlow, current_job
 from taskflow.core.events import JobsSettled
 from taskflow.core.job import JobState
 from taskflow.errors import StaleClaim
+from tests.chaos.pulse import Pulse
 
 flow = TaskFlow()
+if "CHAOS_LEDGER" in os.environ:  # a worker
+    Pulse(Path(os.environ["CHAOS_LEDGER"] + ".still"), pid=os.getpid()).start()
 
 
 def append(path: str, text: str) -> None:

@@ -69,6 +69,10 @@ class Proxy:
 
         self._do(strand)
 
+    def point_at(self, port: int) -> None:
+        """New connections go there, those that are open stay where they are: as when a name or an address moves."""
+        self._do(lambda: setattr(self, "_to", port))
+
     def reset(self) -> None:
         """Break every open connection, once; new ones are welcome."""
         self._do(self._break)

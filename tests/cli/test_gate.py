@@ -55,14 +55,18 @@ def test_gate_list_shows_who_holds_a_gate_until_when():
     declared()
     at_broker(lambda broker: broker.gate("smtp", Hold(600, "circuit_open")))
     at_broker(lambda broker: broker.gate("api", Hold(600, "429 of api")))
+    at_broker(lambda broker: broker.gate("disk", Hold(600, "circuit_open: OSError")))
     run("gate", "hold", "http", "--reason", "moved\nto another house")
 
     text = run("gate", "list").out
 
     assert re.search(r"^smtp .* held by its breaker until 2\S+ \S+ UTC \(in (10|9) min", text, re.MULTILINE)
+    assert re.search(r"^disk .* held by its breaker until 2.*, the last call met OSError$", text, re.MULTILINE)
     assert re.search(r"^api .* held until 2.*, because of 429 of api$", text, re.MULTILINE)
     assert re.search(r"^http .* held by an operator until released: moved to another house$", text, re.MULTILINE)
-    assert {name: gate["state"] for name, gate in gates().items()} == dict.fromkeys(("smtp", "api", "http"), "held")
+    assert {name: gate["state"] for name, gate in gates().items()} == dict.fromkeys(
+        ("smtp", "api", "disk", "http"), "held"
+    )
 
 
 def test_a_gate_that_recovers_shows_how_many_it_lets_through():

@@ -265,7 +265,7 @@ def test_why_a_ready_job_waits_behind_others():
 def test_why_a_ready_job_waits_when_no_worker_is_up():
     (job_id,) = submitted("send_mail", "ada")
 
-    assert "is a worker for it up?" in reason(job_id)
+    assert "no live worker serves queue 'mail': no worker is running" in reason(job_id)
 
 
 def test_why_says_where_a_job_runs():

@@ -1,5 +1,6 @@
 """The command line on PostgreSQL: a real worker process, its beats, its end."""
 
+import json
 import os
 import signal
 
@@ -54,3 +55,17 @@ def test_submit_may_wait_for_the_result(place):
     assert (answer.code, answer.out.strip()) == (0, "7")
     worker.tell(signal.SIGTERM)
     assert worker.end() == 0
+
+
+def test_status_shows_the_worker_until_it_ends(place):
+    place.here("submit", "app", "work", "[1]")
+    worker = place.start("worker", "app")
+    until(lambda: place.ledger("end") == ["1"], "it works, and listens to signals")
+
+    def shown():
+        return [info["pid"] for info in json.loads(place.here("status", "--json").out)["workers"]]
+
+    assert shown() == [worker.pid]
+    worker.tell(signal.SIGTERM)
+    assert worker.end() == 0
+    assert shown() == []

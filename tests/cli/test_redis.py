@@ -40,6 +40,20 @@ def test_jobs_submitted_by_one_process_are_run_by_another_and_seen_by_a_third(pl
     assert ("broker.doubted" in worker.err) == ("appendonly" in place.here("check", "app").out)
 
 
+def test_status_shows_the_worker_until_it_ends(place: Place) -> None:
+    place.here("submit", "app", "work", "[1]")
+    worker = place.start("worker", "app")
+    until(lambda: place.ledger("end") == ["1"], "it works, and listens to signals")
+
+    def shown() -> list[int]:
+        return [info["pid"] for info in json.loads(place.here("status", "--json").out)["workers"]]
+
+    assert shown() == [worker.pid]
+    worker.tell(signal.SIGTERM)
+    assert worker.end() == 0
+    assert shown() == []
+
+
 def test_worker_waits_a_restart_of_its_server_out_and_goes_on(tmp_path: Path) -> None:
     with ValkeyServer(aof=True) as server, Place(tmp_path, BROKER__URL=server.url) as place:
         worker = place.start("worker", "app")

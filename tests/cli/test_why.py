@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from taskflow.brokers.base import ErrorInfo, JobInfo, QueueCounts
+from taskflow.brokers.base import ErrorInfo, JobInfo, Presence, QueueCounts, WorkerInfo, WorkerState
 from taskflow.cli.shown import instant, one_line, plain, span
 from taskflow.cli.standing import ENDLESS_S, operators_reason
 from taskflow.cli.why import why
@@ -33,8 +33,20 @@ def counts(**changes):
     return [QueueCounts(**{**said, **changes})]
 
 
-def sentence(job, gates=(), **of_queue):
-    return why(job, counts(**of_queue), gates, now=1_000.0)
+def worker(name="host-1", *, silent_s=1.0, **said):
+    """A worker with a lease of 9 s, as it said `silent_s` ago; it serves the queue."""
+    presence = {
+        "host": "host", "pid": 1, "version": "0", "up_s": 60.0, "queues": {"q": 1}, "concurrency": 10, "busy": 1,
+        "state": WorkerState.CLAIMING,
+    }  # fmt: skip
+    return WorkerInfo(name, silent_s, 9.0, Presence(**{**presence, **said}))
+
+
+WORKER = worker()
+
+
+def sentence(job, gates=(), workers=(WORKER,), **of_queue):
+    return why(job, counts(**of_queue), gates, workers, now=1_000.0)
 
 
 def test_why_knows_every_state():
@@ -151,6 +163,68 @@ def test_why_a_cancelled_run_is_not_over_yet():
 
 def test_gates_that_a_job_does_not_have_do_not_stop_it():
     assert "smtp" not in sentence(record(JobState.READY), [Gate("smtp", held_until=9e9)])
+
+
+# --- workers -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("workers", "words"),
+    [
+        ([], "no live worker serves queue 'q': no worker is running"),
+        ([worker(queues={"mail": 1})], "no live worker serves queue 'q'"),
+        (
+            [worker("gone", silent_s=12.0), worker("gone-before", silent_s=30.0), worker(queues={"mail": 1})],
+            "no live worker serves queue 'q': gone did, and is silent for 12 s",
+        ),
+        ([worker(state=WorkerState.PAUSED)], "no worker claims from queue 'q': 1 worker of it is paused"),
+        (
+            [worker(state=WorkerState.PAUSED), *[worker(state=WorkerState.DRAINING)] * 2],
+            "no worker claims from queue 'q': 1 worker of it is paused and 2 workers of it are draining",
+        ),
+    ],
+)
+def test_why_a_due_job_waits_that_nobody_takes(workers, words):
+    said = sentence(record(JobState.READY), workers=workers)
+
+    assert said.split("; ")[1:] == [words]
+
+
+def test_why_a_job_waits_names_its_held_gate_and_that_nobody_would_take_it():
+    job = record(JobState.READY, gates=("smtp",))
+
+    said = sentence(job, [Gate("smtp", held_until=1_060.0)], workers=[])
+
+    assert "gate 'smtp' is held" in said
+    assert "no live worker serves queue 'q'" in said
+
+
+def test_one_worker_that_claims_is_enough():
+    workers = [worker("gone", silent_s=12.0), worker(state=WorkerState.PAUSED), WORKER]
+
+    assert "worker" not in sentence(record(JobState.READY), workers=workers).replace("the next worker with a", "")
+
+
+def test_a_job_that_is_not_due_does_not_wait_for_workers():
+    assert "worker" not in sentence(record(JobState.SCHEDULED, due_at=1_030.0), workers=[])
+
+
+def test_why_a_job_waits_whose_workers_are_full():
+    full = [worker(busy=10), worker(busy=11, concurrency=11), worker(state=WorkerState.PAUSED, busy=0)]
+
+    said = sentence(record(JobState.READY), workers=full)
+
+    assert "all slots were taken at the last beat: 21 of 21 in 2 workers" in said
+    assert "slots" not in sentence(record(JobState.READY), workers=[*full, WORKER])
+
+
+def test_why_a_job_runs_in_a_worker_that_fell_silent_says_who_takes_it():
+    job = record(JobState.RUNNING, started_at=990.0, worker="host-1")
+
+    assert "that worker is silent for 7 s: another takes the job once its lease of 9 s has ended" in sentence(
+        job, workers=[worker(silent_s=7.0)]
+    )
+    assert "silent" not in sentence(job, workers=[WORKER, worker("other", silent_s=7.0)])
 
 
 # --- words -------------------------------------------------------------------------------------------------------------

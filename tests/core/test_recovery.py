@@ -24,6 +24,7 @@ from taskflow.core.gate import (
     Trip,
     Word,
     admit,
+    cause_of,
     change,
     give_back,
     is_idle,
@@ -61,6 +62,17 @@ def test_a_trip_holds_the_gate_and_leaves_one_probe_when_the_hold_is_over() -> N
     assert admit(gate, now=NOW) == (0, NOW + 10)
     assert admit(gate, now=NOW + 10).room == 1
     assert admit(take(gate, 1, now=NOW + 10), now=NOW + 10).room == 0
+
+
+def test_a_breakers_hold_tells_what_its_last_call_met() -> None:
+    gate = change(Gate("smtp"), Trip(0, 1, SPEC, "OSError"), now=NOW)
+    first = gate.reason
+
+    gate = change(gate, Word(1, 2, False, SPEC, "TimeoutError"), now=NOW + 10)
+
+    assert [cause_of(first), cause_of(gate.reason)] == ["OSError", "TimeoutError"]
+    assert cause_of(tripped().reason) == ""
+    assert cause_of("operator: moved") is None
 
 
 def test_a_fleet_trips_once() -> None:

@@ -137,6 +137,39 @@ async def test_timeouts_open_a_breaker_even_where_they_are_not_retried() -> None
     assert [event.to for event in moved] == ["open"]
 
 
+async def test_whoever_looks_at_an_open_breaker_sees_which_error_opened_it() -> None:
+    flow = make_flow()
+
+    @flow.task(breaker=CircuitBreaker("smtp", consecutive=3, open_for=10), retry=Retry(attempts=9, base=1))
+    async def send(number: int) -> None:
+        raise ConnectionRefusedError("a secret in its text")
+
+    moved = heard(flow, events.BreakerMoved)
+    async with TestFlow(flow, concurrency=5) as t:
+        await send.submit_many([send.call(number) for number in range(5)])
+        await t.advance(5)
+        (gate,) = await t.broker.gates()
+
+    assert [(event.to, event.cause) for event in moved] == [("open", "ConnectionRefusedError")]
+    assert gate.reason == "circuit_open: ConnectionRefusedError"
+
+
+async def test_a_breaker_that_opened_for_slow_calls_says_so() -> None:
+    flow = make_flow()
+    spec = CircuitBreaker("smtp", slow_call=5, slow_rate=1, min_calls=2)
+
+    @flow.task(breaker=spec)
+    async def send() -> None:
+        await flow.clock.sleep(6)
+
+    moved = heard(flow, events.BreakerMoved)
+    async with flow.test() as t:
+        await send.submit_many([send.call() for _ in range(2)])
+        await t.advance(7)
+
+    assert [(event.to, event.cause) for event in moved] == [("open", "slow_call")]
+
+
 async def test_a_job_that_runs_out_of_its_own_deadline_says_nothing_about_the_dependency() -> None:
     flow = make_flow()
 

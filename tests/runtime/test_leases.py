@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from taskflow.brokers.base import BeatReply, ClaimRequest, Retention, Settlement
+from taskflow.brokers.base import BeatReply, ClaimRequest, Presence, Retention, Settlement, WorkerState
 from taskflow.brokers.memory import MemoryBroker
 from taskflow.core import events
 from taskflow.core.decision import Complete, Release
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 LEASE_S = 9.0
+CLAIMING = WorkerState.CLAIMING
 
 
 class Bench:
@@ -50,6 +51,7 @@ class Bench:
             on_lost=lambda claims: self.lost.append(dict(claims)),
             on_cancel=lambda claims: self.cancelled.append(dict(claims)),
             on_distrust=lambda: self.distrusted_at.append(self.clock.now()),
+            presence=lambda: Presence("host", 1, "0", self.clock.now(), {}, 1, len(self.leases.claims), CLAIMING),
         )
 
     async def claim(self, *ids: str, worker: str = "w") -> list[Claim]:
@@ -250,11 +252,11 @@ async def test_the_beats_outlive_an_error_that_no_broker_translated() -> None:
     class Broken(Faults):
         broken = 0
 
-        async def beat(self, worker: str, tokens: Mapping[str, int], lease_s: float) -> BeatReply:
+        async def beat(self, *args: Any) -> BeatReply:
             if self.broken:
                 self.broken -= 1
                 raise ZeroDivisionError
-            return await self._broker.beat(worker, tokens, lease_s)
+            return await self._broker.beat(*args)
 
     bench = Bench(Broken)
     await bench.leases.start()
@@ -274,15 +276,17 @@ class Beats:
 
     def __init__(self) -> None:
         self.seen: list[dict[str, int]] = []
+        self.said: list[Presence] = []
         self.threads: set[str] = set()
         self.error: Exception | None = None
         self.closed = threading.Event()
 
-    def beat(self, _worker: str, tokens: Mapping[str, int], _lease_s: float) -> BeatReply:
+    def beat(self, _worker: str, tokens: Mapping[str, int], _lease_s: float, presence: Presence) -> BeatReply:
         self.threads.add(threading.current_thread().name)
         if self.error is not None:
             raise self.error
         self.seen.append(dict(tokens))
+        self.said.append(presence)
         return BeatReply()
 
     def close(self) -> None:
@@ -344,3 +348,34 @@ async def test_the_beating_thread_outlives_whatever_its_connection_raises(error:
     )
     await bench.leases.close()
     assert beats.threads == {"taskflow-beats"}
+
+
+async def test_a_worker_without_claims_says_with_each_beat_what_it_is() -> None:
+    bench = Bench()
+
+    await bench.leases.start()
+    (first,) = await bench.memory.workers()
+    await bench.clock.advance(10 * LEASE_S)
+    (last,) = await bench.memory.workers()
+    await bench.claim("a", "b")
+    await bench.clock.advance(LEASE_S / 3)
+    (busy,) = await bench.memory.workers()
+
+    assert (first.worker, first.silent_s, first.said.busy) == ("w", 0.0, 0)
+    assert not last.is_silent
+    assert last.said.up_s - first.said.up_s > 9 * LEASE_S
+    assert busy.said.busy == 2
+    await bench.leases.close()
+
+
+async def test_the_beating_thread_says_what_the_worker_is() -> None:
+    from taskflow.clock import LoopClock
+
+    bench = Bench(OtherProcess, LoopClock(), lease_s=0.2)
+    await bench.leases.start()
+    beats: Beats = bench.leases._broker.beats  # type: ignore[attr-defined]
+
+    await bench.claim("a")
+    await until(lambda: beats.said and beats.said[-1].busy == 1)
+
+    await bench.leases.close()

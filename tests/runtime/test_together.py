@@ -6,12 +6,14 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from taskflow import BrokerUnavailable
 from taskflow.brokers.base import Accepted, Receipt
 from taskflow.core.job import Job
 from taskflow.errors import BrokerError
-from taskflow.runtime.together import Together
+from taskflow.runtime.together import MOST_BYTES, Together, batches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
-def job(name: str) -> Job:
-    return Job(name, "work", "default", b"{}")
+def job(name: str, size: int = 2) -> Job:
+    return Job(name, "work", "default", bytes(size))
 
 
 class Server:
@@ -110,3 +112,30 @@ async def test_a_caller_that_gives_up_holds_up_nobody() -> None:
 
     assert [type(answer) for answer in answers] == [asyncio.CancelledError, list, asyncio.CancelledError, list]
     assert ["d"] in server.batches
+
+
+@given(st.lists(st.sampled_from([2, MOST_BYTES // 3, MOST_BYTES, MOST_BYTES + 1]), max_size=12), st.integers(1, 5))
+def test_batches_hold_each_job_once_in_order_and_no_more_than_a_server_can_take(sizes: list[int], most: int) -> None:
+    payloads = {size: bytes(size) for size in set(sizes)}
+    jobs = [Job(str(number), "work", "default", payloads[size]) for number, size in enumerate(sizes)]
+
+    parts = list(batches(jobs, most))
+
+    assert [one for part in parts for one in part] == jobs
+    assert all(1 <= len(part) <= most for part in parts)
+    assert all(len(part) == 1 or sum(len(one.payload) for one in part) <= MOST_BYTES for part in parts)
+    if sum(sizes) <= MOST_BYTES:
+        assert len(parts) == -(-len(jobs) // most)  # as few as can be
+
+
+async def test_large_jobs_of_many_callers_do_not_share_one_round_trip() -> None:
+    server = Server()
+    together = Together(server.submit, 500)
+
+    tasks = await submitting(together, "ab")
+    large = [asyncio.create_task(together.submit([job(name, MOST_BYTES // 2)], {})) for name in "cdef"]
+    await asyncio.sleep(0)  # each has asked
+    server.open.set()
+    await asyncio.gather(*tasks, *large)
+
+    assert server.batches == [["a"], ["b"], ["c", "d"], ["e", "f"]]

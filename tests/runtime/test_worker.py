@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import os
+import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -375,6 +377,38 @@ async def test_a_paused_worker_takes_nothing_new_and_finishes_what_it_has() -> N
         assert await second.status() == "ready"
         assert t.running.worker.is_paused
         assert not t.running.worker.is_draining
+
+
+async def test_a_worker_tells_the_broker_what_it_is_about_until_it_has_ended() -> None:
+    flow, beat_s = make_flow(), 10 / 3 + 0.1
+
+    @flow.task(queue="mail")
+    async def work() -> None:
+        await flow.clock.sleep(60)
+
+    async def told() -> tuple[str, int]:
+        await t.advance(beat_s)
+        (info,) = await memory.workers()
+        assert (info.worker, info.is_silent) == (worker.name, False)
+        assert (info.said.pid, info.said.host) == (os.getpid(), socket.gethostname())
+        assert (info.said.queues, info.said.concurrency) == ({"mail": 1}, 5)
+        return info.said.state, info.said.busy
+
+    async with TestFlow(flow, concurrency=5) as t:
+        memory, worker = flow.broker, t.running.worker
+        idle = await told()
+        await work.submit_many([work.call(), work.call()])
+        busy = await told()
+        worker.pause()
+        paused = await told()
+        t.running._drain = 60.0
+        stopping = asyncio.create_task(t.running.stop())
+        draining = await told()
+        await t.advance(60)
+        await stopping
+
+        assert [idle, busy, paused, draining] == [("claiming", 0), ("claiming", 2), ("paused", 2), ("draining", 2)]
+        assert await memory.workers() == []
 
 
 # --- cancel -------------------------------------------------------------

@@ -77,7 +77,7 @@ class ValkeyServer:
     ) -> None:
         self._binary = needed()
         self.folder = Path(tempfile.mkdtemp(prefix="tf-valkey-"))  # a short path: a socket's has 107 bytes at most
-        self.port = port or _free_port()
+        self.port = port or free_port()
         self.password = password
         self._socket = self.folder / "s"
         self._process: subprocess.Popen[bytes] | None = None
@@ -230,7 +230,7 @@ def forget_namespace(namespace: str) -> None:
             client.unlink(key)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port: int = one.getsockname()[1]

@@ -85,6 +85,14 @@ def test_name_and_level(told: Any, event: Any, name: str, level: str) -> None:
     assert line["message"] == LOG_EVENTS[name].message
 
 
+def test_an_open_breaker_tells_what_opened_it(told: Any) -> None:
+    opened, closed = told(
+        "INFO", events.BreakerMoved("smtp", "smtp", "open", "OSError"), events.BreakerMoved("smtp", "smtp", "closed")
+    )
+
+    assert (opened["cause"], "cause" in closed) == ("OSError", False)
+
+
 def test_only_a_dead_letter_and_our_own_fault_are_errors() -> None:
     assert {name for name, line in LOG_EVENTS.items() if line.level == "ERROR"} == {"job.buried", "http.failed"}
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         Final,
         JobInfo,
         Note,
+        Presence,
         QueueCounts,
         Receipt,
         Reclaimed,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         Settlement,
         SettleReply,
         SyncBeat,
+        WorkerInfo,
     )
     from taskflow.core.gate import Gate, GateChange
     from taskflow.core.job import Claim, Job, JobState
@@ -105,9 +107,11 @@ class MemoryBroker:
         """As `Broker.settle`."""
         return settle.settle(self._store, settlements, self._wall())
 
-    async def beat(self, worker: str, tokens: Mapping[str, int], lease_s: float) -> BeatReply:
+    async def beat(
+        self, worker: str, tokens: Mapping[str, int], lease_s: float, presence: Presence | None = None
+    ) -> BeatReply:
         """As `Broker.beat`."""
-        return leases.beat(self._store, worker, tokens, lease_s, self._wall())
+        return leases.beat(self._store, worker, tokens, lease_s, presence, self._wall())
 
     def sync_beat(self) -> SyncBeat | None:
         """None: this broker dies with the worker, so there is nobody to tell that it lives."""
@@ -200,6 +204,10 @@ class MemoryBroker:
     async def gates(self) -> list[Gate]:
         """As `Operator.gates`, by name."""
         return reading.gates(self._store)
+
+    async def workers(self) -> list[WorkerInfo]:
+        """As `Operator.workers`, by name."""
+        return reading.workers(self._store, self._wall())
 
     async def finish_batch(self, batch: str) -> None:
         """As `Operator.finish_batch`."""

@@ -10,11 +10,16 @@ from taskflow.clock import NEVER
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from taskflow.brokers.base import Presence
     from taskflow.brokers.memory.store import Store
 
 
-def beat(store: Store, worker: str, tokens: Mapping[str, int], lease_s: float, now: float) -> BeatReply:
+def beat(
+    store: Store, worker: str, tokens: Mapping[str, int], lease_s: float, presence: Presence | None, now: float
+) -> BeatReply:
     """As `Broker.beat`."""
+    if presence is not None:
+        store.presences[worker] = (now, lease_s, presence)
     holder = store.worker(worker)
     holder.lease_until = now + lease_s
     holder.beats += 1
@@ -33,6 +38,7 @@ def beat(store: Store, worker: str, tokens: Mapping[str, int], lease_s: float, n
 
 def leave(store: Store, worker: str) -> None:
     """As `Broker.leave`: the lease ends now, the next `reclaim` takes what is left."""
+    store.presences.pop(worker, None)
     holder = store.workers.get(worker)
     if holder is None:
         return

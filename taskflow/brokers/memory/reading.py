@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from taskflow.brokers.base import FORGOTTEN, WorkerInfo
 from taskflow.clock import NEVER
 
 if TYPE_CHECKING:
@@ -84,3 +85,12 @@ def matching(rows: Iterable[Row], state: JobState | None, queue: str | None, tas
         and (queue is None or row.queue.name == queue)
         and (task is None or row.task == task)
     )
+
+
+def workers(store: Store, now: float) -> list[WorkerInfo]:
+    """As `Operator.workers`, by name."""
+    return [
+        WorkerInfo(worker, max(0.0, now - at), lease_s, presence)
+        for worker, (at, lease_s, presence) in sorted(store.presences.items())
+        if at + FORGOTTEN * lease_s > now
+    ]

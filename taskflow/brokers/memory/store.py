@@ -11,6 +11,7 @@ from taskflow.brokers.waiting import Awaited
 from taskflow.core import gate as gating
 
 if TYPE_CHECKING:
+    from taskflow.brokers.base import Presence
     from taskflow.brokers.memory.lanes import Row
 
 # What `reclaim` prunes, in the order in which it ended: of what may leave it before, by job id.
@@ -31,6 +32,7 @@ class Store:
         "keys",
         "openings",
         "openings_made",
+        "presences",
         "queues",
         "results",
         "rows",
@@ -45,6 +47,7 @@ class Store:
         self.queues: dict[str, Queue] = {}
         self.gates: OrderedDict[str, GateLine] = OrderedDict()
         self.workers: dict[str, Holder] = {}
+        self.presences: dict[str, tuple[float, float, Presence]] = {}  # worker → when it said so, its lease, and what
         self.submitted = 0
         self.token = 0
         self.openings: list[tuple[float, int, GateLine]] = []  # heap: when gates with waiting lanes may open
@@ -54,7 +57,7 @@ class Store:
         self.results: deque[Row] = deque()  # rows with a result
         self.finished: deque[Row] = deque()
         self.dead: dict[str, Row] = {}  # from here they may go on
-        self.batches: set[str] = set()  # that are not finished
+        self.batches: dict[str, float] = {}  # that are not finished → when a submit named them last
         self.held_back: dict[str, list[tuple[Line, Row]]] = {}  # old enough, but of these
 
     def queue(self, name: str) -> Queue:

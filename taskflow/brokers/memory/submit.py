@@ -33,6 +33,8 @@ def submit(store: Store, jobs: Sequence[Job], bounds: Mapping[str, int], now: fl
     where: tuple[str, tuple[str, ...], int] = ("", (), 0)  # in its queue, the job before
     for job in jobs:
         job_id, task, name, payload, priority, lane_key, gates, key, delay_s, expires_s, reason, batch = job
+        if batch and batch in store.batches:
+            store.batches[batch] = now
         if job_id in rows:
             receipts.append(Receipt(job_id, Accepted.SAME_ID))
             continue
@@ -77,7 +79,7 @@ def submit(store: Store, jobs: Sequence[Job], bounds: Mapping[str, int], now: fl
         if key is not None:
             store.keys[task, key] = job_id
         if batch:
-            store.batches.add(batch)
+            store.batches[batch] = now
         for gate in gates:
             store.gate(gate).add_queued(queue, 1)
         if (

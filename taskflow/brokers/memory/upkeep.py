@@ -6,6 +6,7 @@ from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from taskflow.brokers.base import FORGOTTEN
 from taskflow.brokers.memory import gates, rows
 from taskflow.core.job import SUSPECT_AFTER, JobState, is_buried
 from taskflow.core.outcome import ErrorRecord
@@ -20,6 +21,7 @@ _RUNNING = JobState.RUNNING
 
 def reclaim(store: Store, max_lost: int, retention: Retention, now: float) -> list[Reclaimed]:
     """As `Broker.reclaim`."""
+    _forget_workers(store, now)
     moved: list[Reclaimed] = []
     for worker in list(store.workers.values()):
         if len(moved) >= retention.rows:
@@ -32,6 +34,13 @@ def reclaim(store: Store, max_lost: int, retention: Retention, now: float) -> li
     _expire(store, retention.rows, now, moved)
     _prune(store, retention, now)
     return moved
+
+
+def _forget_workers(store: Store, now: float) -> None:
+    """Those that were silent for too long."""
+    for worker, (at, lease_s, _) in list(store.presences.items()):
+        if at + FORGOTTEN * lease_s <= now:
+            del store.presences[worker]
 
 
 def _lose(store: Store, lost: list[Row], reason: str, max_lost: int, now: float, moved: list[Reclaimed]) -> None:
@@ -65,6 +74,8 @@ def _expire(store: Store, most: int, now: float, moved: list[Reclaimed]) -> None
 def _prune(store: Store, retention: Retention, now: float) -> None:
     """Forget results, jobs and gates that were kept long enough."""
     most = retention.rows
+    for batch in [batch for batch, named_at in store.batches.items() if named_at <= now - retention.batch_s]:
+        finish_batch(store, batch)
     for row in _older(store, store.results, now - retention.result_s, most):
         row.result, row.result_kept = None, False
     for line, keep_s in ((store.finished, retention.finished_s), (store.dead, retention.dead_s)):
@@ -106,7 +117,7 @@ def _older(store: Store, line: Line, before: float, most: int) -> list[Row]:
 
 def finish_batch(store: Store, batch: str) -> None:
     """As `Operator.finish_batch`: what was held back for it stands in its line again, as the oldest."""
-    store.batches.discard(batch)
+    store.batches.pop(batch, None)
     held_back = store.held_back.pop(batch, [])
     for line in (store.results, store.finished, store.dead):
         kept = [row for of, row in held_back if of is line and store.rows.get(row.id) is row]

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 from taskflow.brokers.base import BeatReply
 from taskflow.brokers.patience import Patience
 from taskflow.brokers.postgres import errors, schema
+from taskflow.brokers.presence import presence_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import asyncpg
 
+    from taskflow.brokers.base import Presence
     from taskflow.brokers.postgres.connection import Address
 
 
@@ -23,38 +25,46 @@ class PostgresBeat:
     """See `SyncBeat`. The driver speaks asyncio: it gets a loop of its own, which turns during a beat."""
 
     def __init__(self, address: Address, namespace: str, fixed_at: Callable[[], float | None]) -> None:
-        self._address, self._name, self._fixed_at = address, schema.quoted(namespace), fixed_at
+        self._address, self._fixed_at = address, fixed_at
+        # Tokens go as text: for an array of numbers the driver asks the server eight times what that is.
+        name = schema.quoted(namespace)
+        self._statement = f"SELECT * FROM {name}.beat_v1($1, $2, $3::text[]::bigint[], $4, $5, $6)"  # noqa: S608 - our schema's name
         self._lock = threading.Lock()
         self._patience = Patience()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connection: asyncpg.Connection | None = None
-        self._statement: asyncpg.prepared_stmt.PreparedStatement
 
-    def beat(self, worker: str, tokens: Mapping[str, int], lease_s: float) -> BeatReply:
+    def beat(
+        self, worker: str, tokens: Mapping[str, int], lease_s: float, presence: Presence | None = None
+    ) -> BeatReply:
         """As `Broker.beat`."""
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
             try:
                 with errors.in_our_words(self._address.where):
-                    return self._loop.run_until_complete(self._beat(worker, tokens, lease_s))
+                    return self._loop.run_until_complete(self._beat(worker, tokens, lease_s, presence))
             except BaseException:  # whatever it was, the connection may be in the middle of an answer
                 self._drop()
                 self._patience.failed()
                 raise
 
-    async def _beat(self, worker: str, tokens: Mapping[str, int], lease_s: float) -> BeatReply:
+    async def _beat(
+        self, worker: str, tokens: Mapping[str, int], lease_s: float, presence: Presence | None
+    ) -> BeatReply:
         if self._connection is None or self._connection.is_closed():
             async with asyncio.timeout(self._patience.connect_s(lease_s)):
                 self._connection = await self._address.connect()
-                # Tokens go as text: for an array of numbers the driver asks the server eight times what that is.
-                self._statement = await self._connection.prepare(
-                    f"SELECT * FROM {self._name}.beat_v1($1, $2, $3::text[]::bigint[], $4, $5)"  # noqa: S608 - our schema's name, quoted
-                )
         began = time.monotonic()
         async with asyncio.timeout(self._patience.answer_s(lease_s)):
-            row = await self._statement.fetchrow(
-                worker, list(tokens), [str(token) for token in tokens.values()], lease_s, self._fixed_at()
+            row = await self._connection.fetchrow(
+                self._statement,
+                worker,
+                list(tokens),
+                [str(token) for token in tokens.values()],
+                lease_s,
+                self._fixed_at(),
+                presence_text(presence),
             )
         self._patience.answered(time.monotonic() - began, lease_s)
         return BeatReply(tuple(row[0]), tuple(row[1]))

@@ -55,6 +55,11 @@ class Borrowed:
             )
         if state == _ABORTED:
             return ConfigError("connection=: its transaction has failed already: roll it back")
+        if state in errors.STRAY:
+            return ConfigError(
+                "connection=: a pooler in front of the database lost a prepared statement of this connection: make it "
+                "with statement_cache_size=0 (asyncpg) or prepare_threshold=None (psycopg)"
+            )
         if errors.is_translated(error):
             return errors.translated(error, self._where)
         psycopg = sys.modules.get("psycopg")

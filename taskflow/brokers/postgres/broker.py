@@ -14,6 +14,7 @@ from taskflow.brokers.postgres.connection import UPKEEP_S, Address, Pool, look
 from taskflow.brokers.postgres.listening import FINALS, WORK, Listening
 from taskflow.brokers.postgres.schema import STATE_NUMBER, VERSION
 from taskflow.brokers.postgres.waiting import Waiters
+from taskflow.brokers.presence import presence_text, worker_infos
 from taskflow.brokers.waiting import not_kept, settled
 from taskflow.core import gate as gating
 from taskflow.core.decision import Complete, Release
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
         Final,
         JobInfo,
         Note,
+        Presence,
         QueueCounts,
         Receipt,
         Retention,
         Settled,
         SettleReply,
         SyncBeat,
+        WorkerInfo,
     )
     from taskflow.core.gate import Gate, GateChange
     from taskflow.core.job import Claim, Job
@@ -139,15 +142,18 @@ class PostgresBroker:
         self._waiters.tell_work()
         return replies
 
-    async def beat(self, worker: str, tokens: Mapping[str, int], lease_s: float) -> BeatReply:
+    async def beat(
+        self, worker: str, tokens: Mapping[str, int], lease_s: float, presence: Presence | None = None
+    ) -> BeatReply:
         """As `Broker.beat`."""
         ((lost, cancelled),) = await self._pool.fetch(
-            "SELECT * FROM ~.beat_v1($1, $2, $3, $4, $5)",
+            "SELECT * FROM ~.beat_v1($1, $2, $3, $4, $5, $6)",
             worker,
             list(tokens),
             list(tokens.values()),
             lease_s,
             self._fixed_at(),
+            presence_text(presence),
         )
         return BeatReply(tuple(lost), tuple(cancelled))
 
@@ -268,6 +274,11 @@ class PostgresBroker:
         """As `Operator.gates`, by name."""
         rows = await self._pool.fetch(f"SELECT {reading.GATE} FROM ~.gate g ORDER BY g.name")  # noqa: S608 - our own columns
         return [gating.from_row(row) for row in rows]
+
+    async def workers(self) -> list[WorkerInfo]:
+        """As `Operator.workers`, by name."""
+        rows = await self._pool.fetch("SELECT * FROM ~.workers_v1($1)", self._fixed_at())
+        return worker_infos(tuple(row) for row in rows)
 
     async def finish_batch(self, batch: str) -> None:
         """As `Operator.finish_batch`."""

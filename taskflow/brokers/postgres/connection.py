@@ -21,6 +21,8 @@ UPKEEP_S = 30.0  # a call that moves or forgets thousands of jobs
 _CONNECT_S = 10.0
 _CANCEL_S = 1.0  # for the server's word that it has given up a statement that we gave up
 _POOL = 4  # connections of one broker object, besides the one that listens
+_PROOF_S, _PROOFS = 2.0, 3  # to find out that a pooler shares sessions; one that is busy may need another try
+_PID = "SELECT pg_backend_pid()"
 _TRIES = 5  # of a call that met a deadlock or another's id
 _HOSTS = re.compile(r"(([^\[\]:,]*|\[[^\]]*\])(:\d*)?(,|$))*")
 _ON = frozenset({"1", "on", "true", "yes"})
@@ -81,17 +83,47 @@ class Pool:
     async def open(self) -> None:
         """Connect, and bring the schema up to date."""
         pool = asyncpg.create_pool(
-            self._address.dsn, min_size=0, max_size=_POOL, connect=_connect, reset=_no_reset, **self._address.options()
+            self._address.dsn,
+            min_size=0,
+            max_size=_POOL,
+            connect=_connect,
+            init=None if self._address.listens else _learn_arrays,
+            reset=_no_reset,
+            **self._address.options(),
         )
         try:
             with errors.in_our_words(self._address.where), _addressed():
                 await pool
                 async with pool.acquire(timeout=CALL_S) as connection:
+                    if self._address.listens:
+                        await self._refuse_shared_session(connection)
                     await _again(lambda: schema.migrate(connection, self._namespace))
         except BaseException:  # cancelled, too: nobody else ends what has been connected
             pool.terminate()
             raise
         self._pool = pool
+
+    async def _refuse_shared_session(self, mine: Any) -> None:
+        """Raise `ConfigError` where a pooler lets others have the session of this connection meanwhile.
+
+        A pooler gives its clients process ids of its own making. With one that keeps sessions, another connection may
+        have to wait for a session: then there is no proof, and none is needed.
+        """
+        if await mine.fetchval(_PID) == mine.get_server_pid():
+            return
+        other = await self._address.connect()
+        is_shared = False
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PROOF_S):
+                    for _ in range(_PROOFS):
+                        mine_was = await mine.fetchval(_PID)
+                        async with other.transaction():
+                            is_shared |= await other.fetchval(_PID) == mine_was or await mine.fetchval(_PID) != mine_was
+        finally:
+            other.terminate()
+        if is_shared:
+            raise errors.no_session(self._address.where)
 
     async def close(self) -> None:
         """Calls that are under way end first."""
@@ -125,9 +157,10 @@ class Pool:
             connection = await pool.acquire(timeout=CALL_S)
             try:
                 return await call(connection)
-            except Exception as error:
-                if errors.is_of_driver(error):
-                    connection.terminate()  # the pool makes another
+            except BaseException as error:
+                # The pool makes another. Through a pooler, a statement that was given up half way keeps a session.
+                if errors.is_of_driver(error) or not (isinstance(error, Exception) or self._address.listens):
+                    connection.terminate()
                 raise
             finally:
                 with suppress(TimeoutError):  # the pool has ended it, and makes another
@@ -195,6 +228,21 @@ def _end_late(connecting: asyncio.Task[Any]) -> None:
     _late.discard(connecting)
     if not connecting.cancelled() and connecting.exception() is None:
         connecting.result().terminate()
+
+
+_ARRAYS = "SELECT $1::bigint[], $2::integer[], $3::float8[], $4::boolean[], $5::bytea[]"
+
+
+async def _learn_arrays(connection: asyncpg.Connection) -> None:
+    """Let the driver ask about all arrays that we use in one transaction, which leaves nothing behind.
+
+    It turns the session's compiler (`jit`) off while it asks, and on again in what may be another session by then: the
+    first would go on without, for whoever gets it next.
+    """
+    asking = connection.transaction()
+    await asking.start()
+    await connection.fetch(_ARRAYS, [], [], [], [], [])
+    await asking.rollback()
 
 
 async def _no_reset(_connection: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ _RETRY_AFTER_S = {"full": 30.0, "locked": 1.0}  # seconds; a disk seldom gets sp
 _AGAIN = frozenset({"40001", "40P01", "23505"})  # serialization, deadlock, an id that came in between: do it again
 _ACCESS = frozenset({"28000", "28P01", "42501", "3D000", "3F000"})
 _TIMEOUT = frozenset({"57014", "55P03"})
+_PROTOCOL = "08P01"  # with which PgBouncer says nearly everything
+STRAY = frozenset({"26000", "42P05"})  # a prepared statement is gone, or there already: the session is another one
 
 
 @contextmanager
@@ -46,7 +49,9 @@ def is_of_driver(error: BaseException) -> bool:
 
 def translated(error: BaseException, where: str) -> BrokerError | ConfigError:
     """Our error for this one. `where` names host and database."""
-    if isinstance(error, asyncpg.PostgresError) and not isinstance(error, asyncpg.PostgresConnectionError):
+    if isinstance(error, asyncpg.PostgresError) and (
+        not isinstance(error, asyncpg.PostgresConnectionError) or error.sqlstate == _PROTOCOL
+    ):
         return _of_server(error, where)
     if isinstance(error, TimeoutError):
         return _unavailable(
@@ -54,6 +59,11 @@ def translated(error: BaseException, where: str) -> BrokerError | ConfigError:
         )
     if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
         return ConfigError(f"TASKFLOW_BROKER__URL: PostgreSQL at {where} cannot be addressed ({type(error).__name__})")
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return ConfigError(
+            f"PostgreSQL at {where} shows a certificate that is not trusted here ({error.verify_message}): in "
+            "TASKFLOW_BROKER__URL name its CA by ?sslrootcert=FILE, and the host as the certificate does"
+        )
     return _unavailable(
         "connection",
         f"PostgreSQL at {where} cannot be reached ({type(error).__name__}): is it up, and does the network let us?",
@@ -68,6 +78,10 @@ def _of_server(error: asyncpg.PostgresError, where: str) -> BrokerError | Config
             f"PostgreSQL at {where} refuses us ({said}): see user, password and database in TASKFLOW_BROKER__URL, and "
             "the user's rights: CONNECT and, for the first start, CREATE on the database"
         )
+    if state in STRAY:
+        return no_session(where)
+    if state == _PROTOCOL:
+        return _unavailable("refused", f"PostgreSQL at {where}, or a pooler in front of it, refuses ({said})")
     if state == "25006":
         return _unavailable("refused", f"PostgreSQL at {where} is read-only ({said}): a standby? Name the primary")
     if state in _TIMEOUT:
@@ -81,6 +95,14 @@ def _of_server(error: asyncpg.PostgresError, where: str) -> BrokerError | Config
     if state in _AGAIN:
         return _unavailable("locked", f"PostgreSQL at {where} could not serialize ({said}): nothing was changed")
     return BrokerError(f"PostgreSQL at {where} refused a statement ({type(error).__name__}, {state}): please report it")
+
+
+def no_session(where: str) -> ConfigError:
+    """A pooler gives our session of the server to others between two statements."""
+    return ConfigError(
+        f"TASKFLOW_BROKER__URL: {where} is a pooler that shares its sessions (PgBouncer with pool_mode=transaction): "
+        "LISTEN and prepared statements get lost there. Add listen=off to the URL, or name the server itself"
+    )
 
 
 def _unavailable(kind: str, message: str) -> BrokerUnavailable:

@@ -21,7 +21,19 @@ LEAST_SERVER = 13
 _MOST_NAME_BYTES = 63  # PostgreSQL cuts longer names, and two namespaces would be one
 
 _SQL = Path(__file__).parent / "sql"
-_V1 = ("tables", "gates", "submit", "claim", "claim_park", "claim_verb", "settle", "people", "upkeep", "gate_verb")
+_V1 = (
+    "tables",
+    "gates",
+    "submit",
+    "claim",
+    "claim_park",
+    "claim_verb",
+    "settle",
+    "people",
+    "upkeep",
+    "presence",
+    "gate_verb",
+)
 
 # Never change one that was released: add the next.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1,)

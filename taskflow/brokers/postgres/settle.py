@@ -87,11 +87,12 @@ async def note(pool: Pool, notes: Sequence[Note]) -> list[Settled]:
 async def reclaim(pool: Pool, max_lost: int, retention: Retention, fixed_at: float | None) -> list[Reclaimed]:
     """As `Broker.reclaim`."""
     rows = await pool.fetch(
-        "SELECT * FROM ~.reclaim_v1($1, $2, $3, $4, $5, $6, $7)",
+        "SELECT * FROM ~.reclaim_v1($1, $2, $3, $4, $5, $6, $7, $8)",
         max_lost,
         retention.result_s,
         retention.finished_s,
         retention.dead_s,
+        retention.batch_s,
         retention.rows,
         ERRORS_KEPT,
         fixed_at,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from typing import TYPE_CHECKING
 
 from taskflow.brokers.base import BeatReply
 from taskflow.brokers.patience import Patience
+from taskflow.brokers.presence import presence_text, worker_infos
 from taskflow.brokers.redis import wire
 from taskflow.brokers.redis.doubts import doubts_about
 from taskflow.brokers.redis.link import Link, SyncLink
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
         Final,
         JobInfo,
         Note,
+        Presence,
         QueueCounts,
         Receipt,
         Reclaimed,
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
         Settlement,
         SettleReply,
         SyncBeat,
+        WorkerInfo,
     )
     from taskflow.core.job import Claim, Job
 
@@ -125,9 +129,11 @@ class RedisBroker:
             replies += wire.settle_replies(await self._link.run("settle", *words))
         return replies
 
-    async def beat(self, worker: str, tokens: Mapping[str, int], lease_s: float) -> BeatReply:
+    async def beat(
+        self, worker: str, tokens: Mapping[str, int], lease_s: float, presence: Presence | None = None
+    ) -> BeatReply:
         """As `Broker.beat`."""
-        return _beat_reply(tokens, await self._link.run("beat", worker, repr(lease_s), wire.text(dict(tokens))))
+        return _beat_reply(tokens, await self._link.run("beat", *_beat_words(worker, tokens, lease_s, presence)))
 
     def sync_beat(self) -> SyncBeat | None:
         """As `Broker.sync_beat`."""
@@ -188,11 +194,9 @@ class RedisBroker:
 
     async def reclaim(self, *, max_lost: int, retention: Retention) -> list[Reclaimed]:
         """As `Broker.reclaim`."""
-        result_s, finished_s, dead_s, rows = retention
-        answer = await self._link.run(
-            "reclaim", max_lost, rows, repr(float(result_s)), repr(float(finished_s)), repr(float(dead_s))
-        )
-        return wire.reclaimed(answer)
+        result_s, finished_s, dead_s, rows, batch_s = retention
+        kept_s = (repr(float(seconds)) for seconds in (result_s, finished_s, dead_s, batch_s))
+        return wire.reclaimed(await self._link.run("reclaim", max_lost, rows, *kept_s))
 
     async def counts(self) -> list[QueueCounts]:
         """As `Broker.counts`."""
@@ -268,10 +272,13 @@ class RedisBroker:
         gates = [wire.gate(found[at].decode(), found[at + 1]) for at in range(0, len(found), 2)]
         return sorted(gates, key=lambda gate: gate.name)
 
+    async def workers(self) -> list[WorkerInfo]:
+        """As `Operator.workers`, by name."""
+        return worker_infos(json.loads(await self._link.run("workers")))
+
     async def finish_batch(self, batch: str) -> None:
         """As `Operator.finish_batch`."""
-        while await self._link.run("finish_batch", batch, _ROWS):
-            pass
+        await self._link.run("finish_batch", batch, _ROWS)
 
 
 class RedisBeat:
@@ -284,13 +291,15 @@ class RedisBeat:
         self._patience = Patience()
         self._lock = threading.Lock()
 
-    def beat(self, worker: str, tokens: Mapping[str, int], lease_s: float) -> BeatReply:
+    def beat(
+        self, worker: str, tokens: Mapping[str, int], lease_s: float, presence: Presence | None = None
+    ) -> BeatReply:
         """As `Broker.beat`."""
         with self._lock:
             link = self._made(self._patience.answer_s(lease_s))
             began = time.monotonic()
             try:
-                answer = link.run("beat", worker, repr(lease_s), wire.text(dict(tokens)))
+                answer = link.run("beat", *_beat_words(worker, tokens, lease_s, presence))
             except BrokerUnavailable:
                 self._patience.failed()
                 raise
@@ -311,6 +320,12 @@ class RedisBeat:
         with self._lock:
             if self._link is not None:
                 self._link.close()
+
+
+def _beat_words(
+    worker: str, tokens: Mapping[str, int], lease_s: float, presence: Presence | None
+) -> tuple[str, str, str, str]:
+    return worker, repr(float(lease_s)), wire.text(dict(tokens)), presence_text(presence) or ""
 
 
 def _beat_reply(tokens: Mapping[str, int], answer: Sequence[Sequence[bytes]]) -> BeatReply:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ssl
+
 import redis.exceptions as theirs
+from redis.sentinel import MasterNotFoundError
 
 from taskflow.errors import BrokerError, BrokerUnavailable, ConfigError
 
@@ -27,10 +30,19 @@ _FORBIDDEN = ("NOPERM", "ACL failure", "user executing the script can't")
 _REFUSED = ("NOAUTH", "WRONGPASS", "invalid password", "invalid username", "AUTH called", "no password is set")
 
 
+# TLS that broke off: an outage. Whatever else it complains of is how one of the two sides is set up.
+_TORN = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
+
+
 def is_forbidden(error: BaseException | None) -> bool:
     """Whether the server forbids this user a command, a key or a channel. Of scripts, each version has its words."""
     said = str(error)
     return isinstance(error, theirs.NoPermissionError) or any(word in said for word in _FORBIDDEN)
+
+
+def is_elsewhere(error: BrokerError | ConfigError) -> bool:
+    """Whether this server cannot do it, and another one can: the address may lead there by now."""
+    return isinstance(error, BrokerUnavailable) and error.kind in {"read_only", "cluster"}
 
 
 def translated(error: Exception, where: str) -> BrokerError | ConfigError:
@@ -62,6 +74,23 @@ def translated(error: Exception, where: str) -> BrokerError | ConfigError:
         )
     if isinstance(error, theirs.ConnectionError | OSError):
         met = error.__cause__ or error.__context__ or error  # the system's own word, where there is one
+        if isinstance(error, MasterNotFoundError) or isinstance(met, MasterNotFoundError):
+            return BrokerUnavailable(
+                f"{where} cannot be reached ({said}): are they up, and are their addresses and the service's name in "
+                "TASKFLOW_BROKER__URL right?",
+                retry_after_s=1.0,
+                kind="connection",
+            )
+        if isinstance(met, ssl.SSLCertVerificationError):
+            return ConfigError(
+                f"{where} shows a certificate that is not trusted here ({met.verify_message}): in TASKFLOW_BROKER__URL "
+                "name its CA by ?ssl_ca_certs=FILE, and the host as the certificate does"
+            )
+        if isinstance(met, ssl.SSLError) and not isinstance(met, _TORN):
+            return ConfigError(
+                f"{where} and this side do not agree on TLS ({met.reason}): rediss:// is for a server that speaks it, "
+                "?ssl_ca_certs=FILE names its CA, ?ssl_certfile=FILE&ssl_keyfile=FILE a certificate of your own"
+            )
         return BrokerUnavailable(
             f"{where} cannot be reached ({type(met).__name__}): is it up, and is the address of "
             "TASKFLOW_BROKER__URL right?",

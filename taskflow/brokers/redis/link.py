@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -14,16 +15,21 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 from redis.retry import Retry
 
-from taskflow.brokers.redis.failures import translated
+from taskflow.brokers.redis.failures import is_elsewhere, translated
 from taskflow.brokers.redis.scripts import script
+from taskflow.brokers.redis.sentinel import split
 from taskflow.errors import BrokerError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from taskflow.brokers.redis.sentinel import Sentinels
+
 CONNECTIONS = 4  # at most, and one more that listens: a script runs alone at the server anyway
 CONNECT_S = 5.0
 ANSWER_S = 5.0  # a script of a thousand jobs takes some 20 ms; the URL's socket_timeout says otherwise
+
+_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")  # options of the URL
 
 # What every connection is made with. The driver repeats nothing: a claim would be lost.
 OPTIONS: dict[str, Any] = {
@@ -40,13 +46,14 @@ class Link:
     def __init__(self, url: str, namespace: str, wall: Callable[[], float] | None) -> None:
         self.namespace = namespace
         self.prefix = f"{{{namespace}}}:"
+        self.where = where(url)  # refuses what is no address
         self._url, self._wall = url, wall
+        self._plain, self._sentinels = split(url)
         self._client: Any = None  # the driver's own types are incomplete
         self._listener: Any = None
         self._shut: tuple[Any, ...] = ()
         self._calls = 0  # under way
         self._quiet: asyncio.Future[None] | None = None  # whoever closes waits for their end
-        self.where = where(url)
 
     @property
     def is_open(self) -> bool:
@@ -59,9 +66,9 @@ class Link:
 
     def _pool(self, connections: int) -> redis.asyncio.BlockingConnectionPool:
         pool = redis.asyncio.BlockingConnectionPool.from_url(
-            self._url, max_connections=connections, timeout=ANSWER_S, **OPTIONS
+            self._plain, max_connections=connections, timeout=ANSWER_S, **OPTIONS
         )
-        pool.connection_kwargs["decode_responses"] = False  # whatever the URL says: payloads are bytes
+        _set_up(pool, self._sentinels)
         return pool
 
     def shut(self) -> None:
@@ -96,11 +103,22 @@ class Link:
                 except NoScriptError:  # a restart, a failover, SCRIPT FLUSH: nothing has run
                     return await client.execute_command("EVAL", found.text, 1, self.prefix, time, *args)
         except (RedisError, OSError) as error:
-            raise translated(error, self.where) from error
+            failure = translated(error, self.where)
+            if is_elsewhere(failure):
+                await self._hang_up(client)
+            raise failure from error
         finally:
             self._calls -= 1
             if self._quiet is not None and not self._calls and not self._quiet.done():
                 self._quiet.set_result(None)
+
+    async def _hang_up(self, client: Any) -> None:
+        """Connections are made anew. After a planned failover all still lead to the old primary, and none breaks."""
+        listener = self._listener
+        with suppress(RedisError, OSError):
+            await client.connection_pool.disconnect(inuse_connections=False)  # those in use will hear it themselves
+            if listener is not None:
+                await listener.connection_pool.disconnect()
 
     async def ask(self, *command: str) -> Any:
         """What the server answers to a command of its own."""
@@ -125,8 +143,9 @@ class SyncLink:
 
     def __init__(self, url: str, prefix: str, wall: Callable[[], float] | None, place: str, *, answer_s: float) -> None:
         patience = {"socket_timeout": answer_s, "socket_connect_timeout": answer_s}
-        self._client: Any = redis.Redis.from_url(url, **OPTIONS | patience)
-        self._client.connection_pool.connection_kwargs["decode_responses"] = False
+        plain, sentinels = split(url)
+        self._client: Any = redis.Redis.from_url(plain, **OPTIONS | patience)
+        _set_up(self._client.connection_pool, sentinels)
         self._prefix, self._wall, self._where = prefix, wall, place
 
     def run(self, verb: str, *args: str | bytes | float) -> Any:
@@ -139,11 +158,25 @@ class SyncLink:
             except NoScriptError:
                 return self._client.execute_command("EVAL", found.text, 1, self._prefix, time, *args)
         except (RedisError, OSError) as error:
-            raise translated(error, self._where) from error
+            failure = translated(error, self._where)
+            if is_elsewhere(failure):
+                self._client.connection_pool.disconnect()
+            raise failure from error
 
     def close(self) -> None:
         """Idempotent."""
         self._client.close()
+
+
+def _set_up(pool: Any, sentinels: Sentinels | None) -> None:
+    """What the URL has no say in, and what drivers older than 6 leave out."""
+    made: dict[str, Any] = pool.connection_kwargs
+    made["decode_responses"] = False  # whatever the URL says: payloads are bytes
+    is_tls = issubclass(pool.connection_class, redis.asyncio.SSLConnection | redis.SSLConnection)
+    if is_tls and made.get("ssl_cert_reqs", "required") == "required":
+        made.setdefault("ssl_check_hostname", True)
+    if sentinels is not None:
+        sentinels.lead(pool)
 
 
 @contextmanager
@@ -192,9 +225,16 @@ def where(url: str) -> str:
     if made is None:
         raise ConfigError(
             "TASKFLOW_BROKER__URL is no address of a Redis server: it must be redis://[USER:PASSWORD@]HOST[:PORT][/DB],"
-            " rediss:// (TLS) or unix:///SOCKET[?db=N], DB a number, and no ?option that the driver does not know; "
+            " rediss:// (TLS), unix:///SOCKET[?db=N] or redis+sentinel://HOST,HOST/SERVICE[?db=N], DB a number, and no "
+            "?option that the driver does not know; "
             "in user and password write %40 for @, %2F for /, %3A for :, %23 for #, %3F for ?, %25 for %"
         )
+    for option in _FILES:
+        if option in made and not os.access(made[option], os.R_OK):
+            raise ConfigError(f"TASKFLOW_BROKER__URL: {option}={made[option]} is no file that can be read here")
+    _, sentinels = split(url)
+    if sentinels is not None:
+        return f"Redis service {sentinels.service}, database {made.get('db', 0)},"
     place = made.get("path") or f"{made.get('host', 'localhost')}:{made.get('port', 6379)}"
     return f"Redis at {place}, database {made.get('db', 0)},"
 
@@ -202,10 +242,11 @@ def where(url: str) -> str:
 def _read(url: str) -> dict[str, Any] | None:
     """What the driver understands; None where it does not: its own words may hold the password."""
     try:
-        pool: Any = redis.asyncio.ConnectionPool.from_url(url, **OPTIONS)
+        plain, _ = split(url)
+        pool: Any = redis.asyncio.ConnectionPool.from_url(plain, **OPTIONS)
         pool.make_connection()  # refuses options that it does not know; connects to nothing
     except (TypeError, ValueError):
         return None
     made: dict[str, Any] = pool.connection_kwargs
-    database = "" if "path" in made else urlsplit(url).path.strip("/")
+    database = "" if "path" in made else urlsplit(plain).path.strip("/")
     return made if not database or database.isdecimal() else None  # of a name the driver would make database 0

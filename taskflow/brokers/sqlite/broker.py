@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         Final,
         JobInfo,
         Note,
+        Presence,
         QueueCounts,
         Receipt,
         Reclaimed,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         Settled,
         SettleReply,
         SyncBeat,
+        WorkerInfo,
     )
     from taskflow.brokers.sqlite.tx import Effects, Tx
     from taskflow.core.gate import Gate, GateChange
@@ -169,9 +171,11 @@ class SqliteBroker:
             return []
         return await self.write(Settling(settlements), rows=len(settlements))
 
-    async def beat(self, worker: str, tokens: Mapping[str, int], lease_s: float) -> BeatReply:
+    async def beat(
+        self, worker: str, tokens: Mapping[str, int], lease_s: float, presence: Presence | None = None
+    ) -> BeatReply:
         """As `Broker.beat`."""
-        return await self.write(lambda tx: leases.beat(tx, worker, tokens, lease_s), rows=len(tokens))
+        return await self.write(lambda tx: leases.beat(tx, worker, tokens, lease_s, presence), rows=len(tokens))
 
     def sync_beat(self) -> SyncBeat | None:
         """As `Broker.sync_beat`."""
@@ -274,6 +278,11 @@ class SqliteBroker:
     async def gates(self) -> list[Gate]:
         """As `Operator.gates`, by name."""
         return await self._look(reading.gates)
+
+    async def workers(self) -> list[WorkerInfo]:
+        """As `Operator.workers`, by name."""
+        now = self._wall()
+        return await self._look(lambda connection: reading.workers(connection, now))
 
     async def finish_batch(self, batch: str) -> None:
         """As `Operator.finish_batch`."""

@@ -116,6 +116,4 @@ def pause(tx: Tx, name: str, *, is_paused: bool) -> None:
 
 def finish_batch(tx: Tx, batch: str) -> None:
     """As `Operator.finish_batch`."""
-    tx.execute(
-        "UPDATE batch SET is_finished = 1, results_until = 0, results_seq = 0 WHERE name = ? AND id > 0", (batch,)
-    )
+    tx.execute(f"{upkeep.FINISH_BATCHES} AND name = ?", (batch,))

@@ -8,6 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from taskflow.brokers.base import ClaimRequest, ErrorInfo, Final, JobInfo, QueueCounts
+from taskflow.brokers.presence import worker_infos
 from taskflow.brokers.sqlite.schema import GATED, STATE_NUMBER, STATES, SUSPECT
 from taskflow.brokers.sqlite.tx import GATE_ROWS, NEVER
 from taskflow.brokers.texts import gates_from
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterable, Sequence
 
+    from taskflow.brokers.base import WorkerInfo
     from taskflow.core.gate import Gate
 
 _FINAL_FROM = 4  # the state numbers of final states start here
@@ -111,6 +113,12 @@ def counts(connection: sqlite3.Connection, now: float) -> list[QueueCounts]:
 def gates(connection: sqlite3.Connection) -> list[Gate]:
     """As `Operator.gates`, by name."""
     return [gating.from_row(row) for row in connection.execute(f"{GATE_ROWS} ORDER BY name")]
+
+
+def workers(connection: sqlite3.Connection, now: float) -> list[WorkerInfo]:
+    """As `Operator.workers`."""
+    found = connection.execute("SELECT worker, ?1 - said_at, lease_s, said FROM presence WHERE forget_at > ?1", (now,))
+    return worker_infos(found.fetchall())
 
 
 _INFO = (

@@ -88,11 +88,16 @@ _V1 = (
     """CREATE TABLE worker (
         id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, expires_at REAL NOT NULL,
         has_missed INTEGER NOT NULL DEFAULT 0)""",
-    # Row 0 stands for jobs without a batch. Results are pruned up to (finished_at, seq) = (results_until, results_seq).
+    # What the workers last said of themselves, and when.
+    """CREATE TABLE presence (
+        worker TEXT PRIMARY KEY, said_at REAL NOT NULL, lease_s REAL NOT NULL, forget_at REAL NOT NULL,
+        said TEXT NOT NULL) WITHOUT ROWID""",
+    # Row 0 stands for jobs without a batch. `named_at`: when a submit named it last. Results are pruned up to
+    # (finished_at, seq) = (results_until, results_seq).
     """CREATE TABLE batch (
-        id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, is_finished INTEGER NOT NULL,
+        id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, is_finished INTEGER NOT NULL, named_at REAL NOT NULL,
         results_until REAL NOT NULL DEFAULT 0, results_seq INTEGER NOT NULL DEFAULT 0)""",
-    "INSERT INTO batch (id, name, is_finished) VALUES (0, '', 1)",
+    "INSERT INTO batch (id, name, is_finished, named_at) VALUES (0, '', 1, 0)",
     # Who wants a datagram after a commit: `kinds` bit 0 = new work, bit 1 = finals.
     "CREATE TABLE listener (port INTEGER PRIMARY KEY, kinds INTEGER NOT NULL, expires_at REAL NOT NULL)",
 )

@@ -41,6 +41,8 @@ def submit(tx: Tx, jobs: Sequence[Job], bounds: Mapping[str, int]) -> list[Recei
     refused: dict[str, int] = {}
     receipts: list[Receipt] = []
     alike: dict[tuple[object, ...], list[tuple[int, Job]]] = {}
+    for name in {job.batch for job in jobs} - {""}:
+        tx.execute("UPDATE batch SET named_at = ? WHERE name = ?", (tx.now, name))
     (last,) = tx.execute("SELECT max(seq) FROM job").fetchone()
     seq = last or 0
     for job in jobs:
@@ -156,9 +158,9 @@ def _alike(tx: Tx, job: Job) -> tuple[tuple[object, ...], tuple[object, ...]]:
 def _batch(tx: Tx, name: str) -> int:
     """The batch of this name. A job that joins it makes it unfinished."""
     (number,) = tx.execute(
-        "INSERT INTO batch (name, is_finished) VALUES (?, 0) ON CONFLICT (name) DO UPDATE SET is_finished = 0"
-        " RETURNING id",
-        (name,),
+        "INSERT INTO batch (name, is_finished, named_at) VALUES (?, 0, ?)"
+        " ON CONFLICT (name) DO UPDATE SET is_finished = 0 RETURNING id",
+        (name, tx.now),
     ).fetchone()
     return int(number)
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _VACUUM_FROM_PAGES = 1_024  # 4 MiB
 _VACUUM_PAGES = 512  # at once: about 10 ms
 
+FINISH_BATCHES = "UPDATE batch SET is_finished = 1, results_until = 0, results_seq = 0 WHERE NOT is_finished AND id > 0"
+
 
 class Upkeep:
     """One broker object's part in it. Remembers where its round over the gates stands."""
@@ -36,9 +38,11 @@ class Upkeep:
         moved: list[Reclaimed] = []
         _take_back(tx, max_lost, retention.rows, moved)
         _expire(tx, retention.rows - len(moved), moved)
+        tx.execute(f"{FINISH_BATCHES} AND named_at <= ?", (tx.now - retention.batch_s,))
         _prune_results(tx, retention)
         _prune_jobs(tx, retention)
         self._prune_gates(tx, retention.rows)
+        tx.execute("DELETE FROM presence WHERE forget_at <= ?", (tx.now,))
         tx.execute(
             "DELETE FROM batch WHERE is_finished AND id > 0"
             " AND NOT EXISTS (SELECT 1 FROM job INDEXED BY job_batch WHERE job.batch = batch.id AND job.batch > 0)"

@@ -68,6 +68,10 @@ BEGIN
     END IF;
     queue_ids := ARRAY(SELECT y.id FROM unnest(queues) WITH ORDINALITY x(name, n) JOIN queue y ON y.name = x.name
         ORDER BY x.n);
+    IF array_remove(batches, '') <> '{}' THEN
+        UPDATE batch b SET named_at = now FROM (
+            SELECT x.id FROM batch x WHERE x.name = ANY (batches) ORDER BY x.name FOR UPDATE) y WHERE b.id = y.id;
+    END IF;
     is_slow := array_remove(keys, NULL) <> '{}' OR EXISTS (SELECT FROM job j WHERE j.id = ANY (ids))
         OR (n > 1 AND (SELECT count(DISTINCT x) FROM unnest(ids) x) < n);
     FOR q IN SELECT y.id, x.name, x.most, count(z.name) AS wanted
@@ -145,7 +149,7 @@ BEGIN
     END IF;
     seqs := ARRAY(SELECT nextval('job_seq') FROM generate_series(1, n));
     IF array_remove(batches, '') <> '{}' THEN
-        INSERT INTO batch AS b (name) SELECT DISTINCT x.name FROM unnest(batches) WITH ORDINALITY x(name, n)
+        INSERT INTO batch AS b (name, named_at) SELECT DISTINCT x.name, now FROM unnest(batches) WITH ORDINALITY x(name, n)
         WHERE x.name <> '' AND (ok IS NULL OR ok[x.n]) ORDER BY x.name
         ON CONFLICT (name) DO UPDATE SET is_finished = false WHERE b.is_finished;
         batch_ids := ARRAY(SELECT coalesce(b.id, 0) FROM unnest(batches) WITH ORDINALITY x(name, n)

@@ -136,11 +136,12 @@ CREATE TABLE worker (
     has_missed boolean NOT NULL DEFAULT false
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_cost_delay = 0);
 
--- Number 0 stands for jobs without a batch.
+-- Number 0 stands for jobs without a batch. `named_at`: when a submit named it last.
 CREATE TABLE batch (
     id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name text COLLATE "C" NOT NULL UNIQUE,
-    is_finished boolean NOT NULL DEFAULT false
+    is_finished boolean NOT NULL DEFAULT false,
+    named_at float8 NOT NULL
 );
 
 CREATE TABLE gate (

@@ -1,7 +1,7 @@
 -- Leases, and what must happen though nobody asks.
 
 CREATE FUNCTION beat_v1(worker_name text, job_ids text[], tokens bigint[], lease_s float8, fixed_at float8,
-    OUT lost text[], OUT cancelled text[]) LANGUAGE plpgsql SET search_path FROM CURRENT
+    said text, OUT lost text[], OUT cancelled text[]) LANGUAGE plpgsql SET search_path FROM CURRENT
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
@@ -9,6 +9,7 @@ DECLARE
     number integer := renew(worker_name, lease_s, now);
     held bigint[]; back bigint[]; missing bigint[]; is_late boolean; found_ids text[];
 BEGIN
+    IF said IS NOT NULL THEN PERFORM say(worker_name, lease_s, now, said); END IF;
     SELECT array_agg(j.id) FILTER (WHERE r.seq IS NOT NULL), array_agg(j.seq) FILTER (WHERE r.seq IS NOT NULL),
         array_agg(j.seq) FILTER (WHERE r.missed > 0), array_agg(j.id) FILTER (WHERE r.is_cancelled)
     INTO found_ids, held, back, cancelled
@@ -36,11 +37,12 @@ BEGIN
     -- Locked before it is looked at: a claim that is under way keeps the row until it commits, and holds jobs then.
     PERFORM 1 FROM worker WHERE name = worker_name FOR UPDATE;
     UPDATE worker SET expires_at = -1 WHERE name = worker_name;
+    DELETE FROM presence p WHERE p.worker = worker_name;
     DELETE FROM worker w WHERE w.name = worker_name AND NOT EXISTS (SELECT FROM running r WHERE r.worker = w.id);
 END $$;
 
-CREATE FUNCTION reclaim_v1(max_lost integer, result_s float8, finished_s float8, dead_s float8, most integer,
-    errors_kept integer, fixed_at float8)
+CREATE FUNCTION reclaim_v1(max_lost integer, result_s float8, finished_s float8, dead_s float8, batch_s float8,
+    most integer, errors_kept integer, fixed_at float8)
 RETURNS TABLE (job_id text, task text, queue text, state integer, lost integer, reason text)
 LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_hashjoin = off
 SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
@@ -112,17 +114,19 @@ BEGIN
     END LOOP;
     IF is_work THEN PERFORM tell_work(now); END IF;
     IF cardinality(finals) > 0 THEN PERFORM tell_finals(finals, now); END IF;
-    PERFORM prune(result_s, finished_s, dead_s, most, now);
+    PERFORM prune(result_s, finished_s, dead_s, batch_s, most, now);
 END $$;
 
 -- Forget results, jobs, batches and gates that were kept long enough. Those of unfinished batches stay. One transaction
 -- at once does it.
-CREATE FUNCTION prune(result_s float8, finished_s float8, dead_s float8, most integer, now float8) RETURNS void
-LANGUAGE plpgsql AS $$
+CREATE FUNCTION prune(result_s float8, finished_s float8, dead_s float8, batch_s float8, most integer, now float8)
+RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     b integer; s integer; old bigint[]; n integer; left_results integer := most; left_jobs integer := most;
 BEGIN
     IF NOT pg_try_advisory_xact_lock('finished'::regclass::oid::integer, 0) THEN RETURN; END IF;
+    UPDATE batch SET is_finished = true WHERE id IN (
+        SELECT x.id FROM batch x WHERE NOT x.is_finished AND x.named_at <= now - batch_s FOR UPDATE SKIP LOCKED);
     -- Some finished batches at a time, whichever: a look at thousands would keep all the rest of the upkeep waiting.
     FOR b IN SELECT 0 UNION ALL (SELECT x.id FROM batch x WHERE x.is_finished ORDER BY random() LIMIT 100) LOOP
         IF left_results > 0 THEN
@@ -154,6 +158,7 @@ BEGIN
             AND NOT EXISTS (SELECT FROM parking p WHERE p.gate = g.name)
         LIMIT most FOR UPDATE SKIP LOCKED);
     DELETE FROM listener WHERE expires_at <= now;
+    PERFORM forget_workers(now);
 END $$;
 
 -- In how many seconds `claim` may find something; NULL: never, as it looks.

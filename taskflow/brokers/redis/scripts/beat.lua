@@ -1,8 +1,13 @@
--- ARGV: time, worker, lease, tokens (JSON, id → token). Answers JSON: the ids that are held, of them those to cancel.
+-- ARGV: time, worker, lease, tokens (JSON, id → token), what it says of itself (or ''). Answers JSON: the ids that are held, of them those to cancel.
 
+local FORGOTTEN = 10 -- leases, as in brokers/base.py
 local worker, tokens = ARGV[2], cjson.decode(ARGV[4])
 even_when_full()
 call('ZADD', P .. 'workers', num(now + ARGV[3]), worker)
+if ARGV[5] ~= '' then
+  call('ZADD', P .. 'presences', num(now + FORGOTTEN * ARGV[3]), worker) -- when it is forgotten
+  call('HSET', P .. 'said', worker, num(now) .. ' ' .. ARGV[3] .. ' ' .. ARGV[5])
+end
 local claims = P .. 'claims:' .. worker
 local all, held, cancel = call('HGETALL', claims), {}, {}
 for i = 1, #all, 2 do

@@ -267,18 +267,15 @@ local function top_of(mask)
   return -1
 end
 
-local function lane_of(id) -- '0' or, of suspects, '1', then the lane's words
-  local lane = lanes[id]
-  if lane then return lane end
+local function keep_lane(id, kept)
   local words = words_of(id:sub(2))
   local is_suspect = id:byte(1) == 49
-  local kept = call('HGET', P .. 'lanes', id)
   local mask, at = 0, ''
   if kept then
     mask, at = kept:match('^(%d+) (.*)$')
     mask = tonumber(mask)
   end
-  lane = {
+  local lane = {
     id = id, queue = queue_of(words[1]), gates = words[3], is_suspect = is_suspect, mask = mask, top = top_of(mask),
     at = at, -- the gate that it waits at; '' for an open one
     kind = (#words[3] > 0 and 1 or 0) + (is_suspect and 2 or 0), dirty = false,
@@ -287,14 +284,23 @@ local function lane_of(id) -- '0' or, of suspects, '1', then the lane's words
   return lane
 end
 
+local function lane_of(id) -- '0' or, of suspects, '1', then the lane's words
+  return lanes[id] or keep_lane(id, call('HGET', P .. 'lanes', id))
+end
+
+local function load_lanes(ids) -- in one command: a batch may be of as many lanes as jobs
+  local found = many('HMGET', P .. 'lanes', ids)
+  for i = 1, #ids do keep_lane(ids[i], found[i]) end
+end
+
 local function ring_of(lane)
   if lane.at == '' then return P .. 'ring:' .. lane.kind .. ':' .. lane.queue.name end
   return waiting_ring(lane.queue, gate_of(lane.at))
 end
 
-local function enter_ring(lane)
+local function enter_ring(lane, later_too) -- with `later_too` once all is sent: no ring is read before
   if lane.at == '' then lane.queue.heads[lane.kind] = nil end
-  call('ZADD', ring_of(lane), num(next_turn(lane.queue) - lane.top * TURNS), lane.id)
+  (later_too and add or call)('ZADD', ring_of(lane), num(next_turn(lane.queue) - lane.top * TURNS), lane.id)
 end
 
 local function leave_ring(lane)
@@ -335,21 +341,30 @@ local function place(id, row) -- where a claim will find it
     if priority > lane.top then
       if was ~= 0 then leave_ring(lane) end
       lane.top = priority
-      enter_ring(lane)
+      enter_ring(lane, true)
     end
   end
   if lane.at == '' then queue.wake = true end
 end
 
 local function send_lines() -- what was placed, before lines are read
+  local heads = {} -- queue → instants and lines in turn
   for i = 1, #grown do
     local lane = grown[i]
+    local of = heads[lane.queue.name] or {}
+    heads[lane.queue.name] = of
     for priority, due in pairs(lane.firsts) do
-      call('ZADD', P .. 'heads:' .. lane.queue.name, 'LT', num(due), priority .. ':' .. lane.id)
+      of[#of + 1] = num(due)
+      of[#of + 1] = priority .. ':' .. lane.id
     end
     lane.firsts = nil
   end
   grown = {}
+  for name, of in pairs(heads) do
+    for from = 1, #of, MANY do
+      call('ZADD', P .. 'heads:' .. name, 'LT', unpack(of, from, min(#of, from + MANY - 1)))
+    end
+  end
   send_all()
 end
 
@@ -476,6 +491,28 @@ local function forget(id, row) -- a final job
   if row[ERRORS] then call('UNLINK', P .. 'errors:' .. id) end
   rows[id] = false
   changed[id] = nil
+end
+
+-- ---- batches ----
+--
+-- `batches` holds those that are not finished, by the instant at which a submit named them last, and at 0 those that
+-- are, but whose rows still wait aside (`kept:...`).
+
+local function is_unfinished(batch)
+  return tonumber(call('ZSCORE', P .. 'batches', batch) or 0) > 0
+end
+
+local function finish_batch(batch, some) -- moves back what waits aside, at most `some` rows. Answers how many it did.
+  local moved, is_left = 0, false
+  for _, line in ipairs({ 'result-ages', 'ended', 'dead' }) do
+    local aside = P .. 'kept:' .. line .. ':' .. batch
+    local found = call('ZPOPMIN', aside, some - moved)
+    for i = 1, #found, 2 do add('ZADD', P .. line, found[i + 1], found[i]) end
+    moved = moved + #found / 2
+    is_left = is_left or call('EXISTS', aside) == 1
+  end
+  if is_left then call('ZADD', P .. 'batches', 'XX', 0, batch) else call('ZREM', P .. 'batches', batch) end
+  return moved
 end
 
 -- ---- all that is left to write ----

@@ -1,4 +1,4 @@
--- ARGV: time, max_lost, rows, result_s, finished_s, dead_s.
+-- ARGV: time, max_lost, rows, result_s, finished_s, dead_s, batch_s.
 -- Answers what moved: [state, lost, reason], JSON, and the bodies of these jobs.
 
 local max_lost, most = tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -70,9 +70,21 @@ local function expire()
   end
 end
 
+local function finish_batches() -- those that nobody has named for so long, and the rest of those that are finished
+  local room = most
+  local old = call('ZRANGEBYSCORE', P .. 'batches', '-inf', num(max(0, now - ARGV[7])), 'LIMIT', 0, most)
+  for i = 1, #old do
+    if room <= 0 then break end
+    room = room - finish_batch(old[i], room)
+  end
+  send_all()
+end
+
 local unfinished = {}
-local function is_unfinished(batch)
-  if unfinished[batch] == nil then unfinished[batch] = call('SISMEMBER', P .. 'batches', batch) == 1 end
+local function waits_aside(row)
+  local batch = row[BATCH]
+  if not batch then return false end
+  if unfinished[batch] == nil then unfinished[batch] = is_unfinished(batch) end
   return unfinished[batch]
 end
 
@@ -86,7 +98,7 @@ local function older(line, keep_s, some) -- rows that ended so long ago. Those o
     local row = rows[of[i]]
     add('ZREM', P .. line, old[2 * i - 1])
     if row then
-      if row[BATCH] and is_unfinished(row[BATCH]) then
+      if waits_aside(row) then
         add('ZADD', P .. 'kept:' .. line .. ':' .. row[BATCH], old[2 * i], old[2 * i - 1])
       else
         found[#found + 1] = of[i]
@@ -121,6 +133,15 @@ local function is_idle(gate) -- as core.gate.is_idle, as long as no job waits fo
   return over <= now
 end
 
+local function no_job_waits(gate) -- so no lane does, though no claim has come by to see that
+  local key = P .. 'gate-queues:' .. gate.name
+  local names = call('SMEMBERS', key)
+  for i = 1, #names do add('ZREM', P .. 'stirred:' .. names[i], gate.name) end
+  if #names > 0 then call('UNLINK', key) end
+  add('ZREM', P .. 'openings', gate.name)
+  if gate.parent then add('SREM', P .. 'gate-kids:' .. gate.parent.name, gate.name) end
+end
+
 local function prune_gates() -- some at a time, in rounds
   local names = call('ZRANGE', P .. 'gates', 0, most - 1)
   if #names == 0 then return end
@@ -128,23 +149,33 @@ local function prune_gates() -- some at a time, in rounds
   for i = 1, #names do
     local name = names[i]
     local gate = gate_of(name)
-    if is_idle(gate) and call('EXISTS', P .. 'gate-jobs:' .. name) == 0 then
+    local is_wanted = call('EXISTS', P .. 'gate-jobs:' .. name) == 1
+    if not is_wanted then no_job_waits(gate) end
+    if not is_wanted and is_idle(gate) then
       add('ZREM', P .. 'gates', name)
-      add('ZREM', P .. 'openings', name)
-      call('UNLINK', P .. 'gate:' .. name, P .. 'gate-queues:' .. name)
-      if gate.parent then add('SREM', P .. 'gate-kids:' .. gate.parent.name, name) end
+      call('UNLINK', P .. 'gate:' .. name)
     else
       add('ZADD', P .. 'gates', round, name)
     end
   end
 end
 
+local function forget_workers()
+  local silent = call('ZRANGEBYSCORE', P .. 'presences', '-inf', num(now), 'LIMIT', 0, most)
+  for i = 1, #silent do
+    add('ZREM', P .. 'presences', silent[i])
+    add('HDEL', P .. 'said', silent[i])
+  end
+end
+
 even_when_full()
+forget_workers()
 take_back()
 free()
 flush()
 expire()
 flush()
+finish_batches()
 prune()
 flush()
 prune_gates()

@@ -4,11 +4,13 @@
 
 local jobs, texts, bounds = cjson.decode(ARGV[2]), cjson.decode(ARGV[3]), cjson.decode(ARGV[4])
 local bodies, from = ARGV[5], 1
-local ids, refused, answers = {}, {}, {}
+local ids, refused, answers, lane_ids = {}, {}, {}, {}
 for i = 1, #jobs do ids[i] = jobs[i][1] end
 load_rows(ids)
+for i = 1, #texts do lane_ids[i] = '0' .. texts[i] end
+load_lanes(lane_ids)
 local seq = call('HINCRBY', P .. 'numbers', 'seq', #jobs) - #jobs
-local batches = {}
+local batches = {} -- named by these jobs → whether one of them is new
 
 local function refusal(names, queue, bound) -- why there is no place, and when there should be
   local accepted, line, over = 3, queue.name, queue.count[READY] + queue.count[SCHEDULED] - bound
@@ -31,6 +33,7 @@ end
 
 local function accept(job)
   local id, text, priority, delay, expires, key, batch, why = unpack(job)
+  if batch then batches[batch] = batches[batch] or false end
   if rows[id] then return '[1,0,0]' end
   if key then
     local holder = call('HGET', P .. 'keys', key)
@@ -55,10 +58,7 @@ local function accept(job)
   queue.had, queue.dirty = true, true
   queue.count[state] = queue.count[state] + 1
   if key then call('HSET', P .. 'keys', key, id) end
-  if batch and not batches[batch] then
-    batches[batch] = true
-    call('SADD', P .. 'batches', batch)
-  end
+  if batch then batches[batch] = true end
   for i = 1, #names do add_queued(gate_of(names[i]), queue, 1) end
   add('ZADD', P .. 'expiries', num(row[EXPIRES]), member(id, row))
   add('ZADD', P .. 'jobs', seq, id)
@@ -75,6 +75,9 @@ for i = 1, #jobs do
   end
   answers[i] = answer
   from = from + size
+end
+for batch, is_joined in pairs(batches) do
+  if is_joined or is_unfinished(batch) then call('ZADD', P .. 'batches', num(now), batch) end
 end
 flush()
 return '[' .. table.concat(answers, ',') .. ']'

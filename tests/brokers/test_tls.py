@@ -1,0 +1,185 @@
+"""TLS from end to end: jobs that run through it, and what is said when it is set up wrongly. Certificates are real."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from taskflow.brokers.redis import RedisBroker
+from taskflow.core.job import JobState
+from taskflow.errors import BrokerUnavailable, ConfigError
+from tests.cli.processes import Place
+from tests.servers import postgres
+from tests.servers.postgres import PostgresServer
+from tests.servers.tls import Authority, TlsRelay
+from tests.servers.valkey import ValkeyServer
+
+from .words import job, submit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.anyio
+SECRET = "correct-horse"
+HOST = "127.0.0.1"
+
+
+@pytest.fixture(scope="module")
+def ca(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("ca"))
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """A CA that signed nothing of ours."""
+    return Authority(tmp_path_factory.mktemp("stranger"))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ValkeyServer]:
+    with ValkeyServer(password=SECRET, aof=True) as server:
+        yield server
+
+
+@pytest.fixture
+def relay(server: ValkeyServer, ca: Authority) -> Iterator[TlsRelay]:
+    with TlsRelay(server.port, ca.context(HOST)) as relay:
+        yield relay
+
+
+def url(relay: TlsRelay, **options: object) -> str:
+    asked = "&".join(f"{name}={value}" for name, value in options.items())
+    return f"rediss://:{SECRET}@{HOST}:{relay.port}/3?{asked}"
+
+
+async def refused(address: str) -> str:
+    """What is said, and nothing of it a secret."""
+
+    async def open_it() -> None:
+        await RedisBroker(address).open()
+
+    with pytest.raises(ConfigError) as caught:
+        await open_it()
+    assert SECRET not in str(caught.value)
+    return str(caught.value)
+
+
+def test_jobs_run_through_tls_with_a_password_and_a_database_of_their_own(
+    server: ValkeyServer, relay: TlsRelay, ca: Authority, tmp_path: Path
+) -> None:
+    with Place(tmp_path, BROKER__URL=url(relay, ssl_ca_certs=ca.file), WORKER__LEASE_S=1) as place:
+        worker = place.start("worker", "app")
+        done = place.run("submit", "app", "work", '{"number": 7, "seconds": 2.5}', "--wait")  # the beats need it, too
+        worker.tell(signal.SIGTERM)
+
+        assert (done.code, done.out.strip()) == (0, "7")
+        assert worker.end() == 0
+        assert place.ledger("start") == ["7"]
+    assert relay.accepted >= 4
+    assert "db3" in server.ask("INFO", "keyspace")
+
+
+async def test_certificate_of_somebody_else_is_a_setting_to_correct(
+    server: ValkeyServer, relay: TlsRelay, ca: Authority, stranger: Authority
+) -> None:
+    with TlsRelay(server.port, ca.context("example.org")) as elsewhere:
+        wrong_ca = await refused(url(relay, ssl_ca_certs=stranger.file))
+        no_ca = await refused(url(relay))
+        wrong_host = await refused(url(elsewhere, ssl_ca_certs=ca.file))
+
+    for said in (wrong_ca, no_ca):
+        assert "not trusted here" in said
+        assert "ssl_ca_certs=FILE" in said
+    assert "not valid for '127.0.0.1'" in wrong_host
+
+
+def test_command_that_does_not_trust_the_server_ends_with_2(
+    relay: TlsRelay, stranger: Authority, tmp_path: Path
+) -> None:
+    with Place(tmp_path, BROKER__URL=url(relay, ssl_ca_certs=stranger.file)) as place:
+        told = place.run("worker", "app")
+
+    assert told.code == 2
+    assert "not trusted here" in told.err
+    assert "Traceback" not in told.err
+    assert SECRET not in told.err
+
+
+async def test_file_of_a_ca_that_is_none_is_a_setting_to_correct(relay: TlsRelay, tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+
+    assert "no file that can be read" in await refused(url(relay, ssl_ca_certs=tmp_path / "missing"))
+    assert "do not agree on TLS" in await refused(url(relay, ssl_ca_certs=tmp_path / "empty"))
+
+
+async def test_server_may_ask_for_a_certificate_of_ours(server: ValkeyServer, ca: Authority) -> None:
+    cert, key = ca.certificate("worker.example.org")
+    one = job()
+    with TlsRelay(server.port, ca.context(HOST, wants_client=True)) as relay:
+        broker = RedisBroker(url(relay, ssl_ca_certs=ca.file, ssl_certfile=cert, ssl_keyfile=key))
+        await broker.open()
+        await submit(broker, one)
+        states = await broker.states([one.id])
+        await broker.close()
+        stripped = RedisBroker(url(relay, ssl_ca_certs=ca.file))
+        with pytest.raises((BrokerUnavailable, ConfigError)):  # TLS 1.3 tells it only after the handshake, or hangs up
+            await stripped.open()
+
+    assert states == {one.id: JobState.READY}
+
+
+async def test_unix_socket_takes_password_and_database(server: ValkeyServer) -> None:
+    one = job()
+    broker = RedisBroker(server.socket_url.removesuffix("?db=0") + "?db=5")
+    await broker.open()
+    await submit(broker, one)
+    await broker.close()
+    by_port = RedisBroker(server.url.removesuffix("/0") + "/5")
+    await by_port.open()
+    states = await by_port.states([one.id])
+    await by_port.close()
+
+    assert states == {one.id: JobState.READY}
+
+
+# ---- PostgreSQL, which speaks it itself ----
+
+
+@pytest.fixture
+def postgresql(ca: Authority) -> Iterator[PostgresServer]:
+    postgres.needed()
+    with PostgresServer(bin_folder=postgres.binaries()) as server:
+        owner = server.folder.stat()
+        for name, file in zip(("ssl_cert_file", "ssl_key_file"), ca.certificate(HOST), strict=True):
+            copy = server.folder / name
+            shutil.copy(file, copy)
+            copy.chmod(0o600)
+            os.chown(copy, owner.st_uid, owner.st_gid)
+            server.execute(f"ALTER SYSTEM SET {name} = '{copy}'")
+        server.execute("ALTER SYSTEM SET ssl = on")
+        server.restart()
+        yield server
+
+
+def test_jobs_on_postgresql_run_through_verified_tls_and_no_other(
+    postgresql: PostgresServer, ca: Authority, stranger: Authority, tmp_path: Path
+) -> None:
+    verified = f"{postgresql.url}?sslmode=verify-full&sslrootcert="
+    with Place(tmp_path, BROKER__URL=f"{verified}{ca.file}") as place:
+        worker = place.start("worker", "app")
+        done = place.run("submit", "app", "work", "[7]", "--wait")
+        ((encrypted,),) = postgresql.execute("SELECT count(*) FROM pg_stat_ssl WHERE ssl")
+        worker.tell(signal.SIGTERM)
+        ended = worker.end()
+    with Place(tmp_path, BROKER__URL=f"{verified}{stranger.file}") as place:
+        refused = place.run("worker", "app")
+
+    assert (done.code, done.out.strip(), ended) == (0, "7", 0)
+    assert encrypted > 0
+    assert refused.code == 2
+    assert "not trusted here" in refused.err
