@@ -19,12 +19,12 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
-if TYPE_CHECKING:
-    from types import TracebackType
+from tests.servers.own import OwnServer, free_port
 
+if TYPE_CHECKING:
     from tests.servers.postgres import PostgresServer
 
-_START_S, _END_S = 10.0, 10.0
+_START_S = 10.0
 
 
 def is_chosen() -> bool:
@@ -45,13 +45,13 @@ def binary() -> str:
     pytest.skip(message)
 
 
-class PgBouncer:
+class PgBouncer(OwnServer):
     """One pooler on a free port of loopback. `mode` is transaction, session or statement."""
 
     def __init__(self, server: PostgresServer, *, mode: str = "transaction", pool_size: int = 2) -> None:
         self._program = binary()
         self._server = urlsplit(server.url)
-        self.port = _free_port()
+        self.port = free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="tf-pgb-"))
         (self.folder / "users").write_text(f'"{self._server.username}" "{self._server.password or ""}"\n')
         (self.folder / "ini").write_text(
@@ -65,7 +65,6 @@ class PgBouncer:
         )
         for path in (self.folder, self.folder / "users", self.folder / "ini"):
             path.chmod(0o755)
-        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -88,25 +87,9 @@ class PgBouncer:
             time.sleep(0.01)
         return self
 
-    def close(self) -> None:
-        """End at once, and forget everything."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(_END_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def kill(self) -> None:
+        """At once: SIGTERM waits for nobody."""
+        self._end(signal.SIGTERM)
 
     def _accepts(self) -> bool:
         try:
@@ -114,10 +97,3 @@ class PgBouncer:
         except OSError:
             return False
         return True
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port

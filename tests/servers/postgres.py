@@ -12,22 +12,20 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
-if TYPE_CHECKING:
-    from types import TracebackType
+from tests.servers.own import OwnServer, free_port
 
-_START_S, _END_S = 30.0, 30.0
+_START_S = 30.0
 _numbers = itertools.count(1)
 
 
@@ -75,7 +73,7 @@ def needed() -> Path:
     pytest.skip(message)
 
 
-class PostgresServer:
+class PostgresServer(OwnServer):
     """One server on a free TCP port of loopback and on a Unix socket, its data in a folder that goes with `close`.
 
     The port stays the same over restarts. Without `fsync` it is fast, and loses data with the machine alone. `options`
@@ -94,12 +92,10 @@ class PostgresServer:
     ) -> None:
         """`outside`: the server at TASKFLOW_TEST_POSTGRES_URL will do, if there is one: it is not to be stopped."""
         self._outside = outside_url() if outside else None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._is_paused = False
         if self._outside is not None:
             return
         self.folder = Path(tempfile.mkdtemp(prefix="tf-pg-"))  # a short path: a socket's has 107 bytes at most
-        self.port = port or _free_port()
+        self.port = port or free_port()
         self._as: dict[str, Any] = {"cwd": "/"}
         self._bin = bin_folder or needed()
         if os.geteuid() == 0:
@@ -169,11 +165,6 @@ class PostgresServer:
 
     # ---- its life ----
 
-    @property
-    def pid(self) -> int:
-        assert self._process is not None, "the server does not run"
-        return self._process.pid
-
     def start(self) -> Self:
         """Run, and answer. Raises `RuntimeError` if it ends; the data stays."""
         if not self.is_own:
@@ -234,42 +225,13 @@ class PostgresServer:
 
     def close(self) -> None:
         """End, and forget the data."""
-        if not self.is_own:
-            return
-        if self._process is not None:
-            self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        try:
-            return self.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        if self.is_own:
+            super().close()
 
     def _pids(self) -> list[int]:
         """The server, and the processes that it made for its clients."""
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
         return [self.pid, *map(int, children)]
-
-    def _end(self, by: signal.Signals) -> None:
-        process = self._process
-        assert process is not None, "the server does not run"
-        if self._is_paused:
-            self.resume()
-        self._process = None
-        process.send_signal(by)
-        try:
-            process.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise
 
     def _answers(self) -> bool:
         """Asked at the socket in its own folder: at the port, somebody else may have taken its place meanwhile."""
@@ -280,10 +242,3 @@ class PostgresServer:
         except psycopg.Error:
             return False
         return True
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port

@@ -17,15 +17,14 @@ import tempfile
 import time
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import pytest
 
-if TYPE_CHECKING:
-    from types import TracebackType
+from tests.servers.own import OwnServer, free_port
 
 _numbers = itertools.count(1)
-_START_S, _END_S = 15.0, 15.0
+_START_S = 15.0
 
 
 def outside_url() -> str | None:
@@ -58,7 +57,7 @@ def needed() -> str:
     pytest.skip(message)
 
 
-class ValkeyServer:
+class ValkeyServer(OwnServer):
     """One server on a free TCP port of loopback and on a Unix socket, its data in a folder that goes with `close`.
 
     The port stays the same over restarts. With `aof` every write is logged, by `fsync` to the disk too (everysec or
@@ -80,8 +79,6 @@ class ValkeyServer:
         self.port = port or free_port()
         self.password = password
         self._socket = self.folder / "s"
-        self._process: subprocess.Popen[bytes] | None = None
-        self._is_paused = False
         self._options = (
             *("--port", str(self.port), "--bind", "127.0.0.1", "--protected-mode", "no"),
             *("--unixsocket", str(self._socket), "--unixsocketperm", "700"),
@@ -101,11 +98,6 @@ class ValkeyServer:
     def socket_url(self) -> str:
         secret = f":{self.password}@" if self.password else ""
         return f"unix://{secret}{self._socket}?db=0"
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None, "the server does not run"
-        return self._process.pid
 
     def start(self) -> Self:
         """Run, and answer. Returns once the data is loaded. Raises `RuntimeError` if it ends; the data stays."""
@@ -156,38 +148,6 @@ class ValkeyServer:
         with redis.Redis.from_url(self.url, socket_timeout=5.0) as client:
             return client.execute_command(*command)
 
-    def close(self) -> None:
-        """End, and forget the data."""
-        if self._process is not None:
-            self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        try:
-            return self.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _end(self, by: signal.Signals) -> None:
-        process, self._process = self._process, None
-        assert process is not None, "the server does not run"
-        if self._is_paused:
-            process.send_signal(signal.SIGCONT)
-            self._is_paused = False
-        process.send_signal(by)
-        try:
-            process.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise
-
     def _answers(self) -> bool:
         """Asked at the socket in its own folder: at the port, somebody else may have taken its place meanwhile."""
         try:
@@ -228,10 +188,3 @@ def forget_namespace(namespace: str) -> None:
     with redis.Redis.from_url(valkey_url(), socket_timeout=5.0) as client:
         for key in client.scan_iter(match=f"{{{namespace}}}:*", count=1_000):
             client.unlink(key)
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
