@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from taskflow.errors import BrokerUnavailable, ConfigError
 from tests.cli.processes import Place
 from tests.servers import postgres
 from tests.servers.postgres import PostgresServer
+from tests.servers.sentinel import SERVICE, Sentinel
 from tests.servers.tls import Authority, TlsRelay
 from tests.servers.valkey import ValkeyServer
 
@@ -145,6 +147,34 @@ async def test_unix_socket_takes_password_and_database(server: ValkeyServer) -> 
     await by_port.close()
 
     assert states == {one.id: JobState.READY}
+
+
+async def test_sentinels_are_asked_by_tls_too_and_their_word_leads_to_the_primary(
+    server: ValkeyServer, relay: TlsRelay, ca: Authority
+) -> None:
+    one = job()
+    with (
+        Sentinel(relay.port, replicas=False) as sentinel,
+        TlsRelay(sentinel.port, ca.context(HOST)) as asked,
+    ):
+        place = f"{HOST}:{asked.port}/{SERVICE}?db=4&ssl_ca_certs={ca.file}"
+        broker = RedisBroker(f"rediss+sentinel://:{SECRET}@{place}")
+        await broker.open()
+        await submit(broker, one)
+        beat = broker.sync_beat()
+        assert beat is not None
+        reply = await asyncio.to_thread(beat.beat, "w1", {"never": 1}, 10.0)
+        beat.close()
+        await broker.close()
+    direct = RedisBroker(server.url.removesuffix("/0") + "/4")
+    await direct.open()
+    states = await direct.states([one.id])
+    await direct.close()
+
+    assert states == {one.id: JobState.READY}
+    assert reply.lost == ("never",)
+    assert asked.accepted >= 2
+    assert relay.accepted >= 2
 
 
 # ---- PostgreSQL, which speaks it itself ----

@@ -50,7 +50,7 @@ class Pair:
 def pair(tmp_path: Path) -> Iterator[Pair]:
     with (
         ValkeyServer(aof=True) as primary,
-        ValkeyServer(aof=True, options=("--replicaof", f"127.0.0.1 {primary.port}")) as replica,
+        ValkeyServer(aof=True, options=("--replicaof", "127.0.0.1", str(primary.port))) as replica,
         Proxy(primary.port) as proxy,
     ):
         replicated(replica)
@@ -229,11 +229,11 @@ async def test_primary_that_sentinels_name_is_found_and_found_again_once_it_died
         ValkeyServer(
             aof=True,
             password=SECRET,
-            options=("--masterauth", SECRET, "--replicaof", f"127.0.0.1 {primary.port}"),
+            options=("--masterauth", SECRET, "--replicaof", "127.0.0.1", str(primary.port)),
         ) as replica,
     ):
         replicated(replica)
-        with Sentinel(primary, password=SENTINELS_SECRET) as sentinel:
+        with Sentinel(primary.port, of_primary=SECRET, password=SENTINELS_SECRET) as sentinel:
             hosts = f"127.0.0.1:1,127.0.0.1:{sentinel.port}"  # one is down
             url = f"redis+sentinel://:{SECRET}@{hosts}/{SERVICE}?db=2&sentinel_password={SENTINELS_SECRET}"
             place = Place("redis", tmp_path, url, url, f"sentinel_{os.getpid()}")
@@ -261,7 +261,7 @@ async def test_primary_that_sentinels_name_is_found_and_found_again_once_it_died
 
 
 async def test_sentinels_that_know_no_such_primary_are_an_outage_that_says_so(pair: Pair) -> None:
-    with Sentinel(pair.primary, password=SENTINELS_SECRET) as sentinel:
+    with Sentinel(pair.primary.port, password=SENTINELS_SECRET) as sentinel:
         here = f"127.0.0.1:{sentinel.port}"
         for where, wanted, what in (
             (f"{here}/other?sentinel_password={SENTINELS_SECRET}", BrokerUnavailable, "knows a primary of other"),

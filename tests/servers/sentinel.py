@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 import redis
 
 from tests.servers.own import free_port
-from tests.servers.valkey import ValkeyServer, needed
+from tests.servers.valkey import needed
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -22,21 +22,27 @@ SERVICE = "jobs-main"
 
 
 class Sentinel:
-    """Alone, so that its own word is the majority. It finds the replica through the primary."""
+    """Alone, so that its own word is the majority. It finds the replica through the primary at `watched`.
 
-    def __init__(self, primary: ValkeyServer, *, password: str | None = None) -> None:
+    Without `replicas` it is not waited for until it has found one, and a primary that it cannot reach is still named.
+    """
+
+    def __init__(
+        self, watched: int, *, of_primary: str | None = None, password: str | None = None, replicas: bool = True
+    ) -> None:
+        """`of_primary` is the primary's password, `password` its own."""
         self.port = free_port()
-        self._password = password
+        self._password, self._question = password, "REPLICAS" if replicas else "GET-MASTER-ADDR-BY-NAME"
         self._folder = Path(tempfile.mkdtemp(prefix="tf-sentinel-"))
         self._file = self._folder / "conf"  # it writes there what it knows
         words = [
             f"port {self.port}",
             "bind 127.0.0.1",
             f"dir {self._folder}",
-            f"sentinel monitor {SERVICE} 127.0.0.1 {primary.port} 1",
+            f"sentinel monitor {SERVICE} 127.0.0.1 {watched} 1",
             f"sentinel down-after-milliseconds {SERVICE} 500",
             f"sentinel failover-timeout {SERVICE} 3000",
-            *([f"sentinel auth-pass {SERVICE} {primary.password}"] if primary.password else []),
+            *([f"sentinel auth-pass {SERVICE} {of_primary}"] if of_primary else []),
             *([f"requirepass {password}"] if password else []),
         ]
         self._file.write_text("\n".join(words) + "\n")
@@ -48,11 +54,11 @@ class Sentinel:
                 [needed(), self._file, "--sentinel"], stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         give_up_at = time.monotonic() + _START_S
-        while not self._knows_a_replica():
+        while not self._answers():
             if time.monotonic() > give_up_at or self._process.poll() is not None:
                 said = (self._folder / "log").read_text(errors="replace")[-2_000:]
                 self.__exit__(None, None, None)
-                raise RuntimeError(f"the sentinel knows no replica:\n{said}")
+                raise RuntimeError(f"the sentinel knows nothing:\n{said}")
             time.sleep(0.05)
         return self
 
@@ -65,10 +71,10 @@ class Sentinel:
             process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _knows_a_replica(self) -> bool:
+    def _answers(self) -> bool:
         try:
             with redis.Redis(port=self.port, password=self._password, socket_timeout=1.0) as client:
-                found = client.execute_command("SENTINEL", "REPLICAS", SERVICE)
+                found = client.execute_command("SENTINEL", self._question, SERVICE)
         except (redis.RedisError, OSError):
             return False
         return bool(found)
