@@ -191,7 +191,7 @@ class Presence(NamedTuple):
     queues: Mapping[str, int]
     concurrency: int
     busy: int
-    state: WorkerState
+    state: WorkerState | str  # a newer version may know other states
 
 
 class WorkerInfo(NamedTuple):

@@ -10,6 +10,8 @@ from taskflow.brokers.base import Presence, WorkerInfo, WorkerState
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+_STATES = frozenset(map(str, WorkerState))
+
 
 def presence_text(presence: Presence | None) -> str | None:
     """JSON by names, so that workers and commands of another version can read it."""
@@ -24,4 +26,6 @@ def worker_infos(rows: Iterable[tuple[str, float, float, str | bytes]]) -> list[
 
 def _read(text: str | bytes) -> Presence:
     said = {name: value for name, value in json.loads(text).items() if name in Presence._fields}
-    return Presence(**{**said, "state": WorkerState(said["state"])})
+    if said["state"] in _STATES:
+        said["state"] = WorkerState(said["state"])
+    return Presence(**said)

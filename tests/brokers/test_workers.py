@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from taskflow.brokers.base import FORGOTTEN, WorkerState
+from taskflow.brokers.presence import worker_infos
 
 from .conftest import TravelClock
 from .words import claim, job, presence, reclaim, submit
@@ -163,3 +165,11 @@ async def test_a_worker_that_was_given_up_is_back_with_its_next_beat(broker: Ful
     await broker.beat("w1", {}, LEASE_S, presence())
 
     assert not (await one(broker)).is_silent
+
+
+def test_what_a_worker_of_a_newer_version_says_can_be_read() -> None:
+    newer = presence()._asdict() | {"state": "resting", "mood": "good"}
+
+    (info,) = worker_infos([("w1", 1.0, LEASE_S, json.dumps(newer))])
+
+    assert info.said == presence(state="resting")
