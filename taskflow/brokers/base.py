@@ -352,7 +352,10 @@ class Broker(Protocol):
         ...
 
     async def counts(self) -> list[QueueCounts]:
-        """All queues that have ever had a job, by name."""
+        """All queues that have ever had a job, by name.
+
+        One that was only offered jobs (refused, or known by their key) may be among them, with nothing in it.
+        """
         ...
 
 

@@ -2025,6 +2025,18 @@ async def test_counts_tell_where_jobs_stand(broker: FullBroker) -> None:
     assert (a.drain_per_s, b.drain_per_s > 0) == (0, True)
 
 
+async def test_a_queue_that_was_only_offered_a_job_has_nothing_in_it(broker: FullBroker) -> None:
+    await submit(broker, job(queue="web", key="k1"))
+    (receipt,) = await broker.submit([job(queue="mail", key="k1")], {})
+
+    found = {one.queue: one for one in await broker.counts()}
+
+    assert receipt.accepted is Accepted.SAME_KEY
+    assert found["web"].ready == 1
+    assert {*found} <= {"web", "mail"}
+    assert all(one.ready + one.scheduled + one.running == 0 for name, one in found.items() if name == "mail")
+
+
 async def test_counts_tell_the_age_of_the_oldest_ready_job(broker: FullBroker) -> None:
     await submit(broker, job(), job(queue="empty"))
     await claim(broker, queues=("empty",))

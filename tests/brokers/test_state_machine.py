@@ -197,6 +197,7 @@ class BrokerMachine(RuleBasedStateMachine):
         self.said: dict[str, tuple[float, float, Presence]] = {}  # by worker: when, its lease, and what
         self.paused: set[str] = set()
         self.seen: set[str] = set()  # queues that ever had a job
+        self.offered: set[str] = set()  # queues for which one was submitted, and refused or known
         self.issued: list[tuple[str, int]] = [("f" * 32, 1)]  # every claim there ever was, and one that never was
         self.finished_batch = False
         self.named_at = self.now  # the batch, by a submit
@@ -306,6 +307,7 @@ class BrokerMachine(RuleBasedStateMachine):
             assert (receipt.retry_after_s > 0) == (receipt.accepted in {Accepted.QUEUE_FULL, Accepted.GATE_FULL})
 
     def submitted(self, job: Job, bound: int) -> tuple[str, Accepted]:
+        self.offered.add(job.queue)
         if job.batch:
             self.named_at = self.now
         waiting = [kept.job for kept in self.jobs.values() if kept.state in WAITS and kept.job.queue == job.queue]
@@ -738,7 +740,7 @@ class BrokerMachine(RuleBasedStateMachine):
 
     def check_counts(self, counts: dict[str, QueueCounts]) -> None:
         """The counters are kept as jobs move; here all is counted anew."""
-        assert {*counts} == self.seen
+        assert self.seen <= {*counts} <= self.seen | self.offered
         for queue, count in counts.items():
             mine = [kept for kept in self.jobs.values() if kept.job.queue == queue]
             due = sum(self.is_due(kept) for kept in mine)
