@@ -19,6 +19,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
+from tests.servers.ports import free_port
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -51,7 +53,7 @@ class PgBouncer:
     def __init__(self, server: PostgresServer, *, mode: str = "transaction", pool_size: int = 2) -> None:
         self._program = binary()
         self._server = urlsplit(server.url)
-        self.port = _free_port()
+        self.port = free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="tf-pgb-"))
         (self.folder / "users").write_text(f'"{self._server.username}" "{self._server.password or ""}"\n')
         (self.folder / "ini").write_text(
@@ -114,10 +116,3 @@ class PgBouncer:
         except OSError:
             return False
         return True
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port

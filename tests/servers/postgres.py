@@ -12,7 +12,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -23,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
+
+from tests.servers.ports import free_port
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -99,7 +100,7 @@ class PostgresServer:
         if self._outside is not None:
             return
         self.folder = Path(tempfile.mkdtemp(prefix="tf-pg-"))  # a short path: a socket's has 107 bytes at most
-        self.port = port or _free_port()
+        self.port = port or free_port()
         self._as: dict[str, Any] = {"cwd": "/"}
         self._bin = bin_folder or needed()
         if os.geteuid() == 0:
@@ -280,10 +281,3 @@ class PostgresServer:
         except psycopg.Error:
             return False
         return True
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port

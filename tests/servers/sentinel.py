@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Self
 
 import redis
 
-from tests.servers.valkey import ValkeyServer, free_port, needed
+from tests.servers.ports import free_port
+from tests.servers.valkey import ValkeyServer, needed
 
 if TYPE_CHECKING:
     from types import TracebackType

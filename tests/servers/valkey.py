@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
+from tests.servers.ports import free_port
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -228,10 +230,3 @@ def forget_namespace(namespace: str) -> None:
     with redis.Redis.from_url(valkey_url(), socket_timeout=5.0) as client:
         for key in client.scan_iter(match=f"{{{namespace}}}:*", count=1_000):
             client.unlink(key)
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
