@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, Protocol,
 from pydantic_core import from_json, to_json
 
 from taskflow.brokers.base import Cancelled, Final
+from taskflow.clock import NEVER
 from taskflow.collector import no_collection
 from taskflow.core import events, specs
 from taskflow.core.job import MAX_LANE_BYTES, Job, JobState
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from taskflow.settings.tuning import TaskPolicy
     from taskflow.telemetry.bus import Bus
 
-_NEVER = float("inf")
 _new = tuple.__new__  # the constructor of a NamedTuple is one more call
 _SUCCEEDED = JobState.SUCCEEDED  # an enum's member costs as much as a call on Python 3.11
 
@@ -71,7 +71,7 @@ class Options:
             if not ok:
                 raise PayloadError(f"options({name}=): must be {wants}, got {getattr(self, name)!r}")
 
-        check(_is_number(self.delay) and 0 <= self.delay < _NEVER, "delay", "seconds from 0 on")
+        check(_is_number(self.delay) and 0 <= self.delay < NEVER, "delay", "seconds from 0 on")
         check(self.priority is None or (type(self.priority) is int and 0 <= self.priority <= 9), "priority", "0 to 9")
         for name, most in (("key", 255), ("queue", 100), ("job_id", 100), ("correlation_id", MAX_ID)):
             value = getattr(self, name)
@@ -81,7 +81,7 @@ class Options:
         check(ok, "lane", f"a string of at most {MAX_LANE_BYTES} bytes")
         for name in ("timeout", "deadline", "max_wait"):
             value = getattr(self, name)
-            check(value is None or (_is_number(value) and 0 < value < _NEVER), name, "more than 0 seconds")
+            check(value is None or (_is_number(value) and 0 < value < NEVER), name, "more than 0 seconds")
         if self.retry is not None and not isinstance(self.retry, specs.Retry):
             raise PayloadError(f"options(retry=): takes a Retry, as in Retry(attempts=5), got {self.retry!r}")
         if self.retry is not None and not self.retry.said <= set(specs.RETRY_NUMBERS):

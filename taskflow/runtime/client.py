@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from taskflow.brokers.base import Accepted, Cancelled, Transactional
+from taskflow.clock import NEVER
 from taskflow.core import events
 from taskflow.errors import BrokerUnavailable, ConfigError, QueueFull, ResultTimeout
 from taskflow.runtime.together import Together, batches
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 BATCH = 500  # jobs in one round trip: past that, larger batches gain little and hold the broker up longer
 _BATCH_HERE = 5_000  # where the jobs live in this process: there is no trip, and nobody else to hold up
 _LONGEST_WAIT_S = 3_600.0
-_NEVER = float("inf")
 _LOOK_S = 1.0  # between two tries to get into a full queue
 _NEW = Accepted.NEW  # an enum's member costs as much as a call on Python 3.11
 _ALL_NEW = {_NEW}
@@ -184,7 +184,7 @@ class Client:
         An outage of the broker is waited out, within `timeout`; then `BrokerUnavailable` is raised. `together`: those
         of the jobs that were submitted with it.
         """
-        left_s = _NEVER if timeout is None else max(0.0, timeout)
+        left_s = NEVER if timeout is None else max(0.0, timeout)
         give_up_at = self.clock.now() + left_s
         if together is not None:
             if (final := await together.look(self.broker, job_id)) is not None:

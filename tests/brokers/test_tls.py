@@ -100,6 +100,20 @@ async def test_certificate_of_somebody_else_is_a_setting_to_correct(
     assert "not valid for '127.0.0.1'" in wrong_host
 
 
+async def test_certificate_of_a_sentinel_that_is_not_trusted_is_a_setting_to_correct(relay: TlsRelay) -> None:
+    for hosts in (f"{HOST}:{relay.port}", f"{HOST}:{relay.port},{HOST}:1"):
+        address = f"rediss+sentinel://:{SECRET}@{hosts}/main"
+        beat = RedisBroker(address).sync_beat()
+        assert beat is not None
+
+        said = await refused(address)
+        with pytest.raises(ConfigError, match="not trusted here"):
+            await asyncio.to_thread(beat.beat, "w", {}, 5.0)
+        beat.close()
+
+        assert "not trusted here" in said
+
+
 def test_command_that_does_not_trust_the_server_ends_with_2(
     relay: TlsRelay, stranger: Authority, tmp_path: Path
 ) -> None:

@@ -267,6 +267,8 @@ async def test_sentinels_that_know_no_such_primary_are_an_outage_that_says_so(pa
             (f"{here}/other?sentinel_password={SENTINELS_SECRET}", BrokerUnavailable, "knows a primary of other"),
             (f"127.0.0.1:1,127.0.0.1:2/{SERVICE}", BrokerUnavailable, "none of 2 sentinels"),
             (f"{here}/{SERVICE}?sentinel_password=wrong", ConfigError, "refuses user or password"),
+            (f"{here}/{SERVICE}", ConfigError, "refuses user or password"),
+            (f"{here},127.0.0.1:1/{SERVICE}", ConfigError, "refuses user or password"),
         ):
             with pytest.raises(wanted, match=what):
                 await RedisBroker(f"redis+sentinel://{where}").open()

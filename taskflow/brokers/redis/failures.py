@@ -45,10 +45,25 @@ def is_elsewhere(error: BrokerError | ConfigError) -> bool:
     return isinstance(error, BrokerUnavailable) and error.kind in {"read_only", "cluster"}
 
 
+def is_set_up_wrongly(error: Exception) -> bool:
+    """Whether a server that was to be connected to refuses user or password, or TLS failed: waiting would not help."""
+    met = _behind(error)
+    return isinstance(error, theirs.AuthenticationError) or (
+        isinstance(met, ssl.SSLError) and not isinstance(met, _TORN)
+    )
+
+
+def _behind(error: BaseException) -> BaseException:
+    """What the driver met: the system's own word, where there is one."""
+    return error.__cause__ or error.__context__ or error
+
+
 def translated(error: Exception, where: str) -> BrokerError | ConfigError:
     """Our error for one of theirs, met at the server `where`. The caller chains the cause."""
     said = str(error)
-    if isinstance(error, theirs.AuthenticationError | theirs.AuthorizationError) or any(w in said for w in _REFUSED):
+    refused = (theirs.AuthenticationError, theirs.AuthorizationError)
+    # While it connects, the driver wraps what it raised itself.
+    if isinstance(error, refused) or isinstance(error.__cause__, refused) or any(word in said for word in _REFUSED):
         return ConfigError(
             f"{where} refuses user or password, see those of TASKFLOW_BROKER__URL (redis://USER:PASSWORD@HOST)"
         )
@@ -73,7 +88,9 @@ def translated(error: Exception, where: str) -> BrokerError | ConfigError:
             kind="timeout",
         )
     if isinstance(error, theirs.ConnectionError | OSError):
-        met = error.__cause__ or error.__context__ or error  # the system's own word, where there is one
+        met = _behind(error)
+        if isinstance(met, theirs.ConnectionError) and not isinstance(error, MasterNotFoundError):
+            met = met if isinstance(met, MasterNotFoundError) else _behind(met)
         if isinstance(error, MasterNotFoundError) or isinstance(met, MasterNotFoundError):
             return BrokerUnavailable(
                 f"{where} cannot be reached ({said}): are they up, and are their addresses and the service's name in "

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import redis.asyncio
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import RedisError
 from redis.sentinel import MasterNotFoundError
+
+from taskflow.brokers.redis.failures import is_set_up_wrongly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,16 +59,14 @@ class Sentinels:
                 await connection.connect()
                 await connection.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service)
                 found = await connection.read_response()
-            except AuthenticationError:
-                raise
             except (RedisError, OSError) as error:
-                failed = error
+                failed = _more_telling(failed, error)
             else:
                 if found:
                     return found[0].decode(), int(found[1])
             finally:
                 await connection.disconnect(nowait=True)
-        raise self._unknown() from failed
+        raise self._unknown(failed)
 
     def _primary_sync(self, plain: Any, options: dict[str, Any]) -> tuple[str, int]:
         failed: Exception | None = None
@@ -76,24 +76,31 @@ class Sentinels:
                 connection.connect()
                 connection.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service)
                 found = connection.read_response()
-            except AuthenticationError:
-                raise
             except (RedisError, OSError) as error:
-                failed = error
+                failed = _more_telling(failed, error)
             else:
                 if found:
                     return found[0].decode(), int(found[1])
             finally:
                 connection.disconnect()
-        raise self._unknown() from failed
+        raise self._unknown(failed)
 
     def _in_turn(self) -> Iterator[tuple[str, int]]:
         """Each time another one first: one that is cut off from the others may know a primary of before."""
         first = next(self._first) % len(self._hosts)
         return iter(self._hosts[first:] + self._hosts[:first])
 
-    def _unknown(self) -> MasterNotFoundError:
-        return MasterNotFoundError(f"none of {len(self._hosts)} sentinels knows a primary of {self.service}")
+    def _unknown(self, failed: Exception | None) -> Exception:
+        if failed is not None and is_set_up_wrongly(failed):
+            return failed
+        error = MasterNotFoundError(f"none of {len(self._hosts)} sentinels knows a primary of {self.service}")
+        error.__cause__ = failed
+        return error
+
+
+def _more_telling(before: Exception | None, error: Exception) -> Exception:
+    """Of what two sentinels met: what a person has to correct, rather than that one of them is down."""
+    return before if before is not None and is_set_up_wrongly(before) else error
 
 
 def split(url: str) -> tuple[str, Sentinels | None]:
