@@ -12,6 +12,7 @@ import asyncpg
 
 from taskflow.brokers.postgres import errors, schema
 from taskflow.brokers.postgres.doubts import doubts_about
+from taskflow.brokers.postgres.options import connect_s, for_driver
 from taskflow.errors import BrokerError, ConfigError
 
 if TYPE_CHECKING:
@@ -55,7 +56,11 @@ class Address:
         if listen not in _ON | _OFF:
             raise ConfigError(f"TASKFLOW_BROKER__URL: listen is on (the default) or off, not {listen!r}")
         self.listens = listen in _ON
-        self.dsn = urlunsplit(parts._replace(query=urlencode([one for one in options if one[0] != "listen"])))
+        self._connect_s = connect_s(options, _CONNECT_S)
+        named = for_driver(options)
+        if "application_name" not in dict(named):
+            named.append(("application_name", "taskflow"))
+        self.dsn = urlunsplit(parts._replace(query=urlencode(named)))
         self.where = f"{hosts or dict(options).get('host', '')}{parts.path}"
 
     async def connect(self) -> asyncpg.Connection:
@@ -65,10 +70,9 @@ class Address:
     def options(self) -> dict[str, Any]:
         """What every connection is made with. A pooler that cannot LISTEN cannot keep prepared statements either."""
         return {
-            "timeout": _CONNECT_S,
+            "timeout": self._connect_s,
             "command_timeout": CALL_S,
             "statement_cache_size": 256 if self.listens else 0,
-            "server_settings": {"application_name": "taskflow"},
         }
 
 

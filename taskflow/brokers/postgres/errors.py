@@ -70,6 +70,11 @@ def translated(error: BaseException, where: str) -> BrokerError | ConfigError:
             f"PostgreSQL at {where} shows a certificate that is not trusted here ({error.verify_message}): in "
             "TASKFLOW_BROKER__URL name its CA by ?sslrootcert=FILE, and the host as the certificate does"
         )
+    if type(error) is ConnectionError and "SSL" in str(error):  # the driver's own words for the server's no
+        return ConfigError(
+            f"PostgreSQL at {where} offers no TLS, and sslmode in TASKFLOW_BROKER__URL asks for it: turn ssl on in the "
+            "server, or say sslmode=prefer"
+        )
     return _unavailable(
         "connection",
         f"PostgreSQL at {where} cannot be reached ({type(error).__name__}): is it up, and does the network let us?",
@@ -82,7 +87,8 @@ def _of_server(error: asyncpg.PostgresError, where: str) -> BrokerError | Config
     if state in _ACCESS:
         return ConfigError(
             f"PostgreSQL at {where} refuses us ({said}): see user, password and database in TASKFLOW_BROKER__URL, and "
-            "the user's rights: CONNECT and, for the first start, CREATE on the database"
+            "the user's rights: CONNECT and, for the first start, CREATE on the database; a schema that is there "
+            "already must be the user's own"
         )
     if state in STRAY:
         return no_session(where)
