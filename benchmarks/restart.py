@@ -1,6 +1,6 @@
 """A restart of the server under load: jobs a second before and after, and whether any job was lost.
 
-    python -m benchmarks.restart [--only redis|postgres] [--rounds 3] [--crash] [--fsync always] [--jobs 1200000]
+    python -m benchmarks.restart [--only redis|postgres] [--rounds 3] [--crash] [--fsync always] [--jobs 1000000]
 
 One worker of 100 slots runs jobs that write two lines to a ledger; the server is stopped in order (or, with `--crash`,
 killed) and started at once. *before*: the ten seconds up to the stop, of a worker that has run for five by then.
@@ -132,7 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=SERVERS)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=1_200_000)
+    parser.add_argument("--jobs", type=int, default=1_000_000)
     parser.add_argument("--crash", action="store_true")
     parser.add_argument("--fsync", choices=("everysec", "always"))
     arguments = parser.parse_args()
