@@ -49,6 +49,7 @@ class Link:
         self.where = where(url)  # refuses what is no address
         self._url, self._wall = url, wall
         self._plain, self._sentinels = split(url)
+        self._unheard = url.partition("://")[0]  # until the server has answered once
         self._client: Any = None  # the driver's own types are incomplete
         self._listener: Any = None
         self._shut: tuple[Any, ...] = ()
@@ -99,14 +100,17 @@ class Link:
         try:
             with heeding_cancellation():
                 try:
-                    return await client.execute_command("EVALSHA", found.sha, 1, self.prefix, time, *args)
+                    said = await client.execute_command("EVALSHA", found.sha, 1, self.prefix, time, *args)
                 except NoScriptError:  # a restart, a failover, SCRIPT FLUSH: nothing has run
-                    return await client.execute_command("EVAL", found.text, 1, self.prefix, time, *args)
+                    said = await client.execute_command("EVAL", found.text, 1, self.prefix, time, *args)
         except (RedisError, OSError) as error:
-            failure = translated(error, self.where)
+            failure = self.failure(error)
             if is_elsewhere(failure):
                 await self._hang_up(client)
             raise failure from error
+        else:
+            self._unheard = ""
+            return said
         finally:
             self._calls -= 1
             if self._quiet is not None and not self._calls and not self._quiet.done():
@@ -126,7 +130,11 @@ class Link:
             with heeding_cancellation():
                 return await self._opened(self._client).execute_command(*command)
         except (RedisError, OSError) as error:
-            raise translated(error, self.where) from error
+            raise self.failure(error) from error
+
+    def failure(self, error: Exception) -> BrokerError | ConfigError:
+        """Our error for one of the driver's."""
+        return translated(error, self.where, self._unheard)
 
     def sync(self, answer_s: float) -> SyncLink:
         """A connection of its own, for a thread, that gives up `answer_s` after each word, and is made anew."""
