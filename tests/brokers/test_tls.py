@@ -183,11 +183,17 @@ def test_command_that_does_not_trust_the_server_ends_with_2(
     assert SECRET not in told.err
 
 
-async def test_file_of_a_ca_that_is_none_is_a_setting_to_correct(relay: TlsRelay, tmp_path: Path) -> None:
-    (tmp_path / "empty").touch()
+async def test_file_that_is_none_of_tls_is_told_as_ours(relay: TlsRelay, ca: Authority, tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_text("no certificate")
+    cert, key = ca.certificate("worker.example.org")
+    _, other_key = ca.certificate("other.example.org")
 
     assert "no file that can be read" in await refused(url(relay, ssl_ca_certs=tmp_path / "missing"))
-    assert "do not agree on TLS" in await refused(url(relay, ssl_ca_certs=tmp_path / "empty"))
+    assert f"ssl_ca_certs={text} holds no certificate" in await refused(url(relay, ssl_ca_certs=text))
+    assert f"ssl_certfile={text}" in await refused(url(relay, ssl_certfile=text, ssl_keyfile=key))
+    assert f"ssl_keyfile={other_key}" in await refused(url(relay, ssl_certfile=cert, ssl_keyfile=other_key))
+    assert "without ssl_certfile" in await refused(url(relay, ssl_keyfile=key))
 
 
 async def test_server_may_ask_for_a_certificate_of_ours(server: ValkeyServer, ca: Authority) -> None:
