@@ -25,8 +25,8 @@ from taskflow.settings.sections import is_loopback
 from taskflow.settings.tuning import resolve
 
 NO_BROKER = (
-    "TASKFLOW_BROKER__URL: must be memory://, sqlite:///FILE, redis://HOST, rediss://HOST, unix:///SOCKET (Redis too) "
-    "or postgresql://HOST/DATABASE (value hidden)"
+    "TASKFLOW_BROKER__URL: must be memory://, sqlite:///FILE, redis://HOST, rediss://HOST, unix:///SOCKET (Redis "
+    "too), redis+sentinel://HOST,HOST/SERVICE, rediss+sentinel://HOST,HOST/SERVICE or postgresql://HOST/DATABASE (value hidden)"
 )
 # Every documented variable, a value for it, and how tables show that value.
 SAMPLES = {
@@ -511,7 +511,13 @@ def test_a_broker_that_does_not_exist_is_refused_with_those_that_do(scheme):
 
 
 @pytest.mark.parametrize(
-    ("scheme", "meant"), [("redsi", "redis"), ("SQLITE", "sqlite"), ("postgre", "postgres"), ("postgresql+asyncpg", "postgresql")]
+    ("scheme", "meant"),
+    [
+        ("redsi", "redis"), ("SQLITE", "sqlite"), ("postgre", "postgresql"), ("psql", "postgresql"),
+        ("postgresql+asyncpg", "postgresql"), ("postgresql+psycopg", "postgresql"), ("postgres+asyncpg", "postgresql"),
+        ("valkey", "redis"), ("valkeys", "rediss"), ("redis+sentinels", "rediss+sentinel"),
+        ("rediss+sentinels", "rediss+sentinel"), ("redis+sentinal", "redis+sentinel"),
+    ],
 )  # fmt: skip
 def test_a_broker_that_is_misspelt_is_refused_with_the_nearest_that_exists(scheme, meant):
     (problem,) = _problems(_env(BROKER__URL=f"{scheme}://app:hunter2@cache:6379/3"))
