@@ -20,13 +20,14 @@ from taskflow.settings import (
     reference,
     unknown_variables,
 )
-from taskflow.settings.reference import SCHEMES, env_name, mask_url
+from taskflow.settings.masking import mask_url
+from taskflow.settings.reference import SCHEMES, env_name
 from taskflow.settings.sections import is_loopback
 from taskflow.settings.tuning import resolve
 
 NO_BROKER = (
-    "TASKFLOW_BROKER__URL: must be memory://, sqlite:///FILE, redis://HOST, rediss://HOST, unix:///SOCKET (Redis too) "
-    "or postgresql://HOST/DATABASE (value hidden)"
+    "TASKFLOW_BROKER__URL: must be memory://, sqlite:///FILE, redis://HOST, rediss://HOST, unix:///SOCKET (Redis "
+    "too), redis+sentinel://HOST,HOST/SERVICE, rediss+sentinel://HOST,HOST/SERVICE or postgresql://HOST/DATABASE (value hidden)"
 )
 # Every documented variable, a value for it, and how tables show that value.
 SAMPLES = {
@@ -505,13 +506,24 @@ def test_no_password_is_seen_in_a_masked_url(url):
     _assert_hidden(mask_url(url))
 
 
+@given(passwords, st.sampled_from(["password", "sentinel_password", "sslpassword", "db", "sslmode", "listen", "x", ""]))
+def test_no_option_that_may_be_a_secret_is_seen_in_a_masked_url(secret, name):
+    _assert_hidden(mask_url(f"redis://cache?db=0&{name}={secret}"), mask_url(f"redis://cache?{secret}={name}"))
+
+
 @pytest.mark.parametrize("scheme", ["mysql", "hunter2@", ""])
 def test_a_broker_that_does_not_exist_is_refused_with_those_that_do(scheme):
     assert _problems(_env(BROKER__URL=f"{scheme}://app:hunter2@cache:6379/3")) == [NO_BROKER]
 
 
 @pytest.mark.parametrize(
-    ("scheme", "meant"), [("redsi", "redis"), ("SQLITE", "sqlite"), ("postgre", "postgres"), ("postgresql+asyncpg", "postgresql")]
+    ("scheme", "meant"),
+    [
+        ("redsi", "redis"), ("SQLITE", "sqlite"), ("postgre", "postgresql"), ("psql", "postgresql"),
+        ("postgresql+asyncpg", "postgresql"), ("postgresql+psycopg", "postgresql"), ("postgres+asyncpg", "postgresql"),
+        ("valkey", "redis"), ("valkeys", "rediss"), ("redis+sentinels", "rediss+sentinel"),
+        ("rediss+sentinels", "rediss+sentinel"), ("redis+sentinal", "redis+sentinel"),
+    ],
 )  # fmt: skip
 def test_a_broker_that_is_misspelt_is_refused_with_the_nearest_that_exists(scheme, meant):
     (problem,) = _problems(_env(BROKER__URL=f"{scheme}://app:hunter2@cache:6379/3"))
@@ -559,6 +571,15 @@ def test_a_broker_url_in_the_wrong_variable_is_hidden_too(url):
         ("rediss://app:pw@[2001:db8::1]:6379/0", "rediss://app:***@[2001:db8::1]:6379/0"),
         ("postgresql://app:pw@a:1,b:2/shop?password=pw", "postgresql://app:***@a:1,b:2/shop?***"),
         ("redis+sentinel://:pw@a:1,b:2/main?sentinel_password=pw", "redis+sentinel://***@a:1,b:2/main?***"),
+        (
+            "postgresql://app:pw@db/shop?listen=off&sslmode=require",
+            "postgresql://app:***@db/shop?listen=off&sslmode=require",
+        ),
+        ("redis://cache?db=0&socket_timeout=0.5", "redis://cache?db=0&socket_timeout=0.5"),
+        ("postgresql://db/shop?sslpassword=pw&listen=off", "postgresql://db/shop?listen=off&***"),
+        ("redis://cache?db=pw&password=1", "redis://cache?***"),
+        ("postgresql://db/shop?sslmode=pw&hunter2=1&sslrootcert=/ca.pem", "postgresql://db/shop?***"),
+        ("redis://cache?db=1%70w&DB=1&=1&db", "redis://cache?***"),
         ("redis://app:p@w@cache", "redis://***"),
         ("redis://app:pw", "redis://***"),
         ("what is this", "***"),

@@ -142,31 +142,6 @@ def text_of(value: object) -> str:
             return str(value) if str(value).isprintable() else repr(value)
 
 
-# A user is shown only beside a password: alone, it may be one. No "@" further on, and a port in digits: otherwise
-# where the password ends is a guess.
-_HOST = r"(?:\[[0-9a-fA-F:.]+\]|[\w.-]*)(?::\d{1,5})?"
-_PLAIN_URL = re.compile(
-    r"[a-z+]+://"
-    r"(?:(?P<user>[\w.-]*)(?P<colon>:?)[^@/?#]*@)?"
-    rf"(?P<where>{_HOST}(?:,{_HOST})*(?:/[\w.,/-]*)?)"
-    r"(?P<query>\?[^@#]*)?"
-)
-
-
-def mask_url(url: str) -> str:
-    """A broker's URL without its password; less is shown when it is not certain where that ends."""
-    scheme, _, rest = url.partition("://")
-    if scheme == "sqlite":
-        return f"sqlite://{rest.partition('?')[0]}"
-    found = _PLAIN_URL.fullmatch(url)
-    if found is None:
-        return f"{scheme}://***" if scheme in SCHEMES else "***"
-    who = ""
-    if "@" in url:
-        who = f"{found['user']}:***@" if found["user"] and found["colon"] else "***@"
-    return f"{scheme}://{who}{found['where']}{'?***' if found['query'] else ''}"
-
-
 def _extra(field: FieldInfo, key: str) -> str:
     extra = field.json_schema_extra
     return str(extra.get(key, "")) if isinstance(extra, dict) else ""

@@ -25,7 +25,8 @@ from pydantic import (
 
 from taskflow.core import specs
 from taskflow.errors import ConfigError
-from taskflow.settings.reference import SCHEMES, InOurWords, mask_url, nearest, problem_line, problems
+from taskflow.settings.masking import mask_url
+from taskflow.settings.reference import SCHEMES, InOurWords, nearest, problem_line, problems
 
 DEFAULT_HTTP_PORT = 9464  # the port that OpenTelemetry's Prometheus exporter uses; asked for by the worker command
 LOADING = {"loading": True}  # validation context: let pydantic collect every problem; whoever asked words them
@@ -117,6 +118,25 @@ class Section(BaseModel):
         """What one field's validator cannot see: defaults that follow from other fields, contradictions."""
 
 
+# What other programs write where we say it otherwise.
+_SCHEMES_OF_OTHERS = {
+    "postgres": "postgresql",
+    "psql": "postgresql",
+    "pgsql": "postgresql",
+    "valkey": "redis",
+    "valkeys": "rediss",
+}
+
+
+def _scheme_meant(scheme: str) -> str | None:
+    """The one of `SCHEMES` that `scheme` was most likely meant to be."""
+    base, _, more = scheme.partition("+")  # as in "postgresql+asyncpg" of SQLAlchemy
+    if nearest(more, ("sentinel", "sentinels")):
+        return "rediss+sentinel" if base in {"rediss", "valkeys"} or more.endswith("s") else "redis+sentinel"
+    found = base if base in _SCHEMES_OF_OTHERS else nearest(base, SCHEMES)
+    return None if found is None else _SCHEMES_OF_OTHERS.get(found, found)
+
+
 class BrokerSettings(Section):
     """Where jobs live."""
 
@@ -163,11 +183,10 @@ class BrokerSettings(Section):
     def _check_url(cls, url: SecretStr) -> SecretStr:
         scheme, separator, rest = url.get_secret_value().partition("://")
         if not separator or scheme not in SCHEMES:
-            meant = (
-                nearest(scheme.lower().partition("+")[0], SCHEMES) if separator else None
-            )  # no "+asyncpg" of SQLAlchemy's
+            meant = _scheme_meant(scheme.lower()) if separator else None
             raise InOurWords(
-                "must be memory://, sqlite:///FILE, redis://HOST, rediss://HOST, unix:///SOCKET (Redis too) "
+                "must be memory://, sqlite:///FILE, redis://HOST, rediss://HOST, unix:///SOCKET (Redis too), "
+                "redis+sentinel://HOST,HOST/SERVICE, rediss+sentinel://HOST,HOST/SERVICE "
                 f"or postgresql://HOST/DATABASE{f'; did you mean {meant}://?' if meant else ''}"
             )
         if scheme == "sqlite" and (not rest.startswith("/") or rest.endswith("/") or "?" in rest):

@@ -279,6 +279,38 @@ async def test_no_address_is_a_setting_to_correct_and_never_shown(url: str) -> N
     assert "pass-word" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("redis://host?socket_timeout=abc", "its ?option socket_timeout must be a number"),
+        ("redis://host/2?db=zero", "its ?option db must be a whole number"),
+        (
+            "redis://host?db=1&sockettimeout=3",
+            "it has an ?option that the driver does not know: did you mean socket_timeout?",
+        ),
+        ("redis://host?ssl_ca_certs=/ca.pem", "ssl_ca_certs is for TLS: say rediss://"),
+        ("rediss://host?ssl_cert_reqs=perhaps", "its ?option ssl_cert_reqs must be another value"),
+        ("redis://host/abc", "the database, must be a number: redis://"),
+        ("redis://host:port", "PORT from 1 to 65535"),
+        ("redis://:a/b@host", "write %40 for @, %2F for /"),
+        ("redis+sentinel://host", "the service that the sentinels watch: redis+sentinel://"),
+        ("redis+sentinel://:pw@a,b:26379/?db=1", "the service that the sentinels watch"),
+        ("redis+sentinel://a,b/main/3", "the database too, as ?db=N"),
+        ("redis+sentinel://a,:1/main", "its sentinels must be HOST[:PORT]"),
+        ("redis+sentinel://a/main?db", "its ?options must be name=value"),
+        ("redis+sentinel://a/main?socket_timeot=3", "did you mean socket_timeout?"),
+        ("unix://tmp/x.sock", "write unix:///tmp/x.sock"),
+        ("unix://:pw@tmp/x.sock", "write unix:///SOCKET"),
+        ("unix://?db=1", "must name a socket"),
+    ],
+)
+async def test_address_that_is_wrong_is_told_by_the_part_that_is_wrong(url: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        RedisBroker(url)
+
+    assert said in str(caught.value)
+
+
 async def test_database_that_the_server_does_not_have_is_a_setting_to_correct() -> None:
     with ValkeyServer() as server, pytest.raises(ConfigError, match="no such database"):
         async with opened(f"redis://127.0.0.1:{server.port}/99") as broker:

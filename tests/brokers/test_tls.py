@@ -100,6 +100,63 @@ async def test_certificate_of_somebody_else_is_a_setting_to_correct(
     assert "not valid for '127.0.0.1'" in wrong_host
 
 
+async def unreached(address: str) -> str:
+    """What is said of a server that may be ill as well."""
+    broker = RedisBroker(address)
+    with pytest.raises(BrokerUnavailable) as caught:
+        await broker.open()
+    return str(caught.value)
+
+
+async def test_scheme_without_tls_is_suspected_when_a_server_hangs_up_at_the_first_word(relay: TlsRelay) -> None:
+    plain = await unreached(f"redis://{HOST}:{relay.port}/0")
+    sentinel = await unreached(f"redis+sentinel://{HOST}:{relay.port}/main")
+
+    assert "Or it speaks TLS: then say rediss://, or is no Redis" in plain
+    assert "Or it speaks TLS: then say rediss+sentinel://" in sentinel
+
+
+async def test_scheme_with_tls_is_suspected_when_no_handshake_comes_about(server: ValkeyServer) -> None:
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, HOST, 0) as hanging_up:
+        port = hanging_up.sockets[0].getsockname()[1]
+        closed = await unreached(f"rediss://{HOST}:{port}/0")
+    waits = await unreached(f"rediss://{HOST}:{server.port}/0?socket_connect_timeout=0.5")  # a plain server does
+    refused = await unreached(f"rediss://{HOST}:1/0")
+
+    for said in (closed, waits):
+        assert "Or it does not speak TLS: then say redis://" in said
+    assert "TLS" not in refused
+
+
+async def test_scheme_is_not_suspected_of_a_server_that_has_answered() -> None:
+    with ValkeyServer() as server:
+        broker = RedisBroker(f"{server.url}?socket_timeout=0.5")
+        await broker.open()
+        server.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        with pytest.raises(BrokerUnavailable) as caught:
+            await broker.counts()
+        await broker.close()
+
+    assert "cannot be reached" in str(caught.value)
+    assert "TLS" not in str(caught.value)
+
+
+async def test_server_that_answers_in_other_words_is_no_bug_of_ours() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, HOST, 0) as http:
+        said = await unreached(f"redis://{HOST}:{http.sockets[0].getsockname()[1]}/0")
+
+    assert "is no Redis" in said
+
+
 async def test_certificate_of_a_sentinel_that_is_not_trusted_is_a_setting_to_correct(relay: TlsRelay) -> None:
     for hosts in (f"{HOST}:{relay.port}", f"{HOST}:{relay.port},{HOST}:1"):
         address = f"rediss+sentinel://:{SECRET}@{hosts}/main"
@@ -126,11 +183,17 @@ def test_command_that_does_not_trust_the_server_ends_with_2(
     assert SECRET not in told.err
 
 
-async def test_file_of_a_ca_that_is_none_is_a_setting_to_correct(relay: TlsRelay, tmp_path: Path) -> None:
-    (tmp_path / "empty").touch()
+async def test_file_that_is_none_of_tls_is_told_as_ours(relay: TlsRelay, ca: Authority, tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_text("no certificate")
+    cert, key = ca.certificate("worker.example.org")
+    _, other_key = ca.certificate("other.example.org")
 
     assert "no file that can be read" in await refused(url(relay, ssl_ca_certs=tmp_path / "missing"))
-    assert "do not agree on TLS" in await refused(url(relay, ssl_ca_certs=tmp_path / "empty"))
+    assert f"ssl_ca_certs={text} holds no certificate" in await refused(url(relay, ssl_ca_certs=text))
+    assert f"ssl_certfile={text}" in await refused(url(relay, ssl_certfile=text, ssl_keyfile=key))
+    assert f"ssl_keyfile={other_key}" in await refused(url(relay, ssl_certfile=cert, ssl_keyfile=other_key))
+    assert "without ssl_certfile" in await refused(url(relay, ssl_keyfile=key))
 
 
 async def test_server_may_ask_for_a_certificate_of_ours(server: ValkeyServer, ca: Authority) -> None:

@@ -383,3 +383,19 @@ async def test_broker_without_transactions_refuses_to_complete(orders: Callable[
         await t.run_until_idle()
         with pytest.raises(JobFailed, match="memory, which knows no transactions"):
             await job.result()
+
+
+async def test_completing_outside_a_transaction_tells_how_to_open_one(path: Path) -> None:
+    flow = sqlite_flow(path)
+
+    @flow.task(retry=Retry(attempts=1))
+    async def work() -> None:
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            await here().complete_in(connection)
+
+    async with flow.worker():
+        job = await work.submit()
+        with pytest.raises(JobFailed, match="no transaction is open: say BEGIN IMMEDIATE") as caught:
+            await job.result(PATIENCE_S)
+
+    assert "submit" not in str(caught.value)

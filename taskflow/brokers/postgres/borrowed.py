@@ -101,7 +101,7 @@ def _fetch_of(connection: Any) -> Callable[[str, tuple[Any, ...]], Awaitable[lis
 
 
 def _no_transaction(how: str) -> ConfigError:
-    return ConfigError(f"connection=: no transaction is open: say `{how}` around it, or submit without connection=")
+    return ConfigError(f"connection=: no transaction is open: say `{how}` around this call and what belongs to it")
 
 
 def _plain(value: Any) -> Any:

@@ -58,8 +58,22 @@ def _behind(error: BaseException) -> BaseException:
     return error.__cause__ or error.__context__ or error
 
 
-def translated(error: Exception, where: str) -> BrokerError | ConfigError:
-    """Our error for one of theirs, met at the server `where`. The caller chains the cause."""
+def _or_another_scheme(met: BaseException, unheard: str) -> str:
+    """A guess: the scheme is not the server's. That one hangs up at the first word, or waits for more of them."""
+    hung_up = (theirs.ConnectionError, ConnectionError, EOFError, *_TORN)
+    if not unheard.startswith("redis") or isinstance(met, ConnectionRefusedError):
+        return ""
+    if unheard.startswith("rediss"):
+        torn = isinstance(met, (*hung_up, theirs.TimeoutError, TimeoutError))
+        return f" Or it does not speak TLS: then say redis{unheard[6:]}://" if torn else ""
+    return f" Or it speaks TLS: then say rediss{unheard[5:]}://, or is no Redis" if isinstance(met, hung_up) else ""
+
+
+def translated(error: Exception, where: str, unheard: str = "") -> BrokerError | ConfigError:
+    """Our error for one of theirs, met at the server `where`. The caller chains the cause.
+
+    `unheard` is the URL's scheme as long as nothing was heard from there: it may be the wrong one.
+    """
     said = str(error)
     refused = (theirs.AuthenticationError, theirs.AuthorizationError)
     # While it connects, the driver wraps what it raised itself.
@@ -83,7 +97,8 @@ def translated(error: Exception, where: str) -> BrokerError | ConfigError:
             return BrokerUnavailable(f"{where} {what}. Nothing was changed", retry_after_s=retry_after_s, kind=kind)
     if isinstance(error, theirs.TimeoutError | TimeoutError):
         return BrokerUnavailable(
-            f"{where} did not answer in time: it hangs, is overloaded, or the network drops its packets",
+            f"{where} did not answer in time: it hangs, is overloaded, or the network drops its packets."
+            f"{_or_another_scheme(error, unheard)}",
             retry_after_s=1.0,
             kind="timeout",
         )
@@ -92,9 +107,11 @@ def translated(error: Exception, where: str) -> BrokerError | ConfigError:
         if isinstance(met, theirs.ConnectionError) and not isinstance(error, MasterNotFoundError):
             met = met if isinstance(met, MasterNotFoundError) else _behind(met)
         if isinstance(error, MasterNotFoundError) or isinstance(met, MasterNotFoundError):
+            asked = error if isinstance(error, MasterNotFoundError) else met
+            met = _behind(asked.__cause__) if asked.__cause__ is not None else asked
             return BrokerUnavailable(
                 f"{where} cannot be reached ({said}): are they up, and are their addresses and the service's name in "
-                "TASKFLOW_BROKER__URL right?",
+                f"TASKFLOW_BROKER__URL right?{_or_another_scheme(met, unheard)}",
                 retry_after_s=1.0,
                 kind="connection",
             )
@@ -110,7 +127,14 @@ def translated(error: Exception, where: str) -> BrokerError | ConfigError:
             )
         return BrokerUnavailable(
             f"{where} cannot be reached ({type(met).__name__}): is it up, and is the address of "
-            "TASKFLOW_BROKER__URL right?",
+            f"TASKFLOW_BROKER__URL right?{_or_another_scheme(met, unheard)}",
+            retry_after_s=1.0,
+            kind="connection",
+        )
+    if isinstance(error, theirs.InvalidResponse):
+        return BrokerUnavailable(
+            f"{where} is no Redis, or something in between is none: it answers in other words ({said[:200]}). Correct "
+            "the address of TASKFLOW_BROKER__URL",
             retry_after_s=1.0,
             kind="connection",
         )

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import re
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import redis
 import redis.asyncio
-from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
-from redis.retry import Retry
 
+from taskflow.brokers.redis.address import ANSWER_S, OPTIONS, where
 from taskflow.brokers.redis.failures import is_elsewhere, translated
 from taskflow.brokers.redis.scripts import script
 from taskflow.brokers.redis.sentinel import split
@@ -26,18 +22,6 @@ if TYPE_CHECKING:
     from taskflow.brokers.redis.sentinel import Sentinels
 
 CONNECTIONS = 4  # at most, and one more that listens: a script runs alone at the server anyway
-CONNECT_S = 5.0
-ANSWER_S = 5.0  # a script of a thousand jobs takes some 20 ms; the URL's socket_timeout says otherwise
-
-_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")  # options of the URL
-
-# What every connection is made with. The driver repeats nothing: a claim would be lost.
-OPTIONS: dict[str, Any] = {
-    "protocol": 2,
-    "socket_timeout": ANSWER_S,
-    "socket_connect_timeout": CONNECT_S,
-    "retry": Retry(NoBackoff(), 0),
-}
 
 
 class Link:
@@ -49,6 +33,7 @@ class Link:
         self.where = where(url)  # refuses what is no address
         self._url, self._wall = url, wall
         self._plain, self._sentinels = split(url)
+        self._unheard = url.partition("://")[0]  # until the server has answered once
         self._client: Any = None  # the driver's own types are incomplete
         self._listener: Any = None
         self._shut: tuple[Any, ...] = ()
@@ -99,14 +84,17 @@ class Link:
         try:
             with heeding_cancellation():
                 try:
-                    return await client.execute_command("EVALSHA", found.sha, 1, self.prefix, time, *args)
+                    said = await client.execute_command("EVALSHA", found.sha, 1, self.prefix, time, *args)
                 except NoScriptError:  # a restart, a failover, SCRIPT FLUSH: nothing has run
-                    return await client.execute_command("EVAL", found.text, 1, self.prefix, time, *args)
+                    said = await client.execute_command("EVAL", found.text, 1, self.prefix, time, *args)
         except (RedisError, OSError) as error:
-            failure = translated(error, self.where)
+            failure = self.failure(error)
             if is_elsewhere(failure):
                 await self._hang_up(client)
             raise failure from error
+        else:
+            self._unheard = ""
+            return said
         finally:
             self._calls -= 1
             if self._quiet is not None and not self._calls and not self._quiet.done():
@@ -126,7 +114,11 @@ class Link:
             with heeding_cancellation():
                 return await self._opened(self._client).execute_command(*command)
         except (RedisError, OSError) as error:
-            raise translated(error, self.where) from error
+            raise self.failure(error) from error
+
+    def failure(self, error: Exception) -> BrokerError | ConfigError:
+        """Our error for one of the driver's."""
+        return translated(error, self.where, self._unheard)
 
     def sync(self, answer_s: float) -> SyncLink:
         """A connection of its own, for a thread, that gives up `answer_s` after each word, and is made anew."""
@@ -214,39 +206,3 @@ def is_torn(error: Exception) -> bool:
 def _raise_if_cancelled(task: asyncio.Task[Any], before: int) -> None:
     if task.cancelling() > before:
         raise asyncio.CancelledError
-
-
-def where(url: str) -> str:
-    """The server's address as it may be shown: neither user nor password. Raises `ConfigError` for no address."""
-    _, _, behind = url.partition("://")
-    authority = re.split("[/?#]", behind, maxsplit=1)[0]
-    # With an "@" further behind, a part of the password would count as the host.
-    made = None if "@" in behind[len(authority) :] else _read(url)
-    if made is None:
-        raise ConfigError(
-            "TASKFLOW_BROKER__URL is no address of a Redis server: it must be redis://[USER:PASSWORD@]HOST[:PORT][/DB],"
-            " rediss:// (TLS), unix:///SOCKET[?db=N] or redis+sentinel://HOST,HOST/SERVICE[?db=N], DB a number, and no "
-            "?option that the driver does not know; "
-            "in user and password write %40 for @, %2F for /, %3A for :, %23 for #, %3F for ?, %25 for %"
-        )
-    for option in _FILES:
-        if option in made and not os.access(made[option], os.R_OK):
-            raise ConfigError(f"TASKFLOW_BROKER__URL: {option}={made[option]} is no file that can be read here")
-    _, sentinels = split(url)
-    if sentinels is not None:
-        return f"Redis service {sentinels.service}, database {made.get('db', 0)},"
-    place = made.get("path") or f"{made.get('host', 'localhost')}:{made.get('port', 6379)}"
-    return f"Redis at {place}, database {made.get('db', 0)},"
-
-
-def _read(url: str) -> dict[str, Any] | None:
-    """What the driver understands; None where it does not: its own words may hold the password."""
-    try:
-        plain, _ = split(url)
-        pool: Any = redis.asyncio.ConnectionPool.from_url(plain, **OPTIONS)
-        pool.make_connection()  # refuses options that it does not know; connects to nothing
-    except (TypeError, ValueError):
-        return None
-    made: dict[str, Any] = pool.connection_kwargs
-    database = "" if "path" in made else urlsplit(plain).path.strip("/")
-    return made if not database or database.isdecimal() else None  # of a name the driver would make database 0

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import redis.exceptions
 from redis.exceptions import RedisError
 
-from taskflow.brokers.redis.failures import translated
 from taskflow.brokers.redis.link import heeding_cancellation
 from taskflow.brokers.waiting import Awaited
 from taskflow.errors import BrokerError
@@ -72,7 +71,7 @@ class Listening:
                 await pubsub.subscribe(self._work, self._ends)
             await self._hear(pubsub, subscribed)
         except (RedisError, OSError) as error:
-            failure = translated(error, self._link.where)
+            failure = self._link.failure(error)
             failure.__cause__ = error
             if not subscribed.done():
                 _fail(subscribed, failure)

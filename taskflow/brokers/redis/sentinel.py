@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _URL = re.compile(
     r"(?P<scheme>rediss?)\+sentinel://(?P<user>[^@/?#]*@)?(?P<hosts>[^@/?#]+)/(?P<service>[\w.-]+)(?:\?(?P<options>[^#]*))?"
 )
+_FORM = "redis+sentinel://[USER:PASSWORD@]HOST[:PORT],HOST[:PORT]/SERVICE[?db=N]"
 _PORT = 26_379  # of a sentinel, unless the URL says otherwise
 _ANSWER_S = 1.0  # then the next sentinel is asked
 _OF_THE_PRIMARY = {"host", "port", "db", "username", "password", "socket_timeout", "socket_connect_timeout"}
@@ -109,11 +110,28 @@ def split(url: str) -> tuple[str, Sentinels | None]:
         return url, None
     found = _URL.fullmatch(url)
     if found is None:
-        raise ValueError("no address")
-    hosts = [urlsplit(f"//{host}") for host in found["hosts"].split(",")]
-    if not all(host.hostname for host in hosts):
-        raise ValueError("no address")
-    options = dict(parse_qsl(found["options"] or "", strict_parsing=bool(found["options"])))
+        raise ValueError(_why_not(url))
+    try:
+        parts = [urlsplit(f"//{host}") for host in found["hosts"].split(",")]
+        hosts = [(part.hostname or "", part.port or _PORT) for part in parts]
+    except ValueError:  # its words hold the port, which may be a part of a password
+        hosts = [("", 0)]
+    if not all(host for host, _ in hosts):
+        raise ValueError(f"its sentinels must be HOST[:PORT],HOST[:PORT]: {_FORM}")
+    try:
+        options = dict(parse_qsl(found["options"] or "", strict_parsing=bool(found["options"])))
+    except ValueError:
+        raise ValueError("its ?options must be name=value, with & between them") from None
     asked = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
     plain = f"{found['scheme']}://{found['user'] or ''}primary/?{urlencode(options)}"
-    return plain, Sentinels([(host.hostname or "", host.port or _PORT) for host in hosts], found["service"], asked)
+    return plain, Sentinels(hosts, found["service"], asked)
+
+
+def _why_not(url: str) -> str:
+    """What is wrong with such an address."""
+    authority, _, path = url.partition("://")[2].partition("?")[0].partition("/")
+    if authority.rpartition("@")[2] and not path.strip("/"):
+        return f"after its hosts it must name the service that the sentinels watch: {_FORM}"
+    if path.strip("/").count("/") == 1:
+        return f"after its service only ?options follow, the database too, as ?db=N: {_FORM}"
+    return f"it must be {_FORM} or rediss+sentinel:// (TLS), SERVICE of letters, digits, _, - and ."

@@ -90,8 +90,8 @@ def _in_transaction(connection: sqlite3.Connection, path: str, file: str) -> Ite
     if not connection.in_transaction:
         if not _begins_by_itself(connection):
             raise ConfigError(
-                "connection=: no transaction is open: say BEGIN IMMEDIATE before, and COMMIT after; or submit without "
-                "connection="
+                "connection=: no transaction is open: say BEGIN IMMEDIATE before this call, and COMMIT after it and "
+                "what belongs to it"
             )
         connection.execute("BEGIN IMMEDIATE")  # as the sqlite3 module does it before the first change
     connection.execute(f"SAVEPOINT {_MARK}")
