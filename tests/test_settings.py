@@ -238,6 +238,26 @@ def test_an_empty_variable_counts_as_not_set():
     assert s == Settings()
 
 
+@pytest.mark.parametrize(("name", "default"), [("URL", "sqlite:///taskflow.db"), ("NAMESPACE", "taskflow")])
+@pytest.mark.parametrize("nothing", ["", " ", "\n"])
+def test_a_variable_that_says_where_jobs_live_may_not_be_empty(name, default, nothing):
+    with pytest.raises(ConfigError) as raised:
+        Settings.from_env(_env(**{f"BROKER__{name}": nothing}))
+
+    assert str(raised.value) == f"TASKFLOW_BROKER__{name}: is empty; set it, or unset it for {default}"
+
+
+def test_where_jobs_live_may_be_empty_in_one_place_if_another_says_it(tmp_path):
+    (tmp_path / "said.env").write_text("TASKFLOW_BROKER__URL=redis://cache\n")
+    (tmp_path / "empty.env").write_text("TASKFLOW_BROKER__URL=\n")
+
+    in_file = Settings.from_env(_env(BROKER__URL="", ENV_FILE=str(tmp_path / "said.env")))
+
+    assert in_file.broker.scheme == "redis"
+    with pytest.raises(ConfigError, match="TASKFLOW_BROKER__URL: is empty"):
+        Settings.from_env(_env(ENV_FILE=str(tmp_path / "empty.env")))
+
+
 def test_space_around_a_value_does_not_count():
     assert Settings.from_env(_env(HTTP__TOKEN="s3cret\n")).http.token.get_secret_value() == "s3cret"
 

@@ -10,6 +10,7 @@ from taskflow.errors import (
     ConfigError,
     JobNotFound,
     PayloadError,
+    QueueFull,
     TaskflowError,
     UnknownTask,
 )
@@ -23,15 +24,15 @@ class Exit(IntEnum):
     USAGE = 2  # usage, configuration, import
     BROKER = 3  # broker unreachable at start
     HANDED_BACK = 4  # the drain deadline passed, jobs were handed back
-    NOT_FOUND = 5  # not found, or a conflict
+    NOT_FOUND = 5  # not found, a conflict, or a queue that is full: nothing is broken, and later it may be otherwise
     UNHEALTHY = 6
     INTERRUPTED = 130  # second Ctrl-C
 
 
 HELP = (
     "Exit codes: 0 done · 1 unexpected, or the awaited job failed · 2 usage, configuration, import · 3 broker "
-    "unreachable at start · 4 drain deadline passed, jobs handed back · 5 not found or conflict · 6 unhealthy · "
-    "130 second Ctrl-C."
+    "unreachable at start · 4 drain deadline passed, jobs handed back · 5 not found, conflict, or the queue is full · "
+    "6 unhealthy · 130 second Ctrl-C."
 )
 
 
@@ -42,7 +43,7 @@ def code_of(error: TaskflowError) -> Exit:
             return Exit.USAGE
         case BrokerUnavailable() | BrokerError():
             return Exit.BROKER
-        case JobNotFound():
+        case JobNotFound() | QueueFull():
             return Exit.NOT_FOUND
         case _:
             return Exit.FAILED

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from taskflow.cli.operating import missing_file
+from taskflow.cli.operating import is_made
 from taskflow.cli.review import review
 from taskflow.cli.running import open_broker, run_async
 from taskflow.cli.standing import by_name, is_held, rate_text
@@ -64,16 +64,19 @@ def policies(flow: TaskFlow) -> Policies:
 async def _gates(settings: Settings) -> dict[str, Gate]:
     """All gates by name. Raises `BrokerError` or `ConfigError` if the broker does not tell, or not in time.
 
-    Where nothing can be yet (no file, or memory, which lives in another process) there are none.
+    Where nothing can be yet (no file, no schema, or memory, which lives in another process) there are none.
     """
-    if settings.broker.scheme == "memory" or missing_file(settings) is not None:
+    if settings.broker.scheme == "memory":
         return {}
     # A locked file is waited for in a thread, which no timeout of ours ends.
     patience_s = min(_ASK_S, settings.broker.busy_timeout_s)
     hasty = settings.model_copy(update={"broker": settings.broker.model_copy(update={"busy_timeout_s": patience_s})})
     try:
-        async with asyncio.timeout(2 * _ASK_S), open_broker(hasty) as broker:
-            return by_name(await broker.gates())
+        async with asyncio.timeout(2 * _ASK_S):
+            if not await is_made(hasty):
+                return {}
+            async with open_broker(hasty) as broker:
+                return by_name(await broker.gates())
     except TimeoutError:
         raise BrokerError(f"no answer within {2 * _ASK_S:g} s from {settings.broker.shown_url}") from None
 

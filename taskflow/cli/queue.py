@@ -10,7 +10,7 @@ from taskflow.cli.loading import nearest
 from taskflow.cli.operating import open_for_operator
 from taskflow.cli.purging import ask, how_many
 from taskflow.cli.running import print_json, print_table, run_async
-from taskflow.cli.shown import count_of, per_second, span
+from taskflow.cli.shown import count_of, drains, per_second, span
 from taskflow.core.job import FINAL, JobState
 from taskflow.errors import JobNotFound
 
@@ -58,7 +58,7 @@ def print_queues(counts: Sequence[QueueCounts]) -> None:
                 count.running,
                 count.dead,
                 span(count.oldest_ready_age_s) if count.ready else "",
-                f"{per_second(count.drain_per_s)}/s" if count.drain_per_s > 0 else "",
+                f"{per_second(count.drain_per_s)}/s" if drains(count) else "",
                 "paused" if count.paused else "",
             ]
             for count in counts

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from taskflow.cli.running import print_table
+from taskflow.core.window import NOTHING_PER_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from taskflow.brokers.base import ErrorInfo, JobInfo
+    from taskflow.brokers.base import ErrorInfo, JobInfo, QueueCounts
 
 _UNITS = (("day", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 _WIDTH = 80  # of a message in a table
@@ -32,6 +33,11 @@ def span(seconds: float) -> str:
         elif words:
             break
     return " ".join(words[:2])
+
+
+def drains(queue: QueueCounts) -> bool:
+    """Whether jobs have left it lately."""
+    return queue.drain_per_s >= NOTHING_PER_S
 
 
 def per_second(count: float) -> str:

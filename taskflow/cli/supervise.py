@@ -11,9 +11,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-import click
-
 from taskflow.cli.exits import Exit
+from taskflow.telemetry.logs import announce
 
 if TYPE_CHECKING:
     from taskflow.app import TaskFlow
@@ -60,10 +59,9 @@ class _Child:
             lived_s = time.monotonic() - self._started_at
             self._wait_s = _FIRST_S if lived_s > _HEALTHY_S else min(_MOST_S, self._wait_s * 2)
             self._start_at = time.monotonic() + self._wait_s
-            if restart:
-                click.echo(
-                    f"taskflow: worker process {self.process.pid} ended with {self.code}; next in {self._wait_s:g} s",
-                    err=True,
+            if restart and not self.is_hopeless:
+                announce(
+                    "worker.process_ended", pid=self.process.pid, exit_code=self.code, retry_in_s=round(self._wait_s, 3)
                 )
             self.process = None
         if restart and time.monotonic() >= self._start_at:
@@ -123,6 +121,7 @@ def supervise(
     until_empty: bool,
 ) -> Exit:
     """Run `count` worker processes until told to stop. Each serves HTTP on a port of its own, counted up from PORT."""
+    flow.configure_logs()  # the children's lines and ours are read by the same machine
     pipe, held = os.pipe()  # nothing is ever written: it ends when this process does, also by kill -9
     command = [sys.executable, "-m", "taskflow", "worker", *([app] if app else []), "--processes", "1"]
     command += ["--parent", str(pipe)]

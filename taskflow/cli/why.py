@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from taskflow.cli.fleet import fullness, lack, silence
-from taskflow.cli.shown import count_of, instant, last_error, one_line, per_second, span
+from taskflow.cli.shown import count_of, drains, instant, last_error, one_line, per_second, span
 from taskflow.cli.standing import (
     by_name,
     held,
@@ -139,9 +139,9 @@ def _in_line(queue: QueueCounts | None, nobody: str, workers: Sequence[WorkerInf
         return [nobody, *words]
     if full := fullness(queue.queue, workers):
         words.append(full)
-    if queue.running == 0 and queue.drain_per_s <= 0:
+    if queue.running == 0 and not drains(queue):
         words.append(f"nothing of queue {queue.queue!r} runs or has ended lately, though a worker serves it")
-    elif ahead and queue.drain_per_s > 0:
+    elif ahead and drains(queue):
         words.append(f"{per_second(queue.drain_per_s)} a second leave it")
     return words or ["the next worker with a free slot takes it"]
 

@@ -108,11 +108,11 @@ class DrainRate:
 
 # What a full queue says when nothing has left it lately, and the bounds of what it says otherwise.
 _UNKNOWN_S, _LEAST_S, _MOST_S = 5.0, 0.05, 60.0
-_NOTHING_PER_S = 0.001
+NOTHING_PER_S = 0.001  # the rate decays, and is never quite 0 again
 
 
 def retry_after_s(wanted: int, *, drain_per_s: float) -> float:
     """Seconds until `wanted` jobs will have left, at the rate at which jobs leave now."""
-    if drain_per_s < _NOTHING_PER_S:
+    if drain_per_s < NOTHING_PER_S:
         return _UNKNOWN_S
     return min(max(_LEAST_S, wanted / drain_per_s), _MOST_S)

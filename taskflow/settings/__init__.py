@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,6 +76,11 @@ __all__ = [
 ]
 
 
+# Elsewhere an empty variable counts as not set. Of these, one that nobody filled in would put the jobs in another place
+# than was meant, in a new file or among another deployment's, without a word.
+_WHERE_JOBS_LIVE: tuple[LeafPath, ...] = (("broker", "url"), ("broker", "namespace"))
+
+
 class Settings(Section):
     """Everything that can be configured; frozen. Construct it in tests, or call `from_env`."""
 
@@ -131,15 +136,20 @@ class Settings(Section):
         Raises one `ConfigError` with a line for each problem. Misspelt names are in `warnings`, for the caller to
         print; under `TASKFLOW_STRICT_ENV=1` they are problems too.
         """
-        said, unknown = _spelling.read(os.environ if env is None else env)
+        env = os.environ if env is None else env
+        said, unknown = _spelling.read(env)
+        given_file: dict[str, str] = {}
         in_file: dict[str, str] = {}
         wrong: list[str] = []
         if (file := said.get(env_name(("env_file",)).lower())) is not None:
-            in_file, unknown_in_file = _spelling.read(_read_env_file(file, wrong))
+            given_file = _read_env_file(file, wrong)
+            in_file, unknown_in_file = _spelling.read(given_file)
             unknown += [word for word in unknown_in_file if word not in unknown]
         nested = _Given({**in_file, **said})()
         texts = dict(_texts(nested))
         here = dict(_texts(_Given(said)())) if in_file else texts
+
+        wrong += _left_empty({name.upper() for name in (*env, *given_file)}, texts)
 
         settings = None
         try:
@@ -243,6 +253,14 @@ def _read_env_file(name: str, wrong: list[str]) -> dict[str, str]:
         return {}
     wrong += [f"{name}, line {line.original.line}: must be NAME=value" for line in lines if line.error]
     return {line.key: line.value for line in lines if line.key and line.value is not None}
+
+
+def _left_empty(given: Collection[str], texts: Mapping[LeafPath, str]) -> Iterator[str]:
+    """One line for each variable that may not be empty, and is: it is given, and no text is left of it."""
+    for path in _WHERE_JOBS_LIVE:
+        name = env_name(path)
+        if name in given and path not in texts:
+            yield f"{name}: is empty; set it, or unset it for {describe(path, LEAVES[path])[0]}"
 
 
 def _texts(nested: Mapping[str, Any], path: LeafPath = ()) -> Iterator[tuple[LeafPath, str]]:

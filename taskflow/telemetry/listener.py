@@ -54,6 +54,7 @@ LOG_EVENTS: dict[str, LogEvent] = {
     "worker.draining": LogEvent("INFO", "worker is draining"),
     "worker.stopped": LogEvent("INFO", "worker stopped"),
     "worker.lease_lost": LogEvent("WARNING", "worker lost its claims and stopped what ran of them"),
+    "worker.process_ended": LogEvent("WARNING", "worker process ended, though nobody told it to; another is started"),
     "broker.failed": LogEvent("WARNING", "broker failed"),
     "broker.recovered": LogEvent("INFO", "broker answers again"),
     "broker.doubted": LogEvent("WARNING", "broker may lose jobs"),

@@ -109,7 +109,9 @@ def test_a_broker_that_cannot_be_reached_is_told_and_the_rest_is_shown(file):
 def test_a_broker_that_does_not_answer_is_not_waited_for_long(file, monkeypatch):
     monkeypatch.setattr("taskflow.cli.policies._ASK_S", 0.2)
     monkeypatch.setenv("TASKFLOW_BROKER__BUSY_TIMEOUT_S", "60")
-    lock = sqlite3.connect(file, isolation_level=None)  # new and locked: it can be neither read nor made
+    assert run("db", "migrate").code == 0
+    lock = sqlite3.connect(file, isolation_level=None)
+    lock.execute("PRAGMA locking_mode=EXCLUSIVE")  # nobody else can even read it
     lock.execute("BEGIN EXCLUSIVE")
     began = time.monotonic()
 

@@ -21,6 +21,8 @@ def server():
 class File:
     """Jobs in an SQLite file that is not there yet."""
 
+    lack = "no file "
+
     def __init__(self, path):
         self.path = path
 
@@ -35,6 +37,8 @@ class File:
 
 class Database:
     """Jobs in a PostgreSQL database without a schema."""
+
+    lack = f"no schema {NAMESPACE!r} in "
 
     def __init__(self, server):
         self.server, self.url = server, server.database()
@@ -128,6 +132,41 @@ def test_the_look_before_a_worker_starts_leaves_a_database_as_it_is(there):
     assert result.code == 0
     assert "the first worker or submit makes it" in result.out
     assert there.everything() == before
+
+
+LISTS = ["job list", "queue list", "gate list", "dead list"]
+NAMED = ["job show 1", "job cancel 1", "job retry 1", "queue purge mail --yes", "gate release smtp", "dead retry 1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [("status", 0), *((words, 0) for words in LISTS), *((words, 5) for words in NAMED)]
+)
+def test_a_command_that_looks_makes_nothing_where_nothing_is_and_says_so(there, words, code):
+    before = there.everything()
+
+    result = run(*words.split())
+
+    assert result.code == code
+    assert f"nothing is kept yet: {there.lack}" in result.err
+    assert "the first worker or submit makes it" in result.err
+    assert there.everything() == before
+
+
+def test_policies_are_shown_where_nothing_is_and_nothing_is_made(there, tmp_path, monkeypatch):
+    (tmp_path / "of_db.py").write_text("from taskflow import TaskFlow\nflow = TaskFlow()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = there.everything()
+
+    result = run("config", "show", "of_db")
+
+    assert result.code == 0, result.err
+    assert there.everything() == before
+
+
+def test_a_setting_of_an_operator_is_kept_also_where_nothing_is_yet(there):
+    paused = run("queue", "pause", "mail")
+
+    assert (paused.code, run("db", "check").code) == (0, 0)
 
 
 @pytest.mark.parametrize("url", ["sqlite:///no/such/folder/jobs.db", "postgresql://postgres@127.0.0.1:1/postgres"])

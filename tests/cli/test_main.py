@@ -99,7 +99,7 @@ def test_an_unknown_command_or_option_is_exit_2(words):
         (errors.BrokerUnavailable("locked"), 3),
         (errors.BrokerError("broken"), 3),
         (errors.JobNotFound("no job 7"), 5),
-        (errors.QueueFull("queue 'mail' is full"), 1),
+        (errors.QueueFull("queue 'mail' is full"), 5),
     ],
 )
 def test_an_error_of_ours_is_one_line_and_its_exit_code(error, code, monkeypatch):

@@ -1,5 +1,6 @@
 """Several worker processes under one parent: they work, come back, and end with it, whatever it is told or dies of."""
 
+import json
 import os
 import signal
 
@@ -47,7 +48,9 @@ def test_a_child_that_is_killed_is_started_again_and_its_job_runs(tmp_path):
         parent.tell(signal.SIGTERM)
 
         assert parent.end() == 0
-        assert "ended with -9" in parent.err
+        (line,) = [line for line in parent.err.splitlines() if '"worker.process_ended"' in line]
+        told = json.loads(line)
+        assert (told["level"], told["pid"], told["exit_code"], told["retry_in_s"]) == ("WARNING", victim, -9, 0.5)
 
 
 def test_ctrl_c_counts_once(tmp_path):
@@ -139,3 +142,4 @@ def test_a_broker_that_cannot_be_reached_at_start_is_exit_3(tmp_path):
 
     assert result.code == 3
     assert "its folder must exist" in result.err
+    assert "worker.process_ended" not in result.err  # none is started again

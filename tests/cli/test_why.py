@@ -6,6 +6,7 @@ import time
 import pytest
 
 from taskflow.brokers.base import ErrorInfo, JobInfo, Presence, QueueCounts, WorkerInfo, WorkerState
+from taskflow.cli.queue import print_queues
 from taskflow.cli.shown import instant, one_line, plain, span
 from taskflow.cli.standing import ENDLESS_S, operators_reason
 from taskflow.cli.why import why
@@ -249,3 +250,19 @@ def test_text_of_others_is_one_plain_line_in_tables():
     assert one_line("a\n\x1b[31mb\tc") == "a �[31mb c"
     assert len(one_line("x" * 500)) == 80
     assert plain("a\x07\nb") == "a�\nb"
+
+
+@pytest.mark.parametrize("left", [0.0, 5e-07, 0.00099])
+def test_what_is_left_of_a_rate_long_after_a_queue_drained_is_no_rate(left, capsys):
+    print_queues(counts(drain_per_s=left))
+
+    assert "/s" not in capsys.readouterr().out
+    assert "nothing of queue 'q' runs or has ended lately" in sentence(
+        record(JobState.READY), running=0, ready=5, drain_per_s=left
+    )
+
+
+def test_a_slow_queue_is_shown_with_its_rate(capsys):
+    print_queues(counts(drain_per_s=0.0012))
+
+    assert "0.0012/s" in capsys.readouterr().out
