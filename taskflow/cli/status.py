@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,9 +15,11 @@ from taskflow.cli.fleet import how_many, print_workers, unserved, worker_json
 from taskflow.cli.operating import open_for_operator, sqlite_file
 from taskflow.cli.queue import print_queues
 from taskflow.cli.running import print_json, run_async
-from taskflow.cli.shown import one_line
+from taskflow.cli.shown import count_of, one_line
 from taskflow.cli.standing import by_name, gate_json, held, is_held, parent_of
+from taskflow.cli.why import is_of_unknown_task
 from taskflow.core.gate import limit_of
+from taskflow.core.job import JobState
 from taskflow.errors import BrokerError
 from taskflow.settings import Settings
 
@@ -23,8 +27,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from taskflow.brokers.base import QueueCounts, WorkerInfo
+    from taskflow.brokers.base import FullBroker, QueueCounts, WorkerInfo
     from taskflow.core.gate import Gate
+
+_SCHEDULED = 50  # of them, the newest, are looked at: a job brings its arguments, which may be large
+_ASK_S = 1.0  # Redis walks all jobs, 2.4 s for a million; nobody waits for a word more
 
 
 @click.command()
@@ -35,7 +42,7 @@ def status(ctx: click.Context, *, as_json: bool) -> None:
     settings = Settings.from_env()
     broker: dict[str, Any] = {"url": settings.broker.shown_url, "reachable": True}
     try:
-        counts, gates, workers, doubts = run_async(_look())
+        counts, gates, workers, doubts, unknown = run_async(_look())
     except BrokerError as error:
         if as_json:
             print_json({"broker": {**broker, "reachable": False, "error": str(error)}})
@@ -60,6 +67,9 @@ def status(ctx: click.Context, *, as_json: bool) -> None:
                 "queues": queues,
                 "workers": [worker_json(info) for info in workers],
                 "unserved_queues": [{"queue": count.queue, "reason": words} for count, words in lacks],
+                "unknown_tasks": [
+                    {"queue": queue, "task": task, "jobs_seen": jobs} for (queue, task), jobs in unknown.items()
+                ],
                 "gates_held": shown,
                 "dead_letters": dead,
             }
@@ -76,6 +86,11 @@ def status(ctx: click.Context, *, as_json: bool) -> None:
     click.echo(f"workers       {how_many(workers)}")
     for count, words in lacks:
         click.echo(f"  {words}; {_waiting(count)}")
+    for (queue, task), jobs in unknown.items():
+        click.echo(
+            f"  no worker that took it knows task {task!r}, as of {count_of(jobs, 'job')} in queue {queue!r}: start "
+            "workers whose code has it"
+        )
     if workers:
         click.echo()
         print_workers(workers)
@@ -86,10 +101,23 @@ def status(ctx: click.Context, *, as_json: bool) -> None:
         click.echo("taskflow: no queue has had a job yet", err=True)
 
 
-async def _look() -> tuple[list[QueueCounts], dict[str, Gate], list[WorkerInfo], list[str]]:
+async def _look() -> tuple[list[QueueCounts], dict[str, Gate], list[WorkerInfo], list[str], Counter[tuple[str, str]]]:
     async with open_for_operator() as broker:
         doubts = list(broker.doubts) if isinstance(broker, Doubtful) else []
-        return await broker.counts(), by_name(await broker.gates()), await broker.workers(), doubts
+        counts = await broker.counts()
+        unknown = await _unknown(broker) if any(count.scheduled for count in counts) else Counter()
+        return counts, by_name(await broker.gates()), await broker.workers(), doubts, unknown
+
+
+async def _unknown(broker: FullBroker) -> Counter[tuple[str, str]]:
+    """By queue and task, how many of the newest scheduled jobs wait as no worker that took them knew their task."""
+    try:
+        async with asyncio.timeout(_ASK_S):
+            newest = await broker.jobs(state=JobState.SCHEDULED, limit=_SCHEDULED)
+    except TimeoutError:
+        click.echo(f"taskflow: which tasks no worker knows is not shown: no answer within {_ASK_S:g} s", err=True)
+        return Counter()
+    return Counter((job.queue, job.task) for job in newest if is_of_unknown_task(job))
 
 
 def _size(file: Path) -> int:

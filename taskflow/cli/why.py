@@ -116,9 +116,14 @@ def _before(job: JobInfo) -> str:
     if not job.snoozes or not job.reason:
         return ""
     times = "" if job.snoozes == 1 else f" (sent back {job.snoozes:,} times)"
-    if job.reason == "unknown_task":
+    if is_of_unknown_task(job):
         return f"as no worker that took it knows task {job.task!r}{times}: start workers whose code has it"
     return f"snoozed: {_TURNED_AWAY.get(job.reason) or one_line(job.reason)}{times}"
+
+
+def is_of_unknown_task(job: JobInfo) -> bool:
+    """Whether a job that waits was sent back by the last worker that had it, as it did not know the task."""
+    return bool(job.snoozes) and job.reason == "unknown_task"
 
 
 def _was_turned_away(job: JobInfo) -> bool:

@@ -636,6 +636,28 @@ def test_status_shows_broker_queues_gates_and_dead_letters(file):
         assert word in text
 
 
+def test_status_names_the_tasks_that_no_worker_knows():
+    submitted("send_mail", "ada", count=2)
+    submitted("refuse", delay=600)
+    work(mail_task="another_name", until=lambda counts: sum(queue.scheduled for queue in counts) == 3)
+
+    found, text = shown("status"), run("status").out
+
+    assert found["unknown_tasks"] == [{"queue": "mail", "task": "send_mail", "jobs_seen": 2}]
+    assert "no worker that took it knows task 'send_mail', as of 2 jobs in queue 'mail'" in text
+    assert "refuse" not in text
+
+
+def test_status_does_not_wait_for_the_tasks_that_no_worker_knows(monkeypatch):
+    submitted("send_mail", "ada", delay=600)
+    monkeypatch.setattr("taskflow.cli.status._ASK_S", 0)
+
+    result = run("status")
+
+    assert (result.code, "mail" in result.out) == (0, True)
+    assert "which tasks no worker knows is not shown" in result.err
+
+
 def test_status_of_what_is_no_database_is_exit_3(file):
     file.write_bytes(b"this is no database " * 100)
 
