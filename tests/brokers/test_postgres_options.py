@@ -40,14 +40,17 @@ def test_an_option_that_cannot_be_kept_is_refused_with_what_to_do(option: str, w
     assert "s3cret" not in str(no.value)
 
 
-def test_verified_tls_without_a_ca_names_the_option_and_the_usual_file(
+@pytest.mark.anyio
+async def test_verified_tls_without_a_ca_names_the_option_and_the_usual_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("PGSSLROOTCERT", raising=False)
 
-    with pytest.raises(ConfigError, match=r"sslmode=verify-full needs the CA .*sslrootcert=FILE, or make .*root\.crt"):
-        PostgresBroker(f"{URL}?sslmode=verify-full")
+    with pytest.raises(ConfigError, match=r"sslmode needs the CA .*: add sslrootcert=FILE .*root\.crt") as refused:
+        await PostgresBroker(f"{URL}?sslmode=verify-full").open()
+
+    assert "s3cret" not in str(refused.value)
 
 
 def test_options_that_promise_nothing_more_than_is_kept_are_taken() -> None:

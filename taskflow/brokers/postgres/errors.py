@@ -64,6 +64,10 @@ def translated(error: BaseException, where: str) -> BrokerError | ConfigError:
             "timeout", f"PostgreSQL at {where} did not answer in time. Retry; look at its load and locks"
         )
     if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
+        if "root certificate" in str(error):  # the driver's words name the file that it looked for
+            return ConfigError(
+                f"TASKFLOW_BROKER__URL: sslmode needs the CA of PostgreSQL at {where}: add sslrootcert=FILE ({error})"
+            )
         return ConfigError(f"TASKFLOW_BROKER__URL: PostgreSQL at {where} cannot be addressed ({type(error).__name__})")
     if isinstance(error, ssl.SSLCertVerificationError):
         return ConfigError(

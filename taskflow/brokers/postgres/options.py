@@ -74,10 +74,6 @@ def _check_tls(options: dict[str, str]) -> None:
     mode = options.get("sslmode", "prefer")
     if mode not in _SSLMODES:
         raise _refused(f"sslmode must be one of {', '.join(_SSLMODES)}, got {mode!r}")
-    if mode.startswith("verify") and "sslrootcert" not in options and "PGSSLROOTCERT" not in os.environ:
-        usual = Path.home() / ".postgresql" / "root.crt"
-        if not usual.is_file():
-            raise _refused(f"sslmode={mode} needs the CA of the server: add sslrootcert=FILE, or make {usual}")
 
 
 def _check_file(name: str, value: str) -> None:
