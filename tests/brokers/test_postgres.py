@@ -237,8 +237,8 @@ async def test_full_queue_of_notifications_is_an_outage_and_says_what_fills_it()
                 return False
 
         assert await eventually(is_accepted)
+        await waiting  # there is a job now
         await broker.close()
-        await waiting
 
     assert caught.value.kind == "full"
 
