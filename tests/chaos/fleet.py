@@ -30,6 +30,9 @@ class Line(NamedTuple):
     at: float
 
 
+_LET_GO_S = 0.02
+
+
 class Fleet(AbstractContextManager["Fleet"]):
     """Worker processes that end with the block, whatever happens."""
 
@@ -78,7 +81,9 @@ class Fleet(AbstractContextManager["Fleet"]):
                 """One thread after the other comes to a stop."""
             if self.place.is_free():
                 return
+            # It holds what the others wait for. It must get the time to let go: stopped again at once, it never would.
             worker.send_signal(signal.SIGCONT)
+            time.sleep(_LET_GO_S)
 
     def restart_dead(self) -> int:
         """Start a new worker for each that died by itself. Returns how many."""

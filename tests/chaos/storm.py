@@ -249,7 +249,8 @@ class Storm:
             done_by = told.get(job_id, set())
             if done_by and (len(done_by) > 1 or max(run.token for run in runs) > min(done_by)):
                 report.undone.append(f"job {number}: claims {[run.token for run in runs]}, done by {sorted(done_by)}")
-            for run, again in pairwise(runs):
+            # By token: a zombie that wakes up begins what others have run since, and it is its own freeze that explains it.
+            for run, again in pairwise(sorted(runs, key=lambda run: run.token)):
                 report.again += 1
                 ended_at = ends.get((number, run.token))
                 faults = self._explained_by(run, ended_at, again.at)
@@ -280,7 +281,7 @@ class Storm:
             began_at, over_at = fault.began_at, fault.ended_at
             if not fault.pid:
                 began_at, over_at = began_at - TOLD_S, over_at + AFTER_S
-            if fault.pid in (0, run.pid) and run.at <= over_at and began_at <= told_at:
+            if fault.pid in (0, run.pid) and min(run.at, again_at) <= over_at and began_at <= told_at:
                 found.append(fault)
         return found
 
