@@ -289,7 +289,12 @@ class Broker(Protocol):
         """Connect, and bring the schema up to date. Raises `BrokerUnavailable`, or `ConfigError` for a newer schema."""
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """What was asked before is still done. Waits end: `wait` returns, or raises `BrokerError`, as `finals` does.
+
+        Never `BrokerUnavailable`: it is no outage. Idempotent.
+        """
+        ...
 
     async def submit(self, jobs: Sequence[Job], bounds: Mapping[str, int]) -> list[Receipt]:
         """Store `jobs`, each known by its id. `bounds` is the most ready + scheduled jobs for each queue they name."""

@@ -1,4 +1,4 @@
-"""Futures by the name of what they wait for: a job that is to end, a queue that is to have work. All brokers use it."""
+"""Waiting inside a broker: for a job to end, a queue to have work, the calls under way to be over. All use it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from taskflow.errors import JobNotFound
+from taskflow.errors import BrokerError, JobNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -55,6 +55,33 @@ class Awaited:
                 resolve(future)
 
 
+class UnderWay:
+    """Calls that are under way, each within a `with`: whoever closes lets them end. Used in one loop."""
+
+    __slots__ = ("_calls", "_quiet")
+
+    def __init__(self) -> None:
+        self._calls = 0
+        self._quiet: asyncio.Future[None] | None = None
+
+    def __enter__(self) -> None:
+        self._calls += 1
+
+    def __exit__(self, *exc: object) -> None:
+        self._calls -= 1
+        if not self._calls and self._quiet is not None:
+            resolve(self._quiet)
+
+    async def ended(self, within_s: float) -> None:
+        """Wait until there is none, at most `within_s`. One that follows another in the same task counts, too."""
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + within_s
+        while self._calls and loop.time() < give_up_at:
+            if self._quiet is None or self._quiet.done():
+                self._quiet = loop.create_future()
+            await settled(self._quiet, give_up_at - loop.time())
+
+
 def resolve(future: asyncio.Future[Any]) -> None:
     """Its result is None, unless it has one."""
     if not future.done():
@@ -65,6 +92,11 @@ async def settled(future: asyncio.Future[Any], timeout_s: float) -> bool:
     """Whether `future` was resolved within `timeout_s`. It stays as it is otherwise."""
     done, _ = await asyncio.wait((future,), timeout=max(0.0, timeout_s))
     return bool(done)
+
+
+def closed_meanwhile(where: str) -> BrokerError:
+    """Whether the jobs have ended is not known: that is not the same as an end that did not come in time."""
+    return BrokerError(f"{where} was closed while a job's end was waited for")
 
 
 def not_kept(job_ids: Iterable[str]) -> JobNotFound:

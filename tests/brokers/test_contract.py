@@ -31,13 +31,14 @@ from taskflow.core.decision import Bury, Cancel, Complete, Expire, Release, Retr
 from taskflow.core.job import JobState
 from taskflow.core.outcome import ErrorRecord
 from taskflow.core.specs import CircuitBreaker
-from taskflow.errors import JobNotFound
+from taskflow.errors import BrokerError, JobNotFound
 
 from .words import (
     BOOM,
     KEEP,
     LONG_S,
     NOTHING_KEPT,
+    PATIENCE_S,
     ask,
     claim,
     claim_one,
@@ -87,6 +88,28 @@ each_end = pytest.mark.parametrize(("decision", "end"), ENDS, ids=[end for _, en
 async def test_close_is_idempotent(broker: FullBroker) -> None:
     await broker.close()
     await broker.close()
+
+
+@pytest.mark.parametrize("turns", [1, 2, 5, 15, 40])
+async def test_close_lets_what_was_asked_be_done_and_ends_all_waits(broker: FullBroker, turns: int) -> None:
+    running = job(queue="other")
+    await submit(broker, running)
+    calls = [asyncio.create_task(submit(broker, job(queue="calls"))) for _ in range(12)]  # more than connections
+    for_work = asyncio.create_task(broker.wait(ask(queues=("empty",)), LONG_S))
+    for_end = asyncio.create_task(broker.finals([running.id], LONG_S))
+    for _ in range(turns):  # of the loop: how far they are when it closes
+        await asyncio.sleep(0)
+
+    await broker.close()
+
+    async with asyncio.timeout(PATIENCE_S):
+        accepted = [receipt.accepted for (receipt,) in await asyncio.gather(*calls)]
+        assert accepted == [Accepted.NEW] * 12
+        (told,) = await asyncio.gather(for_work, return_exceptions=True)
+        assert told is None or type(told) is BrokerError  # no outage, which its subclass would be
+        with pytest.raises(BrokerError) as closed:  # that no end is known is not the same as none within the time
+            await for_end
+        assert type(closed.value) is BrokerError
 
 
 async def test_jobs_are_there_after_close_and_open(broker: FullBroker) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from taskflow.brokers.memory import claim as claiming
 from taskflow.brokers.memory import gates, leases, operate, reading, settle, submit, upkeep
 from taskflow.brokers.memory.store import Store
-from taskflow.brokers.waiting import not_kept, resolve
+from taskflow.brokers.waiting import closed_meanwhile, not_kept, resolve
 from taskflow.clock import Clock, LoopClock
 from taskflow.collector import no_collection
 from taskflow.errors import BrokerError
@@ -147,7 +147,7 @@ class MemoryBroker:
             timer.cancel()
             self._store.awaited.remove(ids, first)
         if not self._is_open:
-            raise BrokerError("the memory broker was closed while a job's end was waited for")
+            raise closed_meanwhile("the memory broker")
         found = {row.id: row.final() for row in kept if row.finished_at is not None}
         if final is not None:  # it may be pruned or retried by now
             found[final.job_id] = final

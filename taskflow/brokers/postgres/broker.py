@@ -15,7 +15,7 @@ from taskflow.brokers.postgres.listening import FINALS, WORK, Listening
 from taskflow.brokers.postgres.schema import STATE_NUMBER, VERSION
 from taskflow.brokers.postgres.waiting import Waiters
 from taskflow.brokers.presence import presence_text, worker_infos
-from taskflow.brokers.waiting import not_kept, settled
+from taskflow.brokers.waiting import closed_meanwhile, not_kept, settled
 from taskflow.core import gate as gating
 from taskflow.core.decision import Complete, Release
 from taskflow.core.job import JobState
@@ -88,15 +88,15 @@ class PostgresBroker:
         return version
 
     async def close(self) -> None:
-        """What was asked is still done; whoever waits returns."""
+        """As `Broker.close`."""
         if not self._is_open:
             return
         self._is_open = False
+        self._waiters.tell_all()
         try:
             await self._listening.close()
         finally:
             await self._pool.close()
-            self._waiters.tell_all()
 
     # ---- what the runtime asks ----
 
@@ -195,6 +195,8 @@ class PostgresBroker:
                 self._listening.look_for_finals(self._fixed_at())
                 if not await settled(ended, deadline - loop.time()):
                     break
+                if not self._is_open:
+                    raise closed_meanwhile(f"PostgreSQL at {self._address.where}")
             finally:
                 self._waiters.finals.remove(job_ids, ended)
         return {}

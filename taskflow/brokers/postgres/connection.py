@@ -13,6 +13,7 @@ import asyncpg
 from taskflow.brokers.postgres import errors, schema
 from taskflow.brokers.postgres.doubts import doubts_about
 from taskflow.brokers.postgres.options import connect_s, for_driver
+from taskflow.brokers.waiting import UnderWay
 from taskflow.errors import BrokerError, ConfigError
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class Pool:
         self._address, self._namespace = address, namespace
         self._name = schema.quoted(namespace)
         self._pool: asyncpg.Pool | None = None
+        self._calls = UnderWay()
         self.doubts: tuple[str, ...] = ()
 
     @property
@@ -136,7 +138,8 @@ class Pool:
             raise errors.no_session(self._address.where)
 
     async def close(self) -> None:
-        """Calls that are under way end first."""
+        """Calls that are under way end first, those that wait for a connection among them."""
+        await self._calls.ended(CALL_S)
         pool, self._pool = self._pool, None
         if pool is None:
             return
@@ -167,8 +170,8 @@ class Pool:
             connection = await pool.acquire(timeout=CALL_S)
             try:
                 return await call(connection)
-            except BaseException as error:
-                # The pool makes another. Through a pooler, a statement that was given up half way keeps a session.
+            except BaseException as error:  # cancelled, too: the pool must not lend it again in the middle of an answer
+                # It makes another. Through a pooler, a statement that was given up half way keeps a session.
                 if errors.is_of_driver(error) or not (isinstance(error, Exception) or self._address.listens):
                     connection.terminate()
                 elif errors.is_of_notify(error):
@@ -178,7 +181,7 @@ class Pool:
                 with suppress(TimeoutError):  # the pool has ended it, and makes another
                     await pool.release(connection, timeout=_CANCEL_S)
 
-        with errors.in_our_words(self._address.where):
+        with self._calls, errors.in_our_words(self._address.where):
             return await _again(once)
 
 

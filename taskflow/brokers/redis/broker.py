@@ -16,10 +16,10 @@ from taskflow.brokers.redis.doubts import doubts_about
 from taskflow.brokers.redis.link import Link, SyncLink
 from taskflow.brokers.redis.listening import Listening
 from taskflow.brokers.redis.reading import FinalsReader
-from taskflow.brokers.waiting import not_kept
+from taskflow.brokers.waiting import closed_meanwhile, not_kept
 from taskflow.core import gate as gating
 from taskflow.core.job import JobState
-from taskflow.errors import BrokerError, BrokerUnavailable
+from taskflow.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -168,7 +168,7 @@ class RedisBroker:
             finally:
                 self._listening.remove(told, job_ids=job_ids)
             if not self._link.is_open:
-                raise BrokerError(f"{self._link.where} was closed while a job's end was waited for")
+                raise closed_meanwhile(self._link.where)
             if told.done():
                 await self._listening.ready()
         return {}

@@ -14,6 +14,7 @@ from taskflow.brokers.redis.address import ANSWER_S, OPTIONS, where
 from taskflow.brokers.redis.failures import is_elsewhere, translated
 from taskflow.brokers.redis.scripts import script
 from taskflow.brokers.redis.sentinel import split
+from taskflow.brokers.waiting import UnderWay
 from taskflow.errors import BrokerError, ConfigError
 
 if TYPE_CHECKING:
@@ -37,8 +38,7 @@ class Link:
         self._client: Any = None  # the driver's own types are incomplete
         self._listener: Any = None
         self._shut: tuple[Any, ...] = ()
-        self._calls = 0  # under way
-        self._quiet: asyncio.Future[None] | None = None  # whoever closes waits for their end
+        self._calls = UnderWay()
 
     @property
     def is_open(self) -> bool:
@@ -65,9 +65,7 @@ class Link:
         """Calls that are under way end first: the driver would lose connections that it makes meanwhile. Idempotent."""
         self.shut()
         clients, self._shut = self._shut, ()
-        if self._calls:
-            self._quiet = asyncio.get_running_loop().create_future()
-            await asyncio.wait((self._quiet,), timeout=ANSWER_S)
+        await self._calls.ended(ANSWER_S)
         for client in clients:
             await client.aclose()
 
@@ -80,9 +78,8 @@ class Link:
         client = self._opened(self._client)
         found = script(verb)
         time = "" if self._wall is None else repr(self._wall())
-        self._calls += 1
         try:
-            with heeding_cancellation():
+            with self._calls, heeding_cancellation():
                 try:
                     said = await client.execute_command("EVALSHA", found.sha, 1, self.prefix, time, *args)
                 except NoScriptError:  # a restart, a failover, SCRIPT FLUSH: nothing has run
@@ -95,10 +92,6 @@ class Link:
         else:
             self._unheard = ""
             return said
-        finally:
-            self._calls -= 1
-            if self._quiet is not None and not self._calls and not self._quiet.done():
-                self._quiet.set_result(None)
 
     async def _hang_up(self, client: Any) -> None:
         """Connections are made anew. After a planned failover all still lead to the old primary, and none breaks."""

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from taskflow.brokers.redis import wire
-from taskflow.errors import BrokerError
+from taskflow.brokers.waiting import closed_meanwhile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,7 +56,7 @@ class FinalsReader:
             try:
                 answer = await self._answered([*question.job_ids], question.wait_s)
             except asyncio.CancelledError:
-                question.fail(BrokerError("the broker was closed while a job's end was asked for"))
+                question.fail(closed_meanwhile(self._link.where))
                 raise
             except Exception as error:  # noqa: BLE001 - it is raised where it was asked
                 question.fail(error)
@@ -77,4 +77,4 @@ class FinalsReader:
             await asyncio.wait((task,))
         question, self._next = self._next, None
         if question is not None:
-            question.fail(BrokerError("the broker was closed while a job's end was asked for"))
+            question.fail(closed_meanwhile(self._link.where))

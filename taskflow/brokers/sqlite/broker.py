@@ -22,7 +22,7 @@ from taskflow.brokers.sqlite.settle import Settling
 from taskflow.brokers.sqlite.upkeep import Upkeep
 from taskflow.brokers.sqlite.waiting import Waiters, WorkWaiter
 from taskflow.brokers.sqlite.writer import Writer
-from taskflow.brokers.waiting import not_kept, settled
+from taskflow.brokers.waiting import closed_meanwhile, not_kept, settled
 from taskflow.core.decision import Complete
 from taskflow.core.job import JobState
 from taskflow.errors import BrokerError, ConfigError
@@ -118,7 +118,7 @@ class SqliteBroker:
         return await asyncio.to_thread(look, self._path, self._busy_s)
 
     async def close(self) -> None:
-        """What was asked is still done; whoever waits returns."""
+        """As `Broker.close`."""
         if self._write_line is None or self._is_closing:
             return
         self._is_closing = True
@@ -208,8 +208,10 @@ class SqliteBroker:
                     break
                 await self._listening.listen(wake.FINALS)
                 self._listening.look_for_finals()
-                if not await settled(ended, deadline - loop.time()) or self._write_line is None:
+                if not await settled(ended, deadline - loop.time()):
                     break
+                if self._write_line is None:
+                    raise closed_meanwhile(f"the broker on {self._path}")
                 self._waiters.finals.remove(job_ids, ended)
                 ended = loop.create_future()
                 self._waiters.finals.add(job_ids, ended)

@@ -43,6 +43,7 @@ class Listening:
         self._poll_s = _DEAF_POLL_S
         self._lock = asyncio.Lock()
         self._looking: asyncio.Task[None] | None = None
+        self._is_closed = False
 
     async def listen(self, kind: int) -> float:
         """Be told by other processes of this kind of event; returns how often to look all the same."""
@@ -56,6 +57,8 @@ class Listening:
         return bool(self._kinds & kind) and time.monotonic() - self._renewed_at < wake.RENEW_S
 
     async def _register(self, kind: int) -> None:
+        if self._is_closed:  # meanwhile: nobody would close the ear
+            return
         self._kinds |= kind
         self._renewed_at = time.monotonic()
         try:
@@ -87,12 +90,14 @@ class Listening:
 
     async def close(self) -> None:
         """While the lines still work."""
+        self._is_closed = True
         if self._looking is not None:
             self._looking.cancel()
             self._looking = None
-        ear, self._ear = self._ear, None
-        if ear is not None:
-            asyncio.get_running_loop().remove_reader(ear.fileno())
-            ear.close()
-            with contextlib.suppress(BrokerError):  # its row ends by itself
-                await self._lines.write(partial(wake.unregister, port=ear.port))
+        async with self._lock:  # who registers ends first
+            ear, self._ear = self._ear, None
+            if ear is not None:
+                asyncio.get_running_loop().remove_reader(ear.fileno())
+                ear.close()
+                with contextlib.suppress(BrokerError):  # its row ends by itself
+                    await self._lines.write(partial(wake.unregister, port=ear.port))
