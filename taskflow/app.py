@@ -14,12 +14,13 @@ import anyio
 from taskflow.clock import Clock, LoopClock
 from taskflow.core import specs
 from taskflow.errors import ConfigError, UnknownTask
+from taskflow.nearest import nearest
 from taskflow.running import RunningWorker
 from taskflow.runtime.client import Client
 from taskflow.runtime.importing import refuse_while_importing
 from taskflow.runtime.task import TaskDef
 from taskflow.settings import Settings
-from taskflow.settings.reference import REDIS_SCHEMES, nearest
+from taskflow.settings.reference import REDIS_SCHEMES
 from taskflow.tasks import AnyTask, JobHandle, Task
 from taskflow.telemetry.bus import Bus
 from taskflow.telemetry.listener import LogListener

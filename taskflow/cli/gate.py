@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from taskflow.cli.loading import nearest
+from taskflow.cli.loading import did_you_mean
 from taskflow.cli.operating import open_for_operator
 from taskflow.cli.running import print_json, print_table, run_async
 from taskflow.cli.shown import count_of, one_line
@@ -205,8 +205,9 @@ async def _check_known(names: Sequence[str], gates: Mapping[str, Gate], broker: 
     for name in names:
         if family(name) not in known:
             listed = ", ".join(sorted(known)[:_MOST_NAMED]) + (", …" if len(known) > _MOST_NAMED else "")
+            meant = did_you_mean(name, sorted(known)) or ";"
             raise JobNotFound(
-                f"the broker knows no gate {name!r}{nearest(name, sorted(known)) or ';'} known: {listed or 'none'}. "
+                f"the broker knows no gate {name!r}{meant} known: {listed or 'none'}. "
                 "For one of which nothing is kept yet, `hold`, `limit` and `rate` take --new"
             )
 

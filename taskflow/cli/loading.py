@@ -14,8 +14,8 @@ import click
 from taskflow.app import TaskFlow
 from taskflow.cli.review import review, unfed
 from taskflow.errors import ConfigError
+from taskflow.nearest import nearest
 from taskflow.settings import Settings
-from taskflow.settings.reference import nearest as nearest_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -124,7 +124,7 @@ def _is_json(word: str) -> bool:
         return False
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
+def did_you_mean(name: str, known: Sequence[str]) -> str:
     """A did-you-mean for messages, or nothing."""
-    near = nearest_of(name, known)
+    near = nearest(name, known)
     return f"; did you mean {near!r}?" if near else ""

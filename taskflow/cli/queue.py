@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from taskflow.cli.loading import nearest
+from taskflow.cli.loading import did_you_mean
 from taskflow.cli.operating import open_for_operator
 from taskflow.cli.purging import ask, how_many
 from taskflow.cli.running import print_json, print_table, run_async
@@ -88,7 +88,7 @@ async def _set_paused(name: str, *, as_json: bool, paused: bool) -> None:
         await (broker.pause(name) if paused else broker.resume(name))
     if name not in known:
         click.echo(
-            f"taskflow: warning: queue {name!r} has never had a job{nearest(name, known)}; it is "
+            f"taskflow: warning: queue {name!r} has never had a job{did_you_mean(name, known)}; it is "
             f"{'paused' if paused else 'not paused'} now",
             err=True,
         )
@@ -117,7 +117,7 @@ async def _purge(name: str, state: JobState, *, yes: bool, as_json: bool) -> Non
     async with open_for_operator() as broker:
         known = [count.queue for count in await broker.counts()]
         if name not in known:
-            raise JobNotFound(f"queue {name!r} has never had a job{nearest(name, known)}")
+            raise JobNotFound(f"queue {name!r} has never had a job{did_you_mean(name, known)}")
         if not yes:
             jobs = await how_many(broker, state, f"{state} job", queue=name)
             ask(f"{'Delete' if state in FINAL else 'Cancel'} {jobs} of queue {name!r}?")

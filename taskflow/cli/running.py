@@ -14,7 +14,7 @@ import click
 
 from taskflow.app import make_broker
 from taskflow.cli.exits import Exit, code_of
-from taskflow.cli.loading import nearest
+from taskflow.cli.loading import did_you_mean
 from taskflow.clock import LoopClock
 from taskflow.errors import TaskflowError, UnknownTask
 from taskflow.settings import Settings
@@ -94,7 +94,7 @@ def find_task(flow: TaskFlow, name: str) -> AnyTask:
     """The task that `name` means. Raises `UnknownTask` with the nearest one, and all that there are."""
     known = sorted(flow.tasks)
     if name not in flow.tasks:
-        near = nearest(name, known) or ";"
+        near = did_you_mean(name, known) or ";"
         raise UnknownTask(f"no task named {name!r}{near} known: {', '.join(known) or 'none'}")
     return flow.find(name)
 

@@ -21,7 +21,7 @@ _SWITCH = re.compile(r"(?i)true|false|yes|no|on|off|1|0")
 # Options of the drivers and ours that are numbers or modes, with what they may be: nothing else is shown.
 _HARMLESS = {
     **dict.fromkeys(("db", "socket_timeout", "socket_connect_timeout", "health_check_interval", "protocol"), _NUMBER),
-    **dict.fromkeys(("port", "max_connections"), _NUMBER),
+    **dict.fromkeys(("port", "max_connections", "connect_timeout"), _NUMBER),
     **dict.fromkeys(("listen", "socket_keepalive", "retry_on_timeout", "ssl_check_hostname"), _SWITCH),
     "ssl_cert_reqs": re.compile("none|optional|required"),
     "sslmode": re.compile("disable|allow|prefer|require|verify-ca|verify-full"),

@@ -5,9 +5,8 @@ A leaf is one setting, at a path such as `("worker", "concurrency")`. Nothing he
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard, get_args, get_origin
 
@@ -48,11 +47,6 @@ def env_name(path: LeafPath) -> str:
 def task_key(name: str) -> str:
     """A task's name as variables spell it: no case, and "_" for what a shell does not allow in a name."""
     return re.sub(r"[^a-z0-9_]", "_", name.lower())
-
-
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The one of `known` that `word` was most likely meant to be."""
-    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
 
 
 def leaf_fields(model: type[BaseModel], path: LeafPath = ()) -> Iterator[tuple[LeafPath, FieldInfo]]:

@@ -25,8 +25,9 @@ from pydantic import (
 
 from taskflow.core import specs
 from taskflow.errors import ConfigError
+from taskflow.nearest import nearest
 from taskflow.settings.masking import mask_url
-from taskflow.settings.reference import SCHEMES, InOurWords, nearest, problem_line, problems
+from taskflow.settings.reference import SCHEMES, InOurWords, problem_line, problems
 
 DEFAULT_HTTP_PORT = 9464  # the port that OpenTelemetry's Prometheus exporter uses; asked for by the worker command
 LOADING = {"loading": True}  # validation context: let pydantic collect every problem; whoever asked words them

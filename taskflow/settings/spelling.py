@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from taskflow.settings.reference import PREFIX, LeafPath, env_name, nearest, task_key
+from taskflow.nearest import nearest
+from taskflow.settings.reference import PREFIX, LeafPath, env_name, task_key
 
 # What Kubernetes injects for a Service called taskflow or taskflow-…, and never is a setting.
 _KUBERNETES = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_|$)|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")

@@ -11,8 +11,9 @@ from pydantic import ValidationError
 
 from taskflow.core import specs
 from taskflow.errors import ConfigError
+from taskflow.nearest import nearest
 from taskflow.settings import TASK_LEAVES, Settings
-from taskflow.settings.reference import LeafPath, env_name, nearest, problems, task_key, text_of
+from taskflow.settings.reference import LeafPath, env_name, problems, task_key, text_of
 from taskflow.settings.sections import LOADING, BreakerSettings, RetrySettings, TaskOverride, TaskSettings
 from taskflow.settings.spelling import Misspelt
 

@@ -20,8 +20,8 @@ URL = "postgresql://app:s3cret@127.0.0.1:1/shop"
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("ssl_mode=require", "there is no option 'ssl_mode'; did you mean sslmode?"),
-        ("statement_timeout=5", "there is no option 'statement_timeout'.*options=-c%20NAME%3DVALUE"),
+        ("ssl_mode=require", "it has an .option .*: did you mean sslmode?"),
+        ("statement_timeout=5", "it has an .option .*options=-c%20NAME%3DVALUE"),
         ("sslmode=bogus", "sslmode must be one of disable, .*, verify-full, got 'bogus'"),
         ("sslmode=verify-ca&sslrootcert=/nope", "sslrootcert=/nope is no file that can be read here"),
         ("passfile=/nope", "passfile=/nope is no file"),
@@ -30,7 +30,7 @@ URL = "postgresql://app:s3cret@127.0.0.1:1/shop"
         ("connect_timeout=soon", "connect_timeout must be seconds from 0 to 3600, got 'soon'"),
         ("connect_timeout=-1", "connect_timeout must be seconds"),
         ("connect_timeout=nan", "connect_timeout must be seconds"),
-        ("service=shop", "there is no option 'service'"),
+        ("service=shop", "it has an .option"),
     ],
 )
 def test_an_option_that_cannot_be_kept_is_refused_with_what_to_do(option: str, words: str) -> None:
@@ -38,6 +38,13 @@ def test_an_option_that_cannot_be_kept_is_refused_with_what_to_do(option: str, w
         PostgresBroker(f"{URL}?{option}")
 
     assert "s3cret" not in str(no.value)
+
+
+def test_a_part_of_a_password_that_looks_like_an_option_is_not_told() -> None:
+    with pytest.raises(ConfigError, match="write %26 for &") as refused:
+        PostgresBroker("postgresql://127.0.0.1:1/shop?user=app&password=pa&s3cret")
+
+    assert "s3cret" not in str(refused.value)
 
 
 @pytest.mark.anyio

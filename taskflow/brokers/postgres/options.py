@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from taskflow.errors import ConfigError
+from taskflow.nearest import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,7 +33,8 @@ _ONLY = {  # what the driver does anyway; with another value something would be 
 }
 _SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _FILES = ("sslcert", "sslkey", "sslrootcert", "sslcrl", "passfile")
-_OURS = frozenset({"listen"})
+_OURS = frozenset({"listen", "connect_timeout"})  # not the driver's to know
+_KNOWN = _TAKEN | _NEEDLESS | _OURS | frozenset(_ONLY)
 
 
 def for_driver(options: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -47,11 +48,14 @@ def for_driver(options: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
             if name in _FILES:
                 _check_file(name, value)
             found.append((name, value))
-        elif name not in _NEEDLESS | _OURS | {"connect_timeout"}:
-            known = sorted(_TAKEN | _NEEDLESS | _OURS | {*_ONLY, "connect_timeout"})
-            near = next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.8)), None)
-            hint = f"; did you mean {near}?" if near else ". A setting of the server goes as ?options=-c%20NAME%3DVALUE"
-            raise _refused(f"there is no option {name!r}{hint}")
+        elif name not in _KNOWN:
+            # Its name is not told: it may be a part of a password that was not encoded.
+            meant = nearest(name, sorted(_KNOWN))
+            hint = f": did you mean {meant}?" if meant else "."
+            raise _refused(
+                f"it has an ?option that libpq does not know, or the driver{hint} A setting of the server goes as "
+                "?options=-c%20NAME%3DVALUE; in values write %26 for &"
+            )
     _check_tls(dict(found))
     return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import ssl
@@ -17,6 +16,7 @@ from redis.retry import Retry
 
 from taskflow.brokers.redis.sentinel import split
 from taskflow.errors import ConfigError
+from taskflow.nearest import nearest
 
 ANSWER_S = 5.0  # a script of a thousand jobs takes some 20 ms; the URL's socket_timeout says otherwise
 _CONNECT_S = 5.0
@@ -102,10 +102,8 @@ def _about(name: str, *, is_tls: bool) -> str:
         if name.startswith("ssl_") and not is_tls:
             return f"its ?option {name} is for TLS: say rediss:// or rediss+sentinel://, or leave it out"
         return f"its ?option {name} must be {_WANTED.get(URL_QUERY_ARGUMENT_PARSERS.get(name), 'another value')}"
-    meant = difflib.get_close_matches(name, _KNOWN, n=1)
-    hint = (
-        f"did you mean {meant[0]}?" if meant else f"options are db, socket_timeout and others of the driver; {_ENCODE}"
-    )
+    meant = nearest(name, _KNOWN)
+    hint = f"did you mean {meant}?" if meant else f"options are db, socket_timeout and others of the driver; {_ENCODE}"
     return f"it has an ?option that the driver does not know: {hint}"
 
 

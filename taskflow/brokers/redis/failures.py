@@ -103,39 +103,41 @@ def translated(error: Exception, where: str, unheard: str = "") -> BrokerError |
             kind="timeout",
         )
     if isinstance(error, theirs.ConnectionError | OSError):
-        met = _behind(error)
-        if isinstance(met, theirs.ConnectionError) and not isinstance(error, MasterNotFoundError):
-            met = met if isinstance(met, MasterNotFoundError) else _behind(met)
-        if isinstance(error, MasterNotFoundError) or isinstance(met, MasterNotFoundError):
-            asked = error if isinstance(error, MasterNotFoundError) else met
-            met = _behind(asked.__cause__) if asked.__cause__ is not None else asked
-            return BrokerUnavailable(
-                f"{where} cannot be reached ({said}): are they up, and are their addresses and the service's name in "
-                f"TASKFLOW_BROKER__URL right?{_or_another_scheme(met, unheard)}",
-                retry_after_s=1.0,
-                kind="connection",
-            )
-        if isinstance(met, ssl.SSLCertVerificationError):
-            return ConfigError(
-                f"{where} shows a certificate that is not trusted here ({met.verify_message}): in TASKFLOW_BROKER__URL "
-                "name its CA by ?ssl_ca_certs=FILE, and the host as the certificate does"
-            )
-        if isinstance(met, ssl.SSLError) and not isinstance(met, _TORN):
-            return ConfigError(
-                f"{where} and this side do not agree on TLS ({met.reason}): rediss:// is for a server that speaks it, "
-                "?ssl_ca_certs=FILE names its CA, ?ssl_certfile=FILE&ssl_keyfile=FILE a certificate of your own"
-            )
-        return BrokerUnavailable(
-            f"{where} cannot be reached ({type(met).__name__}): is it up, and is the address of "
-            f"TASKFLOW_BROKER__URL right?{_or_another_scheme(met, unheard)}",
-            retry_after_s=1.0,
-            kind="connection",
-        )
+        return _of_the_way(error, where, unheard)
     if isinstance(error, theirs.InvalidResponse):
-        return BrokerUnavailable(
+        return _no_way(
             f"{where} is no Redis, or something in between is none: it answers in other words ({said[:200]}). Correct "
-            "the address of TASKFLOW_BROKER__URL",
-            retry_after_s=1.0,
-            kind="connection",
+            "the address of TASKFLOW_BROKER__URL"
         )
     return BrokerError(f"{where} refused a command ({said[:500]}): this is a bug of taskflow, please report it")
+
+
+def _of_the_way(error: Exception, where: str, unheard: str) -> BrokerUnavailable | ConfigError:
+    """There is no connection to the server, or to the sentinels that know it."""
+    met = error if isinstance(error, MasterNotFoundError) else _behind(error)
+    if isinstance(met, theirs.ConnectionError) and not isinstance(met, MasterNotFoundError):
+        met = _behind(met)  # while it connects, the driver wraps what it raised itself
+    if isinstance(met, MasterNotFoundError):
+        last = met if met.__cause__ is None else _behind(met.__cause__)
+        return _no_way(
+            f"{where} cannot be reached ({error}): are they up, and are their addresses and the service's name in "
+            f"TASKFLOW_BROKER__URL right?{_or_another_scheme(last, unheard)}"
+        )
+    if isinstance(met, ssl.SSLCertVerificationError):
+        return ConfigError(
+            f"{where} shows a certificate that is not trusted here ({met.verify_message}): in TASKFLOW_BROKER__URL "
+            "name its CA by ?ssl_ca_certs=FILE, and the host as the certificate does"
+        )
+    if isinstance(met, ssl.SSLError) and not isinstance(met, _TORN):
+        return ConfigError(
+            f"{where} and this side do not agree on TLS ({met.reason}): rediss:// is for a server that speaks it, "
+            "?ssl_ca_certs=FILE names its CA, ?ssl_certfile=FILE&ssl_keyfile=FILE a certificate of your own"
+        )
+    return _no_way(
+        f"{where} cannot be reached ({type(met).__name__}): is it up, and is the address of TASKFLOW_BROKER__URL "
+        f"right?{_or_another_scheme(met, unheard)}"
+    )
+
+
+def _no_way(message: str) -> BrokerUnavailable:
+    return BrokerUnavailable(message, retry_after_s=1.0, kind="connection")
