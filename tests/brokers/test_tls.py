@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 import signal
 from typing import TYPE_CHECKING
 
-import psycopg
 import pytest
 
 from taskflow.brokers.redis import RedisBroker
@@ -255,42 +252,27 @@ async def test_sentinels_are_asked_by_tls_too_and_their_word_leads_to_the_primar
     assert relay.accepted >= 2
 
 
-# ---- PostgreSQL, which speaks it itself ----
-
-
-@pytest.fixture
-def postgresql(ca: Authority) -> Iterator[PostgresServer]:
-    postgres.needed()
-    with PostgresServer(bin_folder=postgres.binaries()) as server:
-        owner = server.folder.stat()
-        for name, file in zip(("ssl_cert_file", "ssl_key_file"), ca.certificate(HOST), strict=True):
-            copy = server.folder / name
-            shutil.copy(file, copy)
-            copy.chmod(0o600)
-            os.chown(copy, owner.st_uid, owner.st_gid)
-            server.execute(f"ALTER SYSTEM SET {name} = '{copy}'")
-        try:
-            server.execute("ALTER SYSTEM SET ssl = on")
-        except psycopg.errors.InvalidParameterValue:
-            pytest.skip("this build of PostgreSQL has no TLS, as that of the wheel")
-        server.restart()
-        yield server
+# ---- PostgreSQL, whose clients ask for it in clear first ----
 
 
 def test_jobs_on_postgresql_run_through_verified_tls_and_no_other(
-    postgresql: PostgresServer, ca: Authority, stranger: Authority, tmp_path: Path
+    ca: Authority, stranger: Authority, tmp_path: Path
 ) -> None:
-    verified = f"{postgresql.url}?sslmode=verify-full&sslrootcert="
-    with Place(tmp_path, BROKER__URL=f"{verified}{ca.file}") as place:
-        worker = place.start("worker", "app")
-        done = place.run("submit", "app", "work", "[7]", "--wait")
-        ((encrypted,),) = postgresql.execute("SELECT count(*) FROM pg_stat_ssl WHERE ssl")
-        worker.tell(signal.SIGTERM)
-        ended = worker.end()
-    with Place(tmp_path, BROKER__URL=f"{verified}{stranger.file}") as place:
-        refused = place.run("worker", "app")
+    with (
+        PostgresServer(bin_folder=postgres.needed()) as server,
+        TlsRelay(server.port, ca.context(HOST), asked=True) as relay,
+    ):
+        verified = f"postgresql://postgres@{HOST}:{relay.port}/postgres?sslmode=verify-full&sslrootcert="
+        with Place(tmp_path, BROKER__URL=f"{verified}{ca.file}") as place:
+            worker = place.start("worker", "app")
+            done = place.run("submit", "app", "work", "[7]", "--wait")
+            worker.tell(signal.SIGTERM)
+            ended = worker.end()
+        accepted = relay.accepted
+        with Place(tmp_path, BROKER__URL=f"{verified}{stranger.file}") as place:
+            refused = place.run("worker", "app")
 
     assert (done.code, done.out.strip(), ended) == (0, "7", 0)
-    assert encrypted > 0
+    assert accepted >= 3  # the worker's, its beats', and who submits
     assert refused.code == 2
     assert "not trusted here" in refused.err

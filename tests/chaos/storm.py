@@ -135,7 +135,7 @@ class Storm:
         async with flow:
             work = flow.find("work")
             while time.monotonic() < give_up_at:
-                await asyncio.sleep(EVERY_S)
+                await asyncio.sleep(EVERY_S)  # its rate
                 if len(self._ids) - done.count() > MOST_OPEN:
                     continue
                 numbers = range(self._numbers, self._numbers + BATCH)
@@ -180,7 +180,7 @@ class Storm:
         began_at = time.time()
         self._frozen.add(worker.pid)
         self._fleet.stop(worker)
-        await asyncio.sleep(LEASE_S + self._rng.uniform(0.5, 2.0))
+        await asyncio.sleep(LEASE_S + self._rng.uniform(0.5, 2.0))  # this is the fault: it outlives the lease
         worker.send_signal(signal.SIGCONT)
         self._frozen.discard(worker.pid)
         self._faults.append(Fault("freezes", began_at, time.time(), worker.pid))

@@ -87,7 +87,7 @@ class Producer:
                 self.retry_after_s.append(error.retry_after_s)
             else:
                 self.acknowledged += [(time.time(), job) for job in jobs]
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.02)  # its rate
 
 
 @contextmanager
@@ -210,7 +210,7 @@ async def submitted_soon(flow: TaskFlow, number: int) -> JobHandle:
             try:
                 yield await flow.find("work").submit(number, 0.0)
             except BrokerUnavailable:
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.1)  # until it is there, within BACK_S
 
     async with asyncio.timeout(BACK_S):
         async for job in tries():

