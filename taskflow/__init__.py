@@ -28,6 +28,7 @@ from taskflow.errors import (
     TaskflowError,
     UnknownTask,
 )
+from taskflow.handles import JobHandle
 from taskflow.policies import (
     Deadline,
     Pipeline,
@@ -40,7 +41,7 @@ from taskflow.policies import (
 from taskflow.runtime.control import GiveUp, RetryLater, Snooze
 from taskflow.runtime.current import CurrentJob, current_job
 from taskflow.settings import Settings
-from taskflow.tasks import Call, JobHandle, Task
+from taskflow.tasks import Call, Task
 from taskflow.version import __version__
 
 # Silent when embedded, until the application asks: `taskflow.telemetry.logs.enable()`.

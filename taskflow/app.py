@@ -14,6 +14,7 @@ import anyio
 from taskflow.clock import Clock, LoopClock
 from taskflow.core import specs
 from taskflow.errors import ConfigError, UnknownTask
+from taskflow.handles import JobHandle
 from taskflow.nearest import nearest
 from taskflow.running import RunningWorker
 from taskflow.runtime.client import Client
@@ -21,7 +22,7 @@ from taskflow.runtime.importing import refuse_while_importing
 from taskflow.runtime.task import TaskDef
 from taskflow.settings import Settings
 from taskflow.settings.reference import REDIS_SCHEMES
-from taskflow.tasks import AnyTask, JobHandle, Task
+from taskflow.tasks import AnyTask, Task
 from taskflow.telemetry.bus import Bus
 from taskflow.telemetry.listener import LogListener
 from taskflow.version import __version__

@@ -1,28 +1,26 @@
-"""The typed face of a task: call it, submit it, wait for what it returned."""
+"""The typed face of a task: call it as ever, or submit it, one job or many, with options or without."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, Protocol, TypeVar
 
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
-from taskflow.brokers.base import Cancelled, Final
-from taskflow.clock import NEVER
 from taskflow.collector import no_collection
 from taskflow.core import events, specs
-from taskflow.core.job import MAX_LANE_BYTES, Job, JobState
-from taskflow.errors import ConfigError, JobCancelled, JobExpired, JobFailed, JobNotFound, PayloadError
+from taskflow.core.job import Job, JobState
+from taskflow.errors import ConfigError, PayloadError
+from taskflow.handles import Connected, JobHandle
+from taskflow.options import Options
 from taskflow.runtime.codec import ENVELOPE_END, envelope_head
 from taskflow.runtime.ids import new_job_id, new_job_ids
 from taskflow.runtime.results import Results
-from taskflow.runtime.task import Named, TaskDef, gate_names, is_lane
-from taskflow.telemetry.context import MAX_ID, current_correlation_id, current_traceparent
+from taskflow.runtime.task import Named, TaskDef, gate_names
+from taskflow.telemetry.context import current_correlation_id, current_traceparent
 
 if TYPE_CHECKING:
-    from taskflow.runtime.client import Client
     from taskflow.settings import Settings
     from taskflow.settings.tuning import TaskPolicy
     from taskflow.telemetry.bus import Bus
@@ -35,80 +33,13 @@ R = TypeVar("R")
 C = TypeVar("C")  # what a plain call gives: R for a sync function, an awaitable of R for an async one
 
 
-class Flow(Protocol):
+class Flow(Connected, Protocol):
     """What a task needs of the flow that it belongs to."""
 
     bus: Bus
 
     @property
     def settings(self) -> Settings: ...
-
-    @property
-    def client(self) -> Client:
-        """Raises `ConfigError` while the flow is not open."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What one submission says beyond the function's arguments. None leaves it to the task. Durations are seconds."""
-
-    delay: float = 0.0
-    key: str | None = None
-    priority: int | None = None
-    queue: str | None = None
-    timeout: float | None = None
-    deadline: float | None = None
-    max_wait: float | None = None
-    retry: specs.Retry | None = None
-    lane: str | None = None
-    correlation_id: str | None = None
-    job_id: str | None = None
-    batch: str = ""
-
-    def __post_init__(self) -> None:
-        def check(ok: bool, name: str, wants: str) -> None:
-            if not ok:
-                raise PayloadError(f"options({name}=): must be {wants}, got {getattr(self, name)!r}")
-
-        check(_is_number(self.delay) and 0 <= self.delay < NEVER, "delay", "seconds from 0 on")
-        check(self.priority is None or (type(self.priority) is int and 0 <= self.priority <= 9), "priority", "0 to 9")
-        for name, most in (("key", 255), ("queue", 100), ("job_id", 100), ("correlation_id", MAX_ID)):
-            value = getattr(self, name)
-            ok = value is None or (isinstance(value, str) and 0 < len(value) <= most and value.isprintable())
-            check(ok, name, f"1 to {most} printable characters")
-        ok = self.lane is None or is_lane(self.lane)
-        check(ok, "lane", f"a string of at most {MAX_LANE_BYTES} bytes")
-        for name in ("timeout", "deadline", "max_wait"):
-            value = getattr(self, name)
-            check(value is None or (_is_number(value) and 0 < value < NEVER), name, "more than 0 seconds")
-        if self.retry is not None and not isinstance(self.retry, specs.Retry):
-            raise PayloadError(f"options(retry=): takes a Retry, as in Retry(attempts=5), got {self.retry!r}")
-        if self.retry is not None and not self.retry.said <= set(specs.RETRY_NUMBERS):
-            raise PayloadError(
-                "options(retry=): only its numbers travel with a job; on=, never= and budget= belong in @flow.task "
-                "(dataclasses.replace() says them all: write Retry(...))"
-            )
-
-    def carried(self) -> dict[str, Any]:
-        """What the worker has to know at each attempt, as JSON can carry it."""
-        found: dict[str, Any] = {}
-        if self.timeout is not None:
-            found["timeout"] = self.timeout
-        if self.retry is not None and self.retry.said:
-            found["retry"] = {
-                name: getattr(self.retry, name) for name in specs.RETRY_NUMBERS if name in self.retry.said
-            }
-        return found
-
-    def policy_options(self) -> dict[str, Any]:
-        """What counts where the task's policies are resolved."""
-        named = ("timeout", "deadline", "max_wait", "priority", "queue", "retry")
-        return {name: value for name in named if (value := getattr(self, name)) is not None}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 _NO_OPTIONS = Options()
@@ -120,75 +51,6 @@ class Call(NamedTuple, Generic[R]):
     task: str
     arguments: Mapping[str, Any]
     options: Options
-
-
-class JobHandle(Generic[R]):
-    """A submitted job. Handles are cheap: keep the id, and `flow.job(id)` gives one again."""
-
-    __slots__ = ("_definition", "_flow", "_together", "id")
-
-    def __init__(
-        self, flow: Flow, job_id: str, definition: TaskDef | None = None, together: Results | None = None
-    ) -> None:
-        self._flow = flow
-        self._definition = definition
-        self._together = together
-        self.id = job_id
-
-    async def result(self, timeout: float | None = None) -> R:
-        """What the handler returned. Waits until the job is final, `timeout` seconds at most (None: for ever).
-
-        Raises `JobFailed`, `JobCancelled`, `JobExpired` for how it ended, `ResultTimeout` if it has not, `JobNotFound`
-        when it is kept no longer.
-        """
-        client, together = self._flow.client, self._together
-        final = None if together is None else together.known.pop(self.id, None)
-        if final is None or final.state is not _SUCCEEDED:  # a success stays one; a dead job may have been retried
-            final = await client.final(self.id, timeout, together)
-        if final.state is _SUCCEEDED:
-            if not final.kept:
-                raise JobNotFound(f"job {self.id} succeeded, but its result is kept no longer")
-            data = final.result
-            result: Any = None  # of the type that the function's annotation says
-            if data is not None:
-                result = from_json(data) if self._definition is None else self._definition.codec.load_result(data)
-            return cast("R", result)
-        raise _ended_badly(self.id, final)
-
-    async def status(self) -> JobState:
-        """The state of the job now. Raises `JobNotFound`."""
-        states = await self._flow.client.broker.states([self.id])
-        if self.id not in states:
-            raise JobNotFound(f"no job {self.id} is kept: the id is wrong, or its retention is over")
-        return states[self.id]
-
-    async def cancel(self) -> bool:
-        """Cancel it: one that waits never runs; one that runs is cancelled at its next await, within a beat.
-
-        False if it is final already. Raises `JobNotFound`.
-        """
-        done = await self._flow.client.cancel(self.id)
-        if done is Cancelled.MISSING:
-            raise JobNotFound(f"no job {self.id} is kept: the id is wrong, or its retention is over")
-        return done is not Cancelled.FINAL
-
-    def __repr__(self) -> str:
-        return f"<job {self.id}>"
-
-
-def _ended_badly(job_id: str, final: Final) -> Exception:
-    error = final.error
-    why = f": {error.type}: {error.message}" if error is not None else ""
-    match final.state:
-        case JobState.CANCELLED:
-            return JobCancelled(f"job {job_id} was cancelled")
-        case JobState.EXPIRED:
-            return JobExpired(f"job {job_id} expired before it was done{why}")
-        case _:
-            failed = JobFailed(f"job {job_id} is dead{'' if error is None else f' after attempt {error.attempt}'}{why}")
-            if error is not None and error.stack:
-                failed.add_note(error.stack)
-            return failed
 
 
 class Task(Generic[P, R, C]):

@@ -15,7 +15,7 @@ import pytest
 
 from taskflow import Bulkhead, CircuitBreaker, ConfigError, JobCancelled, PayloadError, RateLimit, Retry, RetryBudget
 from taskflow.core import events
-from taskflow.tasks import Options
+from taskflow.options import Options
 from tests.runtime.made import heard, make_flow
 
 pytestmark = pytest.mark.anyio

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from taskflow.core.job import Job
-    from taskflow.tasks import AnyTask, Options
+    from taskflow.options import Options
+    from taskflow.tasks import AnyTask
 
 _SHOWN_BROKEN = 5  # lines of a file that one message names
 

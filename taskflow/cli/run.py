@@ -21,10 +21,10 @@ from taskflow.cli.running import find_task, print_json, reader_may_leave, run_to
 from taskflow.cli.signals import Stop, exit_code, handle_signals
 from taskflow.core.job import JobState
 from taskflow.errors import JobNotFound, QueueFull
+from taskflow.options import Options
 from taskflow.runtime.calls import BrokerCalls
 from taskflow.runtime.client import BATCH
 from taskflow.settings import Settings
-from taskflow.tasks import Options
 
 if TYPE_CHECKING:
     from taskflow.app import TaskFlow

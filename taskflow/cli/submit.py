@@ -12,9 +12,9 @@ from taskflow.cli.lines import arguments, open_job_file
 from taskflow.cli.loading import load_app, refuse_memory, split_app, warn_about
 from taskflow.cli.running import find_task, print_json, run_async
 from taskflow.errors import BrokerError, JobCancelled, JobExpired, JobFailed, QueueFull
+from taskflow.options import Options
 from taskflow.runtime.client import BATCH
 from taskflow.settings import Settings
-from taskflow.tasks import Options
 
 if TYPE_CHECKING:
     from taskflow.app import TaskFlow

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from taskflow import TaskFlow
-    from taskflow.tasks import JobHandle
+    from taskflow.handles import JobHandle
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
