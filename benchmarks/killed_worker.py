@@ -30,12 +30,12 @@ GIVE_UP_S = 90
 
 
 @contextmanager
-def made(name: str, folder: Path, *, fsync: str = "everysec") -> Iterator[Place]:
-    """The broker of this name, as durable as it should be in production. `fsync` is the AOF's."""
+def made(name: str, folder: Path, *, fsync: str = "everysec", valkey: tuple[str, ...] = ()) -> Iterator[Place]:
+    """The broker of this name, as durable as it should be in production. `fsync` is the AOF's, `valkey` its options."""
     if name == "sqlite":
         yield on_sqlite(folder)
         return
-    server = ValkeyServer(aof=True, fsync=fsync) if name == "redis" else PostgresServer(fsync=True)
+    server = ValkeyServer(aof=True, fsync=fsync, options=valkey) if name == "redis" else PostgresServer(fsync=True)
     with server, Proxy(server.port) as proxy:
         place = (on_redis if name == "redis" else on_postgres)(folder, server, proxy)  # type: ignore[arg-type]
         place.worker_url = place.url  # nothing in between

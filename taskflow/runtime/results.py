@@ -34,9 +34,8 @@ class Results:
         self._ids = ids
         self._at = 0  # the place of the job that was last looked for
         self._width = _FIRST
-        self._rest = self._pause = (
-            1  # jobs to ask for alone before the next look: of the first, none is final as a rule
-        )
+        # Jobs to ask for alone before the next look: of the first, none is final as a rule.
+        self._rest = self._pause = 1
         self._is_looking = False
 
     async def look(self, broker: Broker, job_id: str) -> Final | None:
