@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from taskflow.cli.exits import Exit
+from taskflow.telemetry.logs import announce
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
@@ -32,7 +33,7 @@ class Stop:
         self.times += 1
         if self.times == 1:
             self.asked.set()
-            click.echo("taskflow: draining; a second signal cancels what runs and hands it back", err=True)
+            _tell_person("draining; a second signal cancels what runs and hands it back")
             return
         self.was_interrupted = signum == signal.SIGINT
         if worker is not None:
@@ -82,7 +83,14 @@ def handle_signals(stop: Stop, worker: Worker) -> Iterator[None]:
 
 def _pause(worker: Worker) -> None:
     worker.pause()
-    click.echo("taskflow: paused: what runs goes on, nothing more is claimed; SIGTERM ends it", err=True)
+    announce("worker.paused", worker=worker.name, in_flight=worker.in_flight)
+    _tell_person("paused: what runs goes on, nothing more is claimed; SIGTERM ends it")
+
+
+def _tell_person(words: str) -> None:
+    """At a terminal. Elsewhere a machine reads our lines, and the log has said it."""
+    if sys.stderr.isatty():
+        click.echo(f"taskflow: {words}", err=True)
 
 
 def dump() -> None:

@@ -51,6 +51,7 @@ LOG_EVENTS: dict[str, LogEvent] = {
     "jobs.deduplicated": LogEvent("DEBUG", "jobs were there already"),
     "jobs.rejected": LogEvent("WARNING", "jobs were refused"),
     "worker.started": LogEvent("INFO", "worker started"),
+    "worker.paused": LogEvent("INFO", "worker was told to claim nothing more"),
     "worker.draining": LogEvent("INFO", "worker is draining"),
     "worker.stopped": LogEvent("INFO", "worker stopped"),
     "worker.lease_lost": LogEvent("WARNING", "worker lost its claims and stopped what ran of them"),

@@ -28,7 +28,7 @@ def test_jobs_run_in_two_processes_and_sigterm_lets_them_end(tmp_path):
         children = parent.children()
 
         parent.tell(signal.SIGTERM)
-        until(lambda: parent.err.count("draining; a second") == 2, "both drain")
+        until(lambda: parent.err.count('"worker.draining"') == 2, "both drain")
         place.let_go()
 
         assert parent.end() == 0
@@ -60,7 +60,7 @@ def test_ctrl_c_counts_once(tmp_path):
         groups = {os.getpgid(child) for child in parent.children()}
 
         parent.press_ctrl_c()
-        until(lambda: parent.err.count("draining; a second") == 2, "both drain")
+        until(lambda: parent.err.count('"worker.draining"') == 2, "both drain")
         place.let_go()
 
         assert parent.end() == 0
@@ -73,7 +73,7 @@ def test_ctrl_c_twice_hands_back_at_once(tmp_path):
         parent = fleet(place)
 
         parent.press_ctrl_c()
-        until(lambda: parent.err.count("draining; a second") == 2, "both drain")
+        until(lambda: parent.err.count('"worker.draining"') == 2, "both drain")
         parent.press_ctrl_c()
 
         assert parent.end() == 130
@@ -111,7 +111,7 @@ def test_a_paused_fleet_claims_nothing_even_when_a_child_dies(tmp_path):
         parent = fleet(place)
 
         parent.tell(signal.SIGTSTP)
-        until(lambda: parent.err.count("paused: ") == 2, "both heard")
+        until(lambda: parent.err.count('"worker.paused"') == 2, "both heard")
         victim = min(place.pids())
         os.kill(victim, signal.SIGKILL)
         until(lambda: len(parent.children()) == 1, "it is gone")
@@ -119,11 +119,26 @@ def test_a_paused_fleet_claims_nothing_even_when_a_child_dies(tmp_path):
             lambda: place.states()["ready"] == 1, "its job waits"
         )  # reclaimed by the other; restarts come after 0.5 s
         parent.tell(signal.SIGINT)
-        until(lambda: "draining" in parent.err, "it drains")
+        until(lambda: '"worker.draining"' in parent.err, "it drains")
         parent.tell(signal.SIGINT)
 
         assert parent.end() == 130
         assert len(place.ledger("start")) == 2
+
+
+def test_each_line_that_a_machine_reads_is_json_while_a_fleet_is_paused_and_drains(tmp_path):
+    with Place(tmp_path) as place:
+        parent = fleet(place)
+
+        parent.tell(signal.SIGTSTP)
+        until(lambda: parent.err.count('"worker.paused"') == 2, "both heard")
+        parent.tell(signal.SIGTERM)
+        until(lambda: parent.err.count('"worker.draining"') == 2, "both drain")
+        place.let_go()
+
+        assert parent.end() == 0
+        events = [json.loads(line)["event"] for line in parent.err.splitlines()]
+        assert events.count("worker.stopped") == 2
 
 
 def test_until_empty_ends_when_all_is_done(tmp_path):

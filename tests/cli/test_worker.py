@@ -1,10 +1,12 @@
 """A worker process and its signals: what each one does, and how the process ends."""
 
 import json
+import os
 import re
 import signal
 import urllib.error
 import urllib.request
+from contextlib import suppress
 
 import pytest
 
@@ -99,7 +101,7 @@ def test_sigtstp_stops_claiming_and_the_probes_say_so(tmp_path):
         until(lambda: re.search(r'"port": ?\d+', worker.err) and answer(worker, "/readyz")[0] == 200, "it is ready")
 
         worker.tell(signal.SIGTSTP)
-        until(lambda: "paused" in worker.err, "it heard")
+        until(lambda: '"worker.paused"' in worker.err, "it heard")
         ready, why = answer(worker, "/readyz")
         live, _ = answer(worker, "/livez")
         place.submit("work", (1,))
@@ -111,6 +113,28 @@ def test_sigtstp_stops_claiming_and_the_probes_say_so(tmp_path):
         assert (ready, live) == (503, 200)
         assert "claiming is paused" in why
         assert still == {"ready": 1}
+
+
+def test_a_person_at_a_terminal_is_told_what_the_signals_did(tmp_path):
+    shown, terminal = os.openpty()
+    with Place(tmp_path) as place:
+        place.submit("wait", (1,))
+        worker = place.start("worker", "app", stderr=terminal)
+        os.close(terminal)
+        until(lambda: place.ledger("start"), "the job runs")
+
+        worker.tell(signal.SIGTSTP)
+        worker.tell(signal.SIGTERM)
+        place.let_go()
+
+        assert worker.end() == 0
+    said = ""
+    with suppress(OSError):  # the other end is closed, and all is read
+        while part := os.read(shown, 4_096):
+            said += part.decode()
+    os.close(shown)
+    assert "taskflow: paused: what runs goes on, nothing more is claimed; SIGTERM ends it" in said
+    assert "taskflow: draining; a second signal cancels what runs and hands it back" in said
 
 
 def test_sigusr1_shows_threads_and_tasks_and_the_worker_goes_on(tmp_path):
