@@ -142,4 +142,4 @@ async def test_late_note_changes_nothing(broker: FullBroker) -> None:
 
     assert answers == [Settled.STALE, Settled.ALREADY, Settled.STALE]
     assert {got.checkpoint for got in await claim(broker)} == {None}
-    assert (await shown(broker, lost.job_id)).progress is None
+    assert [(await shown(broker, one.job_id)).progress for one in (lost, settled)] == [None, None]

@@ -88,6 +88,7 @@ async def test_result_that_was_pruned_says_so(broker: FullBroker) -> None:
 
     assert (before[one.id].kept, before[without.id].kept) == (True, True)
     assert (after[one.id].state, after[one.id].kept) == (JobState.SUCCEEDED, False)
+    assert after[without.id] == before[without.id]
 
 
 async def test_one_reclaim_prunes_a_bounded_number_of_jobs(broker: FullBroker) -> None:
@@ -122,7 +123,7 @@ async def test_jobs_of_a_batch_are_kept_until_it_is_finished(broker: FullBroker)
     await eventually(lambda: _gone(broker, dead.id, NOTHING_KEPT))
 
     assert set(kept) == {one.id, dead.id}
-    assert results[one.id].state is JobState.SUCCEEDED
+    assert results[one.id] == (one.id, JobState.SUCCEEDED, b'"done"', None, True)
 
 
 async def test_job_that_died_again_is_kept_for_its_time(broker: FullBroker) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -92,9 +93,11 @@ async def test_hold_that_was_prolonged_wakes_a_worker_when_it_is_over(broker: Fu
     await submit(broker, job(gates=("smtp",)))
     assert await claim(broker) == []
 
+    prolonged_at = time.monotonic()
     await broker.gate("smtp", gating.Hold(0.5))
 
     assert len(await claimed_soon(broker)) == 1
+    assert time.monotonic() - prolonged_at >= 0.499
 
 
 async def test_next_token_of_a_rate_wakes_a_worker(broker: FullBroker) -> None:
