@@ -1,6 +1,6 @@
 """What is special to Redis and Valkey: a server that restarts, hangs, forgets scripts, evicts; keys; wake-ups.
 
-What every broker promises is in `test_contract.py`.
+What every broker promises is in the folder `contract`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from taskflow.brokers.redis.link import heeding_cancellation
 from taskflow.brokers.redis.scripts import script
 from taskflow.core import bucket
 from taskflow.core import gate as gating
-from taskflow.core.decision import Bury, Complete, Retry, Snooze
+from taskflow.core.decision import Bury, Retry, Snooze
 from taskflow.core.job import JobState
 from taskflow.core.specs import CircuitBreaker
 from taskflow.errors import BrokerError, BrokerUnavailable, ConfigError
@@ -34,6 +34,7 @@ from tests.servers.valkey import ValkeyServer, forget_namespace, new_namespace, 
 
 from .words import (
     BOOM,
+    DONE,
     LONG_S,
     NOTHING_KEPT,
     PATIENCE_S,
@@ -58,7 +59,6 @@ if TYPE_CHECKING:
     from taskflow.core.job import Job
 
 pytestmark = pytest.mark.anyio
-DONE = Complete(b'"done"')
 SECRET = "correct-horse"
 
 

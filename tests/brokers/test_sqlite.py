@@ -1,7 +1,7 @@
 # ruff: noqa: ASYNC240 - a test may look at its files
 """What is special to SQLite: one file, many processes, group commit, full disks, other people's locks.
 
-What every broker promises is in `test_contract.py`.
+What every broker promises is in the folder `contract`.
 """
 
 from __future__ import annotations

@@ -7,22 +7,47 @@ import itertools
 import time
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from taskflow.brokers.base import ClaimRequest, Presence, Retention, Settlement, WorkerState
-from taskflow.core.job import Job
+from taskflow.core.decision import Bury, Cancel, Complete, Expire, Release, Retry, Snooze
+from taskflow.core.job import Job, JobState
 from taskflow.core.outcome import ErrorRecord
+from taskflow.core.specs import CircuitBreaker
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from taskflow.brokers.base import FullBroker, JobInfo, Receipt, Reclaimed, SettleReply
     from taskflow.core.decision import Decision
-    from taskflow.core.job import Claim, JobState
+    from taskflow.core.gate import Gate
+    from taskflow.core.job import Claim
 
 PATIENCE_S = 10.0  # of a test, for what should happen soon; a promise's own duration is far below it
 LONG_S = 3_600.0  # a duration that no test lives to see
 KEEP = Retention()
 NOTHING_KEPT = Retention(result_s=0, finished_s=0, dead_s=0)
 BOOM = ErrorRecord("ValueError", "boom", "permanent", "Traceback: boom")
+QUICK = CircuitBreaker("smtp", open_for=0.2, max_open_for=0.2, close_after=1)
+
+DONE = Complete(b'"done"')
+AGAIN = Retry(0.0, BOOM)
+RUNS_AGAIN = [Retry(0.0, BOOM), Retry(LONG_S, BOOM), Snooze(0.0, "busy"), Snooze(LONG_S, "busy"), Release()]
+ENDS = [
+    (DONE, JobState.SUCCEEDED),
+    (Bury(BOOM), JobState.DEAD),
+    (Expire("deadline"), JobState.EXPIRED),
+    (Cancel(), JobState.CANCELLED),
+]
+
+
+def named(value: object) -> str:
+    """A decision in the name of a test."""
+    return type(value).__name__ + (f"-{value.delay_s:g}s" if isinstance(value, (Retry, Snooze)) else "")
+
+
+each_that_runs_again = pytest.mark.parametrize("decision", RUNS_AGAIN, ids=named)
+each_end = pytest.mark.parametrize(("decision", "end"), ENDS, ids=[end for _, end in ENDS])
 
 _numbers = itertools.count(1)
 
@@ -30,6 +55,11 @@ _numbers = itertools.count(1)
 def job(**fields: Any) -> Job:
     """A plain job with an id of its own."""
     return Job(**{"id": f"{next(_numbers):032x}", "task": "work", "queue": "q", "payload": b'{"v":1}', **fields})
+
+
+def through(*gates: str, count: int = 1, **fields: Any) -> list[Job]:
+    """Plain jobs that have to pass these gates."""
+    return [job(gates=gates, **fields) for _ in range(count)]
 
 
 def ask(worker: str = "w1", **fields: Any) -> ClaimRequest:
@@ -78,6 +108,11 @@ async def shown(broker: FullBroker, job_id: str) -> JobInfo:
 
 async def state(broker: FullBroker, job_id: str) -> JobState:
     return (await broker.states([job_id]))[job_id]
+
+
+async def gate_of(broker: FullBroker, name: str) -> Gate:
+    (gate,) = [gate for gate in await broker.gates() if gate.name == name]
+    return gate
 
 
 async def reclaim(broker: FullBroker, *, max_lost: int = 3, retention: Retention = KEEP) -> list[Reclaimed]:

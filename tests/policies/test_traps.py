@@ -25,7 +25,7 @@ A number, what went wrong elsewhere, and the tests; or why it cannot happen here
 19 budgets that look at what is in flight: test_trap_19_budget_is_charged_when_a_retry_is_sent
 20 an empty budget hides the error: test_trap_20_empty_budget_keeps_the_original_error
 21 a shared breaker that serialises the fleet: cannot occur in a Pipeline, whose state is its process's own; in the
-   queue only transitions are shared: tests/brokers/test_contract.py::test_change_from_an_older_generation_is_refused
+   queue only transitions are shared: tests/brokers/contract/test_gates.py::test_change_from_an_older_generation_is_refused
 22 a racy shared breaker: as 21; tests/core/test_gate.py::test_the_generation_grows_with_every_hold_and_release
 23 breaker state for every key for ever: test_trap_23_keys_are_bounded
 24 the wall clock: test_trap_24_wall_clock_set_back
@@ -42,7 +42,7 @@ A number, what went wrong elsewhere, and the tests; or why it cannot happen here
 34 snoozed for ever: a Pipeline's waits are bounded by `wait` and the deadline, for jobs
    tests/runtime/test_attempt.py::test_snoozes_end_with_the_longest_wait
 35 a hot requeue loop: a Pipeline requeues nothing; for jobs
-   tests/brokers/test_contract.py::test_held_gate_admits_none_until_its_hold_is_over
+   tests/brokers/contract/test_gates.py::test_held_gate_admits_none_until_its_hold_is_over
 36 deadlines by clocks that differ: test_trap_36_deadlines_travel_as_remaining_time
 37 429 counted as a breaker's failure: test_trap_37_throttled_is_no_failure
 38 exponent overflow: tests/core/test_backoff.py::test_what_is_too_large_for_a_float_is_the_cap

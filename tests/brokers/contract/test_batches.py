@@ -8,9 +8,8 @@ import pytest
 
 from taskflow.brokers.base import Accepted
 from taskflow.core.decision import Bury, Complete
-
-from .conftest import TravelClock
-from .words import BOOM, KEEP, claim, eventually, job, reclaim, settle, submit
+from tests.brokers.conftest import TravelClock
+from tests.brokers.words import BOOM, KEEP, claim, eventually, job, reclaim, settle, submit
 
 if TYPE_CHECKING:
     from taskflow.brokers.base import FullBroker

@@ -10,9 +10,8 @@ import pytest
 
 from taskflow.brokers.base import FORGOTTEN, WorkerState
 from taskflow.brokers.presence import worker_infos
-
-from .conftest import TravelClock
-from .words import claim, job, presence, reclaim, submit
+from tests.brokers.conftest import TravelClock
+from tests.brokers.words import claim, job, presence, reclaim, submit
 
 if TYPE_CHECKING:
     from taskflow.brokers.base import FullBroker, WorkerInfo
