@@ -41,11 +41,11 @@ async def test_lease_that_runs_is_not_reclaimed(broker: FullBroker) -> None:
 
 async def test_beat_renews_the_lease_for_all_claims(broker: FullBroker) -> None:
     await submit(broker, job(), job())
-    tokens = {got.job_id: got.token for got in await claim(broker, "w1", lease_s=0.15)}
+    tokens = {got.job_id: got.token for got in await claim(broker, "w1", lease_s=0.5)}
     others = await _lost_to_a_short_lease(broker)
 
     async def beaten() -> bool:
-        assert await broker.beat("w1", tokens, 0.15) == BeatReply()
+        assert await broker.beat("w1", tokens, 0.5) == BeatReply()
         return bool({moved.job_id for moved in await reclaim(broker)} & {others})
 
     await eventually(beaten)
@@ -56,17 +56,17 @@ async def test_beat_renews_the_lease_for_all_claims(broker: FullBroker) -> None:
 async def _lost_to_a_short_lease(broker: FullBroker) -> str:
     """A job of another worker whose lease, three times as long, will end: something to wait for."""
     await submit(broker, job(queue="other"))
-    return (await claim_one(broker, "w2", queues=("other",), lease_s=0.45)).job_id
+    return (await claim_one(broker, "w2", queues=("other",), lease_s=1.5)).job_id
 
 
 async def test_claim_renews_the_lease(broker: FullBroker) -> None:
     await submit(broker, job())
-    one = await claim_one(broker, "w1", lease_s=0.15)
+    one = await claim_one(broker, "w1", lease_s=0.5)
     other = await _lost_to_a_short_lease(broker)
     moved: set[str] = set()
 
     async def claimed() -> bool:
-        await claim(broker, "w1", lease_s=0.15, queues=("nothing here",))
+        await claim(broker, "w1", lease_s=0.5, queues=("nothing here",))
         moved.update(found.job_id for found in await reclaim(broker))
         return other in moved
 
