@@ -127,8 +127,8 @@ async def test_no_handler_costs_a_slot_for_good(harm: Any) -> None:
         counts = await t.broker.counts()
         worker = t.running.worker
 
-        assert worker._busy == 0
-        assert not worker._waking
+        assert worker._slots.busy == 0
+        assert not worker._slots._waking
     assert gauge.most == 3
     assert counts[0].ready + counts[0].running == 0
     assert seen == {"clean"}
@@ -352,7 +352,7 @@ async def test_a_broker_that_cries_wolf_is_not_asked_in_a_spin() -> None:
 
     async with flow.test() as t:
         wolf = Wolf(t.broker)
-        t.running.worker._broker = wolf  # type: ignore[assignment]
+        t.running.worker._claimer._broker = wolf  # type: ignore[assignment]
         await work.submit()
         await t.advance(10)
 
@@ -620,7 +620,8 @@ async def test_a_worker_that_stood_still_past_its_lease_starts_nothing_of_what_i
         await all_blocked()
         second = await work.submit(2)
         worker = t.running.worker
-        worker._take_in(await t.broker.claim(ClaimRequest(worker.name, ("default",), 1, 1, 0, 10.0)))  # claimed ahead
+        request = ClaimRequest(worker.name, ("default",), 1, 1, 0, 10.0)
+        worker._claimer._take_in(await t.broker.claim(request))  # claimed ahead
         t.clock._now += 11  # SIGSTOP, a suspended machine: no timer has fired yet
         release.set()
         await all_blocked()
@@ -1188,7 +1189,7 @@ async def test_a_loop_of_the_worker_that_breaks_is_announced_and_starts_again() 
 
     failed = heard(flow, events.BrokerFailed)
     async with flow.test() as t:
-        t.running.worker._broker = Broken(t.broker)  # type: ignore[assignment]
+        t.running.worker._claimer._broker = Broken(t.broker)  # type: ignore[assignment]
         job = await work.submit()
         await t.advance(5)
 
