@@ -275,6 +275,40 @@ async def test_what_has_a_place_at_a_gate_does_not_wait_behind_what_was_claimed_
     assert gates == {"db": 0}
 
 
+async def test_a_slot_that_becomes_free_is_filled_before_the_broker_knows_what_became_of_its_last_job() -> None:
+    flow = make_flow()
+    started_at: list[float] = []
+
+    @flow.task(bulkhead=Bulkhead("db", 10))
+    async def gated() -> None:  # never claimed ahead of need
+        started_at.append(flow.clock.now())
+        await flow.clock.sleep(0.1)
+
+    async with TestFlow(flow, concurrency=1) as t:
+        t.faults.cut("settle")
+        await gated.submit_many([gated.call() for _ in range(4)])
+        await t.advance(1)
+        t.faults.mend()
+        await t.run_until_idle()
+
+    assert [at - started_at[0] for at in started_at] == pytest.approx([0.0, 0.1, 0.2, 0.3])
+
+
+async def test_jobs_with_gates_that_are_claimed_at_once_start_in_their_order() -> None:
+    flow = make_flow()
+    order: list[int] = []
+
+    @flow.task(bulkhead=Bulkhead("db", 10))
+    async def gated(number: int) -> None:
+        order.append(number)
+
+    async with TestFlow(flow, concurrency=5) as t:
+        await gated.submit_many([gated.call(number) for number in range(5)])
+        await t.run_until_idle()
+
+    assert order == [0, 1, 2, 3, 4]
+
+
 async def test_a_suspect_is_claimed_alone_and_one_at_a_time() -> None:
     gauge = Gauge()
 
