@@ -16,8 +16,9 @@ import anyio
 from taskflow.brokers.base import Doubtful
 from taskflow.core import events
 from taskflow.errors import ConfigError
+from taskflow.runtime.parts import WorkerParts
 from taskflow.runtime.shield import to_its_end
-from taskflow.runtime.worker import Stopped, Worker, WorkerParts
+from taskflow.runtime.worker import Stopped, Worker
 from taskflow.settings import DEFAULT_HTTP_PORT
 from taskflow.settings.sharing import shared_gates
 from taskflow.telemetry import turned_away

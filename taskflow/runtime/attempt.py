@@ -409,6 +409,11 @@ class Attempts:
         walk.total_s = walk.claim.age_s + self._clock.now() - walk.at
         self._settler.push(walk)
 
+    def settle_unstarted(self, walk: Walk, decision: Decision) -> None:
+        """The same for a job that no slot has taken, unless its claim was lost, or made anew, meanwhile."""
+        if self._claims.get(walk.claim.job_id) is walk:
+            self.settle(walk, decision)
+
     def _end(self, walk: Walk, outcome: Outcome, now: float, *, was_run: bool = False) -> None:
         """Decide, and leave the rest to the settler."""
         if walk.has_ended:

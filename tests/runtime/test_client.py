@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from taskflow import BrokerUnavailable, Bulkhead, JobFailed, QueueFull, ResultTimeout, Retry
+from taskflow.brokers.base import WorkerState
 from taskflow.core import events
 from taskflow.testing import all_blocked
 from tests.runtime.made import heard, make_flow
@@ -232,7 +233,7 @@ async def test_thousands_may_wait_for_their_results_at_once() -> None:
         jobs = await work.submit_many([work.call(number) for number in range(2_000)])
         waiting = [asyncio.create_task(job.result()) for job in jobs]
         await all_blocked()
-        t.running.worker._is_claiming = True
+        t.running.worker._state = WorkerState.CLAIMING
         await t.advance(2)
         await t.run_until_idle()
 

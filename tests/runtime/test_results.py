@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from taskflow import JobFailed, JobNotFound, Retry
+from taskflow.brokers.base import WorkerState
 from taskflow.core.job import JobState
 from taskflow.testing import all_blocked
 from tests.runtime.made import make_flow
@@ -70,7 +71,7 @@ async def test_many_that_wait_at_once_for_what_is_not_final_ask_for_little_more_
         waiting = [asyncio.create_task(job.result()) for job in jobs]
         await all_blocked()
         waiting[1].cancel()  # the others are none the wiser
-        t.running.worker._is_claiming = True
+        t.running.worker._state = WorkerState.CLAIMING
         await t.advance(2)
         await t.run_until_idle()
         results = await asyncio.gather(*waiting[:1], *waiting[2:])

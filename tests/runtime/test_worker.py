@@ -127,8 +127,8 @@ async def test_no_handler_costs_a_slot_for_good(harm: Any) -> None:
         counts = await t.broker.counts()
         worker = t.running.worker
 
-        assert worker._busy == 0
-        assert not worker._waking
+        assert worker._slots.busy == 0
+        assert not worker._slots._waking
     assert gauge.most == 3
     assert counts[0].ready + counts[0].running == 0
     assert seen == {"clean"}
@@ -275,6 +275,40 @@ async def test_what_has_a_place_at_a_gate_does_not_wait_behind_what_was_claimed_
     assert gates == {"db": 0}
 
 
+async def test_a_slot_that_becomes_free_is_filled_before_the_broker_knows_what_became_of_its_last_job() -> None:
+    flow = make_flow()
+    started_at: list[float] = []
+
+    @flow.task(bulkhead=Bulkhead("db", 10))
+    async def gated() -> None:  # never claimed ahead of need
+        started_at.append(flow.clock.now())
+        await flow.clock.sleep(0.1)
+
+    async with TestFlow(flow, concurrency=1) as t:
+        t.faults.cut("settle")
+        await gated.submit_many([gated.call() for _ in range(4)])
+        await t.advance(1)
+        t.faults.mend()
+        await t.run_until_idle()
+
+    assert [at - started_at[0] for at in started_at] == pytest.approx([0.0, 0.1, 0.2, 0.3])
+
+
+async def test_jobs_with_gates_that_are_claimed_at_once_start_in_their_order() -> None:
+    flow = make_flow()
+    order: list[int] = []
+
+    @flow.task(bulkhead=Bulkhead("db", 10))
+    async def gated(number: int) -> None:
+        order.append(number)
+
+    async with TestFlow(flow, concurrency=5) as t:
+        await gated.submit_many([gated.call(number) for number in range(5)])
+        await t.run_until_idle()
+
+    assert order == [0, 1, 2, 3, 4]
+
+
 async def test_a_suspect_is_claimed_alone_and_one_at_a_time() -> None:
     gauge = Gauge()
 
@@ -352,7 +386,7 @@ async def test_a_broker_that_cries_wolf_is_not_asked_in_a_spin() -> None:
 
     async with flow.test() as t:
         wolf = Wolf(t.broker)
-        t.running.worker._broker = wolf  # type: ignore[assignment]
+        t.running.worker._claimer._broker = wolf  # type: ignore[assignment]
         await work.submit()
         await t.advance(10)
 
@@ -620,7 +654,8 @@ async def test_a_worker_that_stood_still_past_its_lease_starts_nothing_of_what_i
         await all_blocked()
         second = await work.submit(2)
         worker = t.running.worker
-        worker._take_in(await t.broker.claim(ClaimRequest(worker.name, ("default",), 1, 1, 0, 10.0)))  # claimed ahead
+        request = ClaimRequest(worker.name, ("default",), 1, 1, 0, 10.0)
+        worker._claimer._take_in(await t.broker.claim(request))  # claimed ahead
         t.clock._now += 11  # SIGSTOP, a suspended machine: no timer has fired yet
         release.set()
         await all_blocked()
@@ -1188,7 +1223,7 @@ async def test_a_loop_of_the_worker_that_breaks_is_announced_and_starts_again() 
 
     failed = heard(flow, events.BrokerFailed)
     async with flow.test() as t:
-        t.running.worker._broker = Broken(t.broker)  # type: ignore[assignment]
+        t.running.worker._claimer._broker = Broken(t.broker)  # type: ignore[assignment]
         job = await work.submit()
         await t.advance(5)
 
