@@ -6,6 +6,7 @@ that it started are gone too.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import queue
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 _END_S = 5.0  # for what a handler registered to run at exit, and the threads it left
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_CLOSED = frozenset({errno.EBADF, errno.ENOTSOCK})  # the number of our file stands for none, or for another one
 
 
 def main(number: int) -> None:
@@ -91,7 +93,9 @@ class Pipe:
                 else:
                     self._kept.put(frame)
                 del frame
-        except BaseException:  # noqa: BLE001 - the pipe has ended, or there is no memory left to read it
+        except BaseException as error:  # noqa: BLE001 - the pipe has ended, or there is no memory left to read it
+            if self._is_busy and isinstance(error, OSError) and error.errno in _CLOSED:
+                return  # by the handler, whose answer will meet the same: the process ends with that
             if not self._is_busy:
                 self.orders.put(None)
                 time.sleep(_END_S)
