@@ -12,6 +12,8 @@ that nobody took back, a changed context variable) is spent: it ends, and anothe
 from __future__ import annotations
 
 import asyncio
+import asyncio.runners
+import signal
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -155,7 +157,7 @@ class Slot:
         """What the exception that the work raised comes to.
 
         `Stopped` if it was told to stop and did, `Failure` for what is no `Exception`, or `error` itself; `stopped`
-        tells whether that was after it was told to stop. Raises a person's Ctrl-C, and the end of the loop.
+        tells whether that was after it was told to stop. Raises a person's Ctrl-C, and the loop's end, as they are.
         """
         if isinstance(error, Exception):
             return error
@@ -168,7 +170,7 @@ class Slot:
             made = Failure("the handler raised CancelledError, though nobody cancelled its job")
             if why is not None:
                 made = Stopped(why)
-        elif isinstance(error, KeyboardInterrupt | GeneratorExit):
+        elif _is_of_nobody_here(error, self._task):
             raise error
         elif isinstance(error, SystemExit):
             made = Failure(f"the handler called sys.exit({error.code!r})")
@@ -190,6 +192,27 @@ class Slot:
         while self._cancels:
             self._cancels -= 1
             task.uncancel()
+
+
+def _is_of_nobody_here(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
+    """Whether no handler raised it: a person's Ctrl-C, or the end of a loop whose tasks are thrown away.
+
+    A handler that raises as much has failed, as with any other exception: passed on, each of its attempts would end a
+    worker, which another one takes up the job of.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            return True  # nobody can tell: it may come from anywhere
+        last = error.__traceback__
+        while last is not None and last.tb_next is not None:
+            last = last.tb_next
+        return last is not None and last.tb_frame.f_globals.get("__name__") == asyncio.runners.__name__
+    if isinstance(error, GeneratorExit):
+        try:
+            return asyncio.current_task() is not task
+        except RuntimeError:  # no loop runs
+            return True
+    return False
 
 
 class Stopped(Exception):

@@ -78,6 +78,10 @@ async def refuse(number: int) -> None:
     if number % 2 == 0:
         raise ValueError(f"{number} is even")
 
+@flow.task(retry=Retry(attempts=1))
+async def interrupt(number: int) -> None:
+    raise KeyboardInterrupt
+
 @flow.task
 async def stay(number: int, how: str) -> None:
     add_line("ledger", f"start {number} {os.getpid()}")

@@ -164,6 +164,17 @@ def test_until_empty_ends_when_all_is_done_retries_too(tmp_path):
         assert place.states() == {"succeeded": 2}
 
 
+def test_a_handler_that_raises_keyboard_interrupt_has_failed_and_its_worker_goes_on(tmp_path):
+    with Place(tmp_path) as place:
+        place.submit("interrupt", (1,))
+        place.submit("work", (2,))
+
+        result = place.run("worker", "app", "--until-empty", "-c", "1")
+
+        assert result.code == 0
+        assert place.states() == {"dead": 1, "succeeded": 1}
+
+
 def test_until_empty_waits_out_an_outage_of_the_broker(tmp_path):
     with Place(tmp_path, FRAGILE=1) as place:
         outage = tmp_path / "outage"

@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-from collections.abc import Awaitable, Callable
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -349,14 +353,24 @@ async def test_the_end_of_the_loop_is_a_shutdown_for_the_job() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "words"), [(SystemExit(3), "sys.exit(3)"), (BaseExceptionGroup("two", [SystemExit()]), "ExceptionGroup")]
+    ("error", "words"),
+    [
+        (SystemExit(3), "sys.exit(3)"),
+        (BaseExceptionGroup("two", [SystemExit()]), "ExceptionGroup"),
+        (KeyboardInterrupt(), "KeyboardInterrupt, which is no Exception"),
+        (GeneratorExit(), "GeneratorExit, which is no Exception"),
+    ],
 )
 async def test_what_is_no_exception_is_a_failure_of_the_job(error: BaseException, words: str) -> None:
     async def handler() -> None:
         raise error
 
-    runs = Runs(VirtualClock(), handler, one)
-    await runs.task
+    before = signal.signal(signal.SIGINT, lambda *_: None)  # signals are handled, as in a worker
+    try:
+        runs = Runs(VirtualClock(), handler, one)
+        await runs.task
+    finally:
+        signal.signal(signal.SIGINT, before)
 
     assert isinstance(runs.ends[0], Failure)
     assert words in str(runs.ends[0])
@@ -364,15 +378,83 @@ async def test_what_is_no_exception_is_a_failure_of_the_job(error: BaseException
     assert runs.ends[1] == 1
 
 
-async def test_a_keyboard_interrupt_is_the_persons_not_the_jobs() -> None:
+async def test_a_keyboard_interrupt_is_the_persons_where_it_may_come_from_anywhere() -> None:
     slot = Slot(VirtualClock())
     slot.bind()
 
     async def handler() -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        slot.run(handler(), 100.0).send(None)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            slot.run(handler(), 100.0).send(None)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_persons_second_ctrl_c_ends_a_handler_that_does_not_wait(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(_BUSY)
+    process = subprocess.Popen(
+        [sys.executable, str(program)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "busy\n"
+
+    process.send_signal(signal.SIGINT)  # cancels, which is not heard
+    assert process.stdout.readline() == "told once\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+
+    assert process.returncode != 0
+    assert "KeyboardInterrupt" in said
+
+
+_BUSY = """
+import asyncio, signal
+from taskflow.runtime.slot import Slot
+from taskflow.testing import VirtualClock
+
+async def handler():
+    print("busy", flush=True)
+    task = asyncio.current_task()
+    while not task.cancelling():
+        pass
+    print("told once", flush=True)
+    while True:
+        pass
+
+async def main():
+    slot = Slot(VirtualClock())
+    slot.bind()
+    try:
+        await slot.run(handler(), 100.0)
+    except Exception as error:
+        print("swallowed", repr(error))
+
+asyncio.run(main())
+"""
+
+
+async def test_the_end_of_the_loop_is_no_failure_of_the_handler() -> None:
+    slot = Slot(VirtualClock())
+    slot.bind()
+    work = slot.run(asyncio.sleep(1), 100.0)
+    work.send(None)
+
+    thrown = await asyncio.create_task(_thrown(work))
+
+    assert isinstance(thrown, GeneratorExit)
+
+
+async def _thrown(work: Coroutine[Any, Any, Any]) -> BaseException | None:
+    """What throwing `work` away raises in it: by another task than its own."""
+    try:
+        work.throw(GeneratorExit)
+    except BaseException as error:
+        return error
+    return None
 
 
 async def test_stopping_a_slot_in_which_nothing_runs_does_nothing() -> None:
