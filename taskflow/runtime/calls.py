@@ -95,6 +95,24 @@ class BrokerCalls:
         self.answered(operation, clock.now() - began)
         return answer
 
+    def pauses(self) -> Pauses:
+        """For one operation that is repeated."""
+        return Pauses(self._rng)
+
+    async def is_heard(self, operation: str, call: Callable[[], Awaitable[object]], pauses: Pauses) -> bool:
+        """Whether the broker answers a call that it has no reason to refuse. If not, once it is time to ask again."""
+        try:
+            await self.or_pause(operation, call, pauses)
+        except BrokerUnavailable:
+            return False
+        except Exception as error:  # noqa: BLE001 - whatever it is called, it is an outage
+            pause_s = pauses.next_s()
+            self._down_since.setdefault(operation, self._clock.now())
+            self.failed(operation, error, pause_s)
+            await self._until_due_or_back(pause_s)
+            return False
+        return True
+
     async def _until_due_or_back(self, pause_s: float) -> None:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         timer = self._clock.call_at(self._clock.now() + pause_s, partial(_wake, waiter))

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from taskflow.runtime.words import GateHold
 
 
+_MOST_BYTES = 2**20  # of results and errors in one round trip, which has seconds, on whatever line there is
+_TRIES = 2  # of a settlement that is refused, each before a broker that hears others
+_NOBODYS = Settlement("nobody's", 0, Complete())  # stale for every broker
+
 _STALE, _SUCCEEDED = Settled.STALE, JobState.SUCCEEDED  # an enum's member costs as much as a call on Python 3.11
 
 
@@ -126,15 +130,15 @@ class Settler:
                     self._wake = loop.create_future()
                     await self._wake
                     continue
-                batch, self._pending = self._pending, []
+                batch = self._next_batch()
                 if self._unsure:
                     batch = self._set_apart(batch)
                 self._telling = batch
                 try:
                     await self._tell(batch)
                 except Exception:  # noqa: BLE001
-                    # No outage (those are waited out): one of them is refused, or breaks the driver. Find it; the rest
-                    # must get through.
+                    # No outage that we know (those are waited out): one of them is refused, or breaks the driver. Find
+                    # it; the rest must get through.
                     await self._tell_each(batch)
                 self._telling = []
                 self._on_told()  # a claim may have waited for it: no worker runs far ahead of what it told
@@ -148,6 +152,22 @@ class Settler:
                 self._telling_apart = None
             self._pending[:0] = self._telling + self._apart
             self._telling, self._apart = [], []
+
+    def _next_batch(self) -> list[Walk]:
+        """What is to be told next: all there is, as far as it fits into one round trip."""
+        pending, size = self._pending, 0
+        for place, walk in enumerate(pending):
+            decision = walk.decision
+            if type(decision) is Complete:
+                if decision.result is not None:
+                    size += len(decision.result)
+            elif (error := getattr(decision, "error", None)) is not None:
+                size += len(error.message) + len(error.stack)
+            if size > _MOST_BYTES and place:
+                self._pending = pending[place:]
+                return pending[:place]
+        self._pending = []
+        return pending
 
     def _set_apart(self, batch: list[Walk]) -> list[Walk]:
         """What is left of the batch without the jobs that their handlers completed.
@@ -235,10 +255,33 @@ class Settler:
         self._on_told()
 
     async def _tell_each(self, batch: list[Walk]) -> None:
-        for walk in batch:
-            try:
-                await self._settle([walk])
-            except Exception as error:  # noqa: BLE001 - as above
-                self._forget([walk])  # its lease will end, and another worker has a try
-                self._announce_unsure([walk])
-                self._calls.failed("settle", error, 0.0)
+        """One by one: none keeps the others. What is refused twice by a broker that hears others meanwhile is given up.
+
+        A broker in trouble (a pooler that is full, a disk that is going) may refuse in words that nobody knows as an
+        outage: then all of it is kept, and told again.
+        """
+        pauses = self._calls.pauses()
+        refused: dict[Walk, Exception] = {}
+        tries = 0
+        left = batch
+        while left:
+            if not await self._calls.is_heard("settle", self._settle_nothing, pauses):
+                tries = 0
+                continue
+            if tries == _TRIES:
+                for walk in left:
+                    self._forget([walk])  # its lease will end, and another worker has a try
+                    self._announce_unsure([walk])
+                    self._calls.failed("settle", refused[walk], 0.0)
+                return
+            refused = {}
+            for walk in left:
+                try:
+                    await self._settle([walk])
+                except Exception as error:  # noqa: BLE001 - as in `run`
+                    refused[walk] = error
+            left = list(refused)
+            tries += 1
+
+    async def _settle_nothing(self) -> None:
+        await self._broker.settle([_NOBODYS])

@@ -12,9 +12,10 @@ import pytest
 from taskflow.brokers.base import ClaimRequest, Retention, Settlement, SettleReply
 from taskflow.brokers.memory import MemoryBroker
 from taskflow.core import events
-from taskflow.core.decision import Complete, Decision, Snooze
+from taskflow.core.decision import Complete, Decision, Retry, Snooze
 from taskflow.core.gate import Gate, Trip, Word
 from taskflow.core.job import Claim, JobState
+from taskflow.core.outcome import ErrorRecord
 from taskflow.core.specs import CircuitBreaker
 from taskflow.errors import BrokerError
 from taskflow.runtime.calls import BrokerCalls
@@ -189,6 +190,58 @@ async def test_one_settlement_that_is_refused_does_not_take_its_batch_along(erro
     assert bench.held == {}  # b is not vouched for any more: its lease ends, and another worker has a try
     assert len(bench.said(events.BrokerFailed)) == 1
     assert not bench.task.done()
+    await bench.stop()
+
+
+@pytest.mark.parametrize("error", [BrokerError("XX000: max clients reached"), RuntimeError("a driver's own")])
+async def test_a_broker_that_refuses_everything_for_a_while_is_an_outage_whatever_it_says(error: Exception) -> None:
+    class Troubled(Faults):
+        is_full = True
+
+        async def settle(self, settlements: Sequence[Settlement]) -> list[SettleReply]:
+            if self.is_full:
+                raise error
+            return await self._broker.settle(settlements)
+
+    bench = Bench(Troubled)
+    claims = await bench.claim("a", "b")
+
+    for claim in claims:
+        bench.end(claim)
+    await bench.clock.advance(300)
+    failures = len(bench.said(events.BrokerFailed))
+    held = set(bench.held)
+    bench.settler._broker.is_full = False  # type: ignore[attr-defined]
+    await bench.clock.advance(10)
+
+    assert held == {"a", "b"}
+    assert 300 / 5 <= failures <= 300 / 2.5 + 10
+    assert await bench.states("a", "b") == [JobState.SUCCEEDED] * 2
+    assert bench.settled() == ["a", "b"]
+    assert len(bench.said(events.BrokerRecovered)) == 1
+    await bench.stop()
+
+
+async def test_a_round_trip_is_bounded_by_the_bytes_of_what_it_tells() -> None:
+    told: list[list[str]] = []
+
+    class Counting(Faults):
+        async def settle(self, settlements: Sequence[Settlement]) -> list[SettleReply]:
+            told.append([settlement.job_id for settlement in settlements])
+            return await self._broker.settle(settlements)
+
+    bench = Bench(Counting)
+    large, error = Complete(b"x" * 400_000), ErrorRecord("ValueError", "no", "error", "x" * 400_000)
+    decisions = {"a": large, "b": large, "c": Complete(), "d": large, "e": Retry(1.0, error), "f": large}
+    decisions["g"] = Complete(b"x" * 3_000_000)
+    claims = await bench.claim(*decisions)
+
+    for claim in claims:
+        bench.end(claim, decisions[claim.job_id])
+    await all_blocked()
+
+    assert told == [["a", "b", "c"], ["d", "e"], ["f"], ["g"]]
+    assert bench.held == {}
     await bench.stop()
 
 
