@@ -125,12 +125,16 @@ class SqliteBroker:
         try:
             await self._listening.close()
         finally:
-            lines = [line for line in (self._write_line, self._read_line, self._look_line) if line is not None]
+            writer = self._write_line
+            readers = [line for line in (self._read_line, self._look_line) if line is not None]
             self._write_line = self._read_line = self._look_line = None
             self._waiters.tell_all()
-            ended = [line.stop() for line in lines]
-        await asyncio.gather(*ended)
-        for line in lines:
+            try:
+                await asyncio.gather(*(line.stop() for line in readers))
+            finally:
+                ended = writer.stop()  # last: whoever closes a file last, and alone, moves its log into it
+        await ended
+        for line in (*readers, writer):
             line.join()
 
     # ---- what the runtime asks ----
