@@ -12,16 +12,17 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from taskflow.cli.exits import Exit
+from taskflow.cli.signals import stops
 from taskflow.telemetry.logs import announce
 
 if TYPE_CHECKING:
     from taskflow.app import TaskFlow
+    from taskflow.cli.signals import Stop
 
 # A child that dies again and again is started again ever later, up to this.
 _FIRST_S, _MOST_S = 0.5, 30.0
 _HEALTHY_S = 60.0
 _LOOK_S = 0.1
-_STOPS = frozenset({signal.SIGTERM, signal.SIGINT})
 _EMPTIED = frozenset({Exit.DONE, Exit.HANDED_BACK})
 
 
@@ -93,15 +94,18 @@ class _Told:
         self.stops = 0
         self.is_paused = False
         self.was_interrupted = False
-        for signum in (*_STOPS, signal.SIGTSTP, signal.SIGUSR1):
+        self._stops = stops()
+        for signum in (*self._stops, signal.SIGTSTP, signal.SIGUSR1):
             signal.signal(signum, lambda signum, _frame: self.news.append(signum))
 
     def pass_on(self, children: list[_Child]) -> None:
         """To all children: the first word to stop as SIGTERM, everything else as it came."""
         while self.news:
             signum = self.news.popleft()
-            self.stops += signum in _STOPS
-            if signum in _STOPS and self.stops == 1:
+            if signum == signal.SIGHUP and self.stops:
+                continue  # as for `Stop.hear`: no second word
+            self.stops += signum in self._stops
+            if signum in self._stops and self.stops == 1:
                 for child in children:
                     child.stop()
                 continue
@@ -113,6 +117,7 @@ class _Told:
 
 def supervise(
     flow: TaskFlow,
+    stop: Stop,
     count: int,
     *,
     app: str | None,
@@ -132,6 +137,8 @@ def supervise(
     if until_empty:
         command.append("--until-empty")
     told = _Told()
+    if stop.times:  # while the app was imported, which did not let it through
+        return stop.code
     try:
         return _look_after(
             [_Child(command, _environment(flow, slot), pipe) for slot in range(count)], told, until_empty

@@ -54,6 +54,8 @@ LOG_EVENTS: dict[str, LogEvent] = {
     "worker.paused": LogEvent("INFO", "worker was told to claim nothing more"),
     "worker.draining": LogEvent("INFO", "worker is draining"),
     "worker.stopped": LogEvent("INFO", "worker stopped"),
+    "worker.unstarted": LogEvent("INFO", "worker was told to stop before it had started"),
+    "worker.left": LogEvent("WARNING", "something does not end, a handler, its thread or a call: left without it"),
     "worker.lease_lost": LogEvent("WARNING", "worker lost its claims and stopped what ran of them"),
     "worker.process_ended": LogEvent("WARNING", "worker process ended, though nobody told it to; another is started"),
     "broker.failed": LogEvent("WARNING", "broker failed"),

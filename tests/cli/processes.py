@@ -83,6 +83,8 @@ async def stay(number: int, how: str) -> None:
     add_line("ledger", f"start {number} {os.getpid()}")
     if how == "in a thread":
         await asyncio.to_thread(time.sleep, 600)
+    if how == "in the loop":
+        time.sleep(600)
     while True:
         try:
             await asyncio.sleep(600)

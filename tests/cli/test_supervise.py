@@ -22,12 +22,13 @@ def fleet(place, *words):
     return parent
 
 
-def test_jobs_run_in_two_processes_and_sigterm_lets_them_end(tmp_path):
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_jobs_run_in_two_processes_and_a_signal_lets_them_end(tmp_path, signum):
     with Place(tmp_path) as place:
         parent = fleet(place)
         children = parent.children()
 
-        parent.tell(signal.SIGTERM)
+        parent.tell(signum)
         until(lambda: parent.err.count('"worker.draining"') == 2, "both drain")
         place.let_go()
 
