@@ -46,6 +46,7 @@ LOG_EVENTS: dict[str, LogEvent] = {
     "job.unknown_task": LogEvent("WARNING", "job names a task that this worker does not know; it waits"),
     "job.timeout_ignored": LogEvent("WARNING", "job ran past its timeout: its handler swallowed the cancellation"),
     "job.thread_abandoned": LogEvent("WARNING", "sync handler ran out of time; its thread goes on"),
+    "worker.gone": LogEvent("WARNING", "the worker of this child process is gone; the process ends"),
     "job.process_died": LogEvent("WARNING", "child process of a sync handler died; the worker goes on"),
     "jobs.submitted": LogEvent("DEBUG", "jobs were submitted"),
     "jobs.deduplicated": LogEvent("DEBUG", "jobs were there already"),
