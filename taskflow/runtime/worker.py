@@ -14,6 +14,7 @@ import os
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from taskflow.brokers.base import Presence, WorkerState
@@ -133,7 +134,7 @@ class Worker:
         self._loops: dict[str, asyncio.Task[None]] = {}
         self._is_cut_off = False
         self._end_at = NEVER
-        self._phase: tuple[asyncio.Task[Any], float] | None = None
+        self._phase: tuple[asyncio.Future[None], float] | None = None
         self._timer: Timer | None = None
         self._cancelled: asyncio.CancelledError | None = None  # while it stopped
 
@@ -313,27 +314,38 @@ class Worker:
         Cancelled, it hurries, and waits on.
         """
         task = asyncio.create_task(work())
-        self._time_phase(task, last_s)
-        while not task.done():
-            try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError as error:
-                self._cancelled = error
-                self.cut_off()
+        due: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._time_phase(due, last_s)
+        await self._first_of(task, due)
         self._phase = None
         if self._timer is not None:
             self._timer.cancel()
-        if task.cancelled():
+        if not task.done():
+            task.cancel()
+            # A driver whose server hangs takes its time to be cancelled.
+            await self._first_of(task, asyncio.create_task(self._clock.sleep(_JOIN_S)))
+        if not task.done() or task.cancelled():
             return False
         task.result()
         return True
 
-    def _time_phase(self, task: asyncio.Task[Any], last_s: float) -> None:
-        """Cancel `task` in time: as it is now, for whoever hurries has less."""
+    async def _first_of(self, task: asyncio.Task[Any], other: asyncio.Future[None]) -> None:
+        try:
+            while not task.done() and not other.done():
+                try:
+                    await asyncio.wait([task, other], return_when=asyncio.FIRST_COMPLETED)
+                except asyncio.CancelledError as error:
+                    self._cancelled = error
+                    self.cut_off()
+        finally:
+            other.cancel()
+
+    def _time_phase(self, due: asyncio.Future[None], last_s: float) -> None:
+        """`due` is done in time: as it is now, for whoever hurries has less."""
         if self._timer is not None:
             self._timer.cancel()
-        self._phase = task, last_s
-        self._timer = self._clock.call_at(self._end_at - last_s, task.cancel)
+        self._phase = due, last_s
+        self._timer = self._clock.call_at(self._end_at - last_s, partial(_ring, due))
 
     def _is_ending(self) -> bool:
         """Whether a slot that is cancelled by nobody we know is the end of this worker, or of the whole loop."""
@@ -378,6 +390,11 @@ class Worker:
             walk.slot.stop(CANCELLED)
         for walk in self._slots.take_out(lambda walk: cancelled.get(walk.claim.job_id) == walk.claim.token):
             self._attempts.settle_unstarted(walk, Cancel())
+
+
+def _ring(due: asyncio.Future[None]) -> None:
+    if not due.done():
+        due.set_result(None)
 
 
 def _is_cancelled(walk: Walk) -> bool:
