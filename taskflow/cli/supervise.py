@@ -12,7 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from taskflow.cli.exits import Exit
-from taskflow.cli.signals import stops
+from taskflow.cli.signals import LEAVE_S, stops
 from taskflow.telemetry.logs import announce
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _FIRST_S, _MOST_S = 0.5, 30.0
 _HEALTHY_S = 60.0
 _LOOK_S = 0.1
+_LATE_S = 0.2  # children hear of it a look later
 _EMPTIED = frozenset({Exit.DONE, Exit.HANDED_BACK})
 
 
@@ -73,6 +74,11 @@ class _Child:
         if self.process is not None:
             self.process.send_signal(signum)
 
+    def kill(self) -> None:
+        """It should be gone: its handler holds the interpreter, which then hears no signal and no deadline."""
+        if self.process is not None:
+            self.process.kill()
+
     def stop(self) -> None:
         """Tell it to drain, once. SIGTERM, whatever the parent was told: it also ends a child that has just begun."""
         if not self._is_told:
@@ -89,7 +95,9 @@ class _Child:
 class _Told:
     """What the signals said so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, drain_s: float) -> None:
+        self._drain_s = drain_s
+        self.end_at = float("inf")  # by then all children have gone
         self.news: deque[int] = deque()  # not acted on yet: the loop does that, between starts and ends of children
         self.stops = 0
         self.is_paused = False
@@ -104,7 +112,10 @@ class _Told:
             signum = self.news.popleft()
             if signum == signal.SIGHUP and self.stops:
                 continue  # as for `Stop.hear`: no second word
-            self.stops += signum in self._stops
+            if signum in self._stops:
+                self.stops += 1
+                left_s = LEAVE_S + _LATE_S + (self._drain_s if self.stops == 1 else 0.0)
+                self.end_at = min(self.end_at, time.monotonic() + left_s)
             if signum in self._stops and self.stops == 1:
                 for child in children:
                     child.stop()
@@ -136,7 +147,7 @@ def supervise(
         command += ["--concurrency", str(concurrency)]
     if until_empty:
         command.append("--until-empty")
-    told = _Told()
+    told = _Told(flow.settings.worker.drain_s)
     if stop.times:  # while the app was imported, which did not let it through
         return stop.code
     try:
@@ -157,6 +168,8 @@ def _look_after(children: list[_Child], told: _Told, until_empty: bool) -> Exit:
             # With --until-empty a child that is done stays away; one that was killed comes back.
             is_done = until_empty and child.process is None and child.code in _EMPTIED
             child.look(restart=not is_stopping and not told.is_paused and not is_done)
+            if time.monotonic() > told.end_at:
+                child.kill()
         if any(child.is_hopeless for child in children):
             is_stopping = True
         if is_stopping:

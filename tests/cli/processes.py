@@ -85,6 +85,8 @@ async def stay(number: int, how: str) -> None:
         await asyncio.to_thread(time.sleep, 600)
     if how == "in the loop":
         time.sleep(600)
+    if how == "with the interpreter":
+        sum(range(10**12))
     while True:
         try:
             await asyncio.sleep(600)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 
 import pytest
 
@@ -52,6 +53,21 @@ def test_a_child_that_is_killed_is_started_again_and_its_job_runs(tmp_path):
         (line,) = [line for line in parent.err.splitlines() if '"worker.process_ended"' in line]
         told = json.loads(line)
         assert (told["level"], told["pid"], told["exit_code"], told["retry_in_s"]) == ("WARNING", victim, -9, 0.5)
+
+
+def test_a_child_whose_handler_holds_the_interpreter_does_not_keep_the_fleet(tmp_path):
+    with Place(tmp_path, WORKER__DRAIN_S=0.1) as place:
+        place.submit("stay", (1, "with the interpreter"))
+        parent = place.start("worker", "app", "--processes", "2", "-c", "1")
+        until(lambda: place.ledger("start"), "it runs")
+        children = parent.children()
+        began = time.monotonic()
+
+        parent.tell(signal.SIGTERM)
+
+        assert parent.end() == 1
+        assert time.monotonic() - began < 0.1 + 4.5 + 1  # the last is for a busy machine
+        assert not any(map(is_alive, children))
 
 
 def test_ctrl_c_counts_once(tmp_path):
