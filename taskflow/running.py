@@ -113,7 +113,10 @@ class RunningWorker:
                 for doubt in flow.broker.doubts:
                     flow.bus.emit(events.BrokerDoubted(doubt))
             for lifespan in flow.lifespans:
-                await stack.enter_async_context(lifespan())
+                opened = lifespan()
+                await opened.__aenter__()
+                # What follows its `yield` runs, `finally` or not, also where the start goes no further.
+                stack.push_async_callback(opened.__aexit__, None, None, None)
             declared = {name: task.declared for name, task in flow.tasks.items()}
             for name, change in shared_gates(flow.settings, declared).items():
                 await flow.broker.gate(name, change)

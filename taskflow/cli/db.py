@@ -33,7 +33,10 @@ def migrate(*, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="A JSON object.")
 @click.pass_context
 def check(ctx: click.Context, *, as_json: bool) -> None:
-    """Exit 0 if the schema is of this version, 6 if it is missing or older, 2 if it is newer. Changes nothing."""
+    """Exit 0 if the schema is of this version, 6 if it is missing or older, 2 if it is newer. Changes nothing.
+
+    Redis and memory have none: there, 0 says that the broker answers. Exit 3 if it cannot be reached.
+    """
     settings = Settings.from_env()
     found = run_async(_version(settings))
     is_current = found is None or found[0] == found[1]
@@ -48,12 +51,16 @@ def check(ctx: click.Context, *, as_json: bool) -> None:
 async def _version(settings: Settings) -> tuple[int, int] | None:
     """The version that is there (0: none), and this program's; None where there are no tables."""
     broker = make_broker(settings, LoopClock())
-    return (await broker.version(), broker.newest_version) if isinstance(broker, Versioned) else None
+    if isinstance(broker, Versioned):
+        return await broker.version(), broker.newest_version
+    await _open(settings)  # a deploy is to hear now that its server is away
+    return None
 
 
 async def _open(settings: Settings) -> None:
-    async with open_broker(settings):
-        pass
+    """Raises `BrokerUnavailable`, `ConfigError`."""
+    async with open_broker(settings) as broker:
+        await broker.counts()
 
 
 def _tell(settings: Settings, found: tuple[int, int] | None, words: str, *, as_json: bool) -> None:

@@ -26,13 +26,13 @@ class Exit(IntEnum):
     HANDED_BACK = 4  # the drain deadline passed, jobs were handed back
     NOT_FOUND = 5  # not found, a conflict, or a queue that is full: nothing is broken, and later it may be otherwise
     UNHEALTHY = 6
-    INTERRUPTED = 130  # second Ctrl-C
+    INTERRUPTED = 130  # second Ctrl-C, or one before the start
 
 
 HELP = (
     "Exit codes: 0 done · 1 unexpected, or the awaited job failed · 2 usage, configuration, import · 3 broker "
     "unreachable at start · 4 drain deadline passed, jobs handed back · 5 not found, conflict, or the queue is full · "
-    "6 unhealthy · 130 second Ctrl-C."
+    "6 unhealthy · 130 second Ctrl-C, or one before the start."
 )
 
 

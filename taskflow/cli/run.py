@@ -8,6 +8,7 @@ import itertools
 import sys
 import time
 from collections import Counter
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from taskflow.cli.exits import Exit
 from taskflow.cli.lines import JobFile, open_job_file
 from taskflow.cli.loading import load_app, split_app, warn_about
 from taskflow.cli.running import find_task, print_json, reader_may_leave, run_to_exit
-from taskflow.cli.signals import Stop, exit_code, handle_signals
+from taskflow.cli.signals import heard
 from taskflow.core.job import JobState
 from taskflow.errors import JobNotFound, QueueFull
 from taskflow.options import Options
@@ -28,6 +29,7 @@ from taskflow.settings import Settings
 
 if TYPE_CHECKING:
     from taskflow.app import TaskFlow
+    from taskflow.cli.signals import Stop
     from taskflow.tasks import AnyTask
 
 _LOOK_S = 0.5  # how long one look for final jobs waits; also how often the bar moves
@@ -49,16 +51,18 @@ def run(ctx: click.Context, words: tuple[str, ...], jsonl: str, concurrency: int
     Stopped or killed and started again with the same file, it goes on where it was and submits nothing twice. A file
     that was changed is another one: all its lines are submitted. Exit 1 if any job is dead, cancelled or expired.
     """
-    app, rest = split_app(words, wants=1, app=Settings.from_env().app)
-    if len(rest) != 1:
-        raise click.UsageError("takes APP and TASK")
-    flow = load_app(app)
-    warn_about(flow)
-    task = find_task(flow, rest[0])
-    flow.configure_logs()
-    with open_job_file(jsonl) as file:
-        file.check(task, Options())
-        ctx.exit(run_to_exit(_Run(flow, task, file).go(concurrency, as_json=as_json)))
+    with heard(ctx) as stop:
+        app, rest = split_app(words, wants=1, app=Settings.from_env().app)
+        if len(rest) != 1:
+            raise click.UsageError("takes APP and TASK")
+        flow = load_app(app)
+        warn_about(flow)
+        task = find_task(flow, rest[0])
+        flow.configure_logs()
+        with open_job_file(jsonl) as file:
+            file.check(task, Options())
+            work = _Run(flow, task, file).go(stop, concurrency, as_json=as_json)
+            ctx.exit(run_to_exit(stop, work, drain_s=flow.settings.worker.drain_s))
 
 
 class _Run:
@@ -73,21 +77,22 @@ class _Run:
         self._states: Counter[JobState] = Counter()
         self._dead: list[tuple[int, str, str]] = []
 
-    async def go(self, concurrency: int | None, *, as_json: bool) -> Exit:
+    async def go(self, stop: Stop, concurrency: int | None, *, as_json: bool) -> Exit:
         """Submit, work, watch; then tell."""
         began = time.monotonic()
-        stop = Stop()
         running = self._flow.worker(concurrency=concurrency, queues=self._queues())
-        async with running:
-            with handle_signals(stop, running.worker):
-                try:
-                    is_done = await stop.comes_after(self._work())
-                finally:
-                    await running.stop()
+        async with AsyncExitStack() as stack:
+            if not await stop.lets_start(running, partial(stack.enter_async_context, running)):
+                return stop.code
+            try:
+                is_done = await stop.comes_after(self._work())
+            finally:
+                await running.stop()
         with reader_may_leave():
             self._tell(time.monotonic() - began, as_json=as_json)
         if not is_done:
-            return self._unfinished(stop)
+            self._tell_unfinished()
+            return stop.code
         return Exit.DONE if set(self._states) <= {JobState.SUCCEEDED} else Exit.FAILED
 
     @property
@@ -180,9 +185,8 @@ class _Run:
         if len(dead) > _SHOWN_DEAD:
             click.echo(f"  … and {len(dead) - _SHOWN_DEAD} more: taskflow dead list")
 
-    def _unfinished(self, stop: Stop) -> Exit:
+    def _tell_unfinished(self) -> None:
         if self._flow.settings.broker.scheme == "memory":
             click.echo("taskflow: what was left is gone: memory:// dies with its process", err=True)
         else:
             click.echo("taskflow: not all are done; the same command goes on where this one stopped", err=True)
-        return exit_code(stop, left_over=True)

@@ -6,14 +6,14 @@ import asyncio
 import json
 import os
 import sys
-import threading
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from taskflow.app import make_broker
 from taskflow.cli.exits import Exit, code_of
+from taskflow.cli.leaving import Leaving
 from taskflow.cli.loading import did_you_mean
 from taskflow.clock import LoopClock
 from taskflow.errors import TaskflowError, UnknownTask
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from taskflow.app import TaskFlow
     from taskflow.brokers.base import FullBroker
+    from taskflow.cli.signals import Stop
     from taskflow.tasks import AnyTask
 
 T = TypeVar("T")
@@ -36,39 +37,33 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
         return runner.run(work)
 
 
-def run_to_exit(work: Coroutine[Any, Any, Exit]) -> Exit:
+def run_to_exit(stop: Stop, work: Coroutine[Any, Any, Exit], *, drain_s: float) -> Exit:
     """As `run_async`, for a command that runs handlers: what they leave behind does not keep the process.
 
-    The event loop waits at its end for tasks that go on although they were cancelled, and for the threads of
-    `asyncio.to_thread`, however long; by then their jobs were handed back.
+    Told to stop, the process is gone `drain_s` and `LEAVE_S` later at the latest.
     """
-    is_over = threading.Event()
+    leaving = Leaving(lambda: code if (code := ended.get("code")) is not None else stop.code)
+    ended: dict[str, Exit] = {}
 
     async def watched() -> Exit:
-        code, words = Exit.FAILED, ""
+        stop.follow(asyncio.get_running_loop())
+        ended_with = Exit.FAILED
         try:
-            code = await work
+            ended_with = await work
         except TaskflowError as error:
-            code, words = code_of(error), f"taskflow: {error}"
+            ended_with, leaving.words = code_of(error), f"taskflow: {error}"
             raise
         finally:
-            threading.Thread(target=_leave, args=(is_over, code, words), name="taskflow exit", daemon=True).start()
-        return code
+            ended["code"] = ended_with
+            stop.follow(None)
+            leaving.within(_LEAVE_S)
+        return ended_with
 
+    stop.attach(leaving, drain_s)
     try:
         return run_async(watched())
     finally:
-        is_over.set()
-
-
-def _leave(is_over: threading.Event, code: Exit, words: str) -> None:
-    """End the process, unless it is about to end by itself."""
-    if is_over.wait(_LEAVE_S):
-        return
-    with suppress(OSError, ValueError):  # whoever reads our output has gone
-        click.echo(f"{words}\ntaskflow: a handler does not end, or a thread that it started: left".strip(), err=True)
-        sys.stdout.flush()
-    os._exit(code)
+        leaving.call_off()
 
 
 def _loop_factory() -> Any:

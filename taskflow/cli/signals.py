@@ -1,4 +1,8 @@
-"""SIGTERM and SIGINT drain, a second one hands back; SIGTSTP stops claiming; SIGUSR1 shows threads and tasks."""
+"""SIGTERM, SIGINT and SIGHUP drain, a second one hands back; SIGTSTP stops claiming; SIGUSR1 shows threads and tasks.
+
+They are heard from the first line of a command on: a container's first process loses what it does not handle. What
+comes before the worker has started ends the start.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,36 @@ import asyncio
 import faulthandler
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from taskflow.cli.exits import Exit
+from taskflow.runtime.worker import END_S
 from taskflow.telemetry.logs import announce
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator
+    from types import FrameType
 
+    from taskflow.cli.leaving import Leaving
+    from taskflow.running import RunningWorker
     from taskflow.runtime.worker import Worker
+
+# From the end of the drain to the end of the process: what the worker needs to hand back and to tell, and a second
+# for lifespans, connections and the interpreter.
+LEAVE_S = END_S + 1.0
+
+
+def stops() -> tuple[signal.Signals, ...]:
+    """The signals to stop. Not SIGHUP where it is ignored, as under nohup: the terminal is meant to go."""
+    found = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    return tuple(signum for signum in found if signal.getsignal(signum) is not signal.SIG_IGN)
+
+
+class StoppedEarly(BaseException):
+    """A signal to stop, while nothing runs that could be stopped in order: the app is being imported."""
 
 
 class Stop:
@@ -26,18 +48,97 @@ class Stop:
     def __init__(self) -> None:
         self.asked = asyncio.Event()
         self.times = 0
-        self.was_interrupted = False
+        self.is_left_over = False  # jobs that others have to do
+        self._was_interrupted = False
+        self._is_paused = False
+        self._worker: Worker | None = None
+        self._starting: asyncio.Task[Any] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._leaving: Leaving | None = None
+        self._drain_s = 0.0
 
-    def ask(self, worker: Worker | None, signum: int) -> None:
+    @property
+    def code(self) -> Exit:
+        """The exit code of a worker that has stopped."""
+        if self._was_interrupted:
+            return Exit.INTERRUPTED
+        return Exit.HANDED_BACK if self.is_left_over else Exit.DONE
+
+    # --- what signals do: between any two instructions of the main thread ---
+
+    def hear(self, signum: int, _frame: FrameType | None = None) -> None:
         """One signal to stop."""
+        if signum == signal.SIGHUP and self.times:
+            return  # the shell and the kernel both send it when a terminal goes: that is one word
         self.times += 1
-        if self.times == 1:
+        if signum == signal.SIGINT and (self.times > 1 or self._worker is None):
+            self._was_interrupted = True
+        if self._leaving is None:
+            raise StoppedEarly
+        self._leaving.within(LEAVE_S if self.times > 1 else self._drain_s + LEAVE_S)
+        self._in_loop(self._act, self.times)
+
+    def hear_pause(self, _signum: int, _frame: FrameType | None) -> None:
+        """Claim no more."""
+        self._is_paused = True
+        self._in_loop(self._pause)
+
+    def hear_dump(self, _signum: int, _frame: FrameType | None) -> None:
+        """Every thread's stack, also while something blocks the loop; and every asyncio task's."""
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        self._in_loop(_dump_tasks)
+
+    def _in_loop(self, call: Callable[..., object], *args: object) -> None:
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it is closed: the process ends
+                self._loop.call_soon_threadsafe(call, *args)
+
+    # --- in the loop -------------------------------------------------
+
+    def attach(self, leaving: Leaving, drain_s: float) -> None:
+        """From here on signals speak to the loop that is about to run, and the process has to end in time."""
+        self._leaving, self._drain_s = leaving, drain_s
+        if self.times:
+            leaving.within(drain_s + LEAVE_S)
+
+    def follow(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """The loop that signals speak to."""
+        self._loop = loop
+
+    async def lets_start(self, running: RunningWorker, start: Callable[[], Awaitable[object]]) -> bool:
+        """Whether `await start()`, which starts `running`, came to its end; told to stop, it is cancelled.
+
+        In this very task: scopes that it opens belong to it. What it had opened, it has closed.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        before = task.cancelling()
+        self._starting = task
+        try:
+            if self._is_told():
+                task.cancel()
+            await start()
+        except asyncio.CancelledError:
+            if not self._is_told() or before:
+                raise
+            announce("worker.unstarted")
+            return False
+        finally:
+            self._starting = None
+            while task.cancelling() > before:
+                task.uncancel()
+        self._worker = running.worker
+        self.is_left_over = True  # until it is known
+        if self._is_paused:
+            self._pause()
+        if self._is_told():  # and something in the start has swallowed the cancellation
             self.asked.set()
-            _tell_person("draining; a second signal cancels what runs and hands it back")
-            return
-        self.was_interrupted = signum == signal.SIGINT
-        if worker is not None:
-            worker.cut_off()
+        return True
+
+    def ended(self, running: RunningWorker) -> None:
+        """The worker has stopped."""
+        stopped = running.stopped
+        self.is_left_over = stopped is not None and bool(stopped.handed_back or stopped.unsettled)
 
     async def comes_after(self, work: Coroutine[Any, Any, None]) -> bool:
         """Whether `work` came to its end before anybody said stop; it is cancelled otherwise. Its error is raised."""
@@ -54,37 +155,44 @@ class Stop:
             stopping.cancel()
             await asyncio.gather(working, stopping, return_exceptions=True)
 
+    def _is_told(self) -> bool:
+        return self.times > 0
 
-def exit_code(stop: Stop, *, left_over: bool) -> Exit:
-    """The exit code of a worker that has stopped."""
-    if stop.was_interrupted:
-        return Exit.INTERRUPTED
-    return Exit.HANDED_BACK if left_over else Exit.DONE
+    def _act(self, time: int) -> None:
+        if self._starting is not None:
+            self._starting.cancel()
+            _tell_person("stops before it has started")
+        elif time == 1:
+            self.asked.set()
+            _tell_person("draining; a second signal cancels what runs and hands it back")
+        elif self._worker is not None:
+            self._worker.cut_off()
+
+    def _pause(self) -> None:
+        if self._worker is None:
+            return
+        self._worker.pause()
+        announce("worker.paused", worker=self._worker.name, in_flight=self._worker.in_flight)
+        _tell_person("paused: what runs goes on, nothing more is claimed; SIGTERM ends it")
 
 
 @contextmanager
-def handle_signals(stop: Stop, worker: Worker) -> Iterator[None]:
-    """Signals speak to `worker` while the block runs."""
-    loop = asyncio.get_running_loop()
-    handlers = {
-        signal.SIGTERM: lambda: stop.ask(worker, signal.SIGTERM),
-        signal.SIGINT: lambda: stop.ask(worker, signal.SIGINT),
-        signal.SIGTSTP: lambda: _pause(worker),
-        signal.SIGUSR1: dump,
+def heard(ctx: click.Context) -> Iterator[Stop]:
+    """Signals are heard while the block runs. One to stop that comes before there is a loop ends the command."""
+    stop = Stop()
+    handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]] = {
+        **dict.fromkeys(stops(), stop.hear),
+        signal.SIGTSTP: stop.hear_pause,
+        signal.SIGUSR1: stop.hear_dump,
     }
-    for signum, handler in handlers.items():
-        loop.add_signal_handler(signum, handler)
+    before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
     try:
-        yield
+        yield stop
+    except StoppedEarly:
+        ctx.exit(stop.code)
     finally:
-        for signum in handlers:
-            loop.remove_signal_handler(signum)
-
-
-def _pause(worker: Worker) -> None:
-    worker.pause()
-    announce("worker.paused", worker=worker.name, in_flight=worker.in_flight)
-    _tell_person("paused: what runs goes on, nothing more is claimed; SIGTERM ends it")
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _tell_person(words: str) -> None:
@@ -93,8 +201,6 @@ def _tell_person(words: str) -> None:
         click.echo(f"taskflow: {words}", err=True)
 
 
-def dump() -> None:
-    """Every thread's stack, and every asyncio task's, on stderr."""
-    faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+def _dump_tasks() -> None:
     for task in sorted(asyncio.all_tasks(), key=lambda task: task.get_name()):
         task.print_stack(limit=8, file=sys.stderr)

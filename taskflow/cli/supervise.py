@@ -12,16 +12,18 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from taskflow.cli.exits import Exit
+from taskflow.cli.signals import LEAVE_S, stops
 from taskflow.telemetry.logs import announce
 
 if TYPE_CHECKING:
     from taskflow.app import TaskFlow
+    from taskflow.cli.signals import Stop
 
 # A child that dies again and again is started again ever later, up to this.
 _FIRST_S, _MOST_S = 0.5, 30.0
 _HEALTHY_S = 60.0
 _LOOK_S = 0.1
-_STOPS = frozenset({signal.SIGTERM, signal.SIGINT})
+_LATE_S = 0.2  # children hear of it a look later
 _EMPTIED = frozenset({Exit.DONE, Exit.HANDED_BACK})
 
 
@@ -72,6 +74,11 @@ class _Child:
         if self.process is not None:
             self.process.send_signal(signum)
 
+    def kill(self) -> None:
+        """It should be gone: its handler holds the interpreter, which then hears no signal and no deadline."""
+        if self.process is not None:
+            self.process.kill()
+
     def stop(self) -> None:
         """Tell it to drain, once. SIGTERM, whatever the parent was told: it also ends a child that has just begun."""
         if not self._is_told:
@@ -88,20 +95,28 @@ class _Child:
 class _Told:
     """What the signals said so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, drain_s: float) -> None:
+        self._drain_s = drain_s
+        self.end_at = float("inf")  # by then all children have gone
         self.news: deque[int] = deque()  # not acted on yet: the loop does that, between starts and ends of children
         self.stops = 0
         self.is_paused = False
         self.was_interrupted = False
-        for signum in (*_STOPS, signal.SIGTSTP, signal.SIGUSR1):
+        self._stops = stops()
+        for signum in (*self._stops, signal.SIGTSTP, signal.SIGUSR1):
             signal.signal(signum, lambda signum, _frame: self.news.append(signum))
 
     def pass_on(self, children: list[_Child]) -> None:
         """To all children: the first word to stop as SIGTERM, everything else as it came."""
         while self.news:
             signum = self.news.popleft()
-            self.stops += signum in _STOPS
-            if signum in _STOPS and self.stops == 1:
+            if signum == signal.SIGHUP and self.stops:
+                continue  # as for `Stop.hear`: no second word
+            if signum in self._stops:
+                self.stops += 1
+                left_s = LEAVE_S + _LATE_S + (self._drain_s if self.stops == 1 else 0.0)
+                self.end_at = min(self.end_at, time.monotonic() + left_s)
+            if signum in self._stops and self.stops == 1:
                 for child in children:
                     child.stop()
                 continue
@@ -113,6 +128,7 @@ class _Told:
 
 def supervise(
     flow: TaskFlow,
+    stop: Stop,
     count: int,
     *,
     app: str | None,
@@ -131,7 +147,9 @@ def supervise(
         command += ["--concurrency", str(concurrency)]
     if until_empty:
         command.append("--until-empty")
-    told = _Told()
+    told = _Told(flow.settings.worker.drain_s)
+    if stop.times:  # while the app was imported, which did not let it through
+        return stop.code
     try:
         return _look_after(
             [_Child(command, _environment(flow, slot), pipe) for slot in range(count)], told, until_empty
@@ -150,6 +168,8 @@ def _look_after(children: list[_Child], told: _Told, until_empty: bool) -> Exit:
             # With --until-empty a child that is done stays away; one that was killed comes back.
             is_done = until_empty and child.process is None and child.code in _EMPTIED
             child.look(restart=not is_stopping and not told.is_paused and not is_done)
+            if time.monotonic() > told.end_at:
+                child.kill()
         if any(child.is_hopeless for child in children):
             is_stopping = True
         if is_stopping:

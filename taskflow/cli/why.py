@@ -62,7 +62,12 @@ def why(
 
 def _running(job: JobInfo, workers: Sequence[WorkerInfo], now: float) -> str:
     since = "" if job.started_at is None else f" for {span(now - job.started_at)}"
-    asked = ", and was asked to cancel: its worker hears of it with its next beat" if job.cancel_requested else ""
+    # When it was asked is not kept: these words are true before that beat, and after it.
+    asked = (
+        ", and was asked to cancel: its worker tells the handler with its next beat, and the handler has to heed it"
+        if job.cancel_requested
+        else ""
+    )
     lost = "".join(
         f"; that worker is {silence(info)}: another takes the job once its lease of {span(info.lease_s)} has ended"
         for info in workers

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
 from taskflow.cli.loading import load_app, refuse_memory, warn_about
 from taskflow.cli.running import run_to_exit
-from taskflow.cli.signals import Stop, exit_code, handle_signals
+from taskflow.cli.signals import heard
 from taskflow.running import queue_weights
 from taskflow.runtime.calls import BrokerCalls
 
 if TYPE_CHECKING:
     from taskflow.app import TaskFlow
     from taskflow.cli.exits import Exit
+    from taskflow.cli.signals import Stop
     from taskflow.running import RunningWorker
 
 _LOOK_S = 0.1
@@ -42,20 +45,25 @@ def worker(
 ) -> None:
     """Run the jobs of APP until told to stop.
 
-    SIGTERM and SIGINT drain (TASKFLOW_WORKER__DRAIN_S), a second one cancels what runs and hands it back. SIGTSTP
-    stops claiming. SIGUSR1 prints threads and tasks.
+    SIGTERM, SIGINT and SIGHUP (unless ignored, as by nohup) drain; a second one cancels what runs and hands it back.
+    The process is gone TASKFLOW_WORKER__DRAIN_S + 4.5 s later at the latest. SIGTSTP stops claiming. SIGUSR1 prints
+    threads and tasks.
     """
-    flow = load_app(app)
-    refuse_memory(flow, "worker")
-    weights = parse_queues(queues)
-    count = processes or flow.settings.worker.processes
-    if count > 1:
-        from taskflow.cli.supervise import supervise  # noqa: PLC0415
+    with heard(ctx) as stop:
+        flow = load_app(app)
+        refuse_memory(flow, "worker")
+        weights = parse_queues(queues)
+        count = processes or flow.settings.worker.processes
+        if count > 1:
+            from taskflow.cli.supervise import supervise  # noqa: PLC0415
 
-        ctx.exit(supervise(flow, count, app=app, queues=queues, concurrency=concurrency, until_empty=until_empty))
-    warn_about(flow, queues=queue_weights(flow, weights))
-    flow.configure_logs()
-    ctx.exit(run_to_exit(_work(flow, weights, concurrency, until_empty=until_empty, parent=parent)))
+            ctx.exit(
+                supervise(flow, stop, count, app=app, queues=queues, concurrency=concurrency, until_empty=until_empty)
+            )
+        warn_about(flow, queues=queue_weights(flow, weights))
+        flow.configure_logs()
+        work = _work(flow, stop, weights, concurrency, until_empty=until_empty, parent=parent)
+        ctx.exit(run_to_exit(stop, work, drain_s=flow.settings.worker.drain_s))
 
 
 def parse_queues(words: tuple[str, ...]) -> dict[str, int] | None:
@@ -73,27 +81,28 @@ def parse_queues(words: tuple[str, ...]) -> dict[str, int] | None:
 
 async def _work(
     flow: TaskFlow,
+    stop: Stop,
     queues: dict[str, int] | None,
     concurrency: int | None,
     *,
     until_empty: bool,
     parent: int | None,
 ) -> Exit:
-    stop = Stop()
+    if parent is not None:
+        _end_with(parent, stop)
     running = flow.worker(concurrency=concurrency, queues=queues, http=True)
-    async with running:
-        with handle_signals(stop, running.worker):
-            if parent is not None:
-                _end_with(parent, stop)
-            try:
-                if until_empty:
-                    await stop.comes_after(_emptied(flow, running))
-                else:
-                    await stop.asked.wait()
-            finally:
-                await running.stop()
-    left_over = running.stopped is not None and bool(running.stopped.handed_back or running.stopped.unsettled)
-    return exit_code(stop, left_over=left_over)
+    async with AsyncExitStack() as stack:
+        if not await stop.lets_start(running, partial(stack.enter_async_context, running)):
+            return stop.code
+        try:
+            if until_empty:
+                await stop.comes_after(_emptied(flow, running))
+            else:
+                await stop.asked.wait()
+        finally:
+            await running.stop()
+            stop.ended(running)
+    return stop.code
 
 
 async def _emptied(flow: TaskFlow, running: RunningWorker) -> None:
@@ -115,6 +124,6 @@ def _end_with(parent: int, stop: Stop) -> None:
     def is_gone() -> None:
         loop.remove_reader(parent)
         if not stop.times:  # else it told us to stop, and that was all
-            stop.ask(None, signal.SIGTERM)
+            stop.hear(signal.SIGTERM)
 
     loop.add_reader(parent, is_gone)

@@ -52,14 +52,14 @@ def main(number: int) -> None:
         hello = receive_blocking(pipe.socket).head
     except (EOFError, ConnectionError):
         return  # the worker is gone already
+    if hello["log"] is not None:
+        logs.configure(*hello["log"])
     _die_with(hello["worker"])
     for stop in (signal.SIGINT, signal.SIGTERM):
         # A service manager tells all processes of a service to stop, and the worker drains. Not SIG_IGN: programs
         # that a handler starts would inherit that.
         signal.signal(stop, _leave_it_to_the_worker)
     sys.argv[:] = hello["argv"]
-    if hello["log"] is not None:
-        logs.configure(*hello["log"])
     _limit("RLIMIT_AS", hello["memory_bytes"])
     threading.Thread(target=pipe.read_for_ever, name="taskflow pipe", daemon=True).start()
     jobs = Jobs(pipe, hello["cpu_s"])
@@ -255,7 +255,8 @@ def _die_with(worker: int) -> None:
 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != worker:
-        sys.exit("taskflow: the worker of this child process is gone")
+        logs.announce("worker.gone", worker_pid=worker)
+        sys.exit(1)
 
 
 def _leave_it_to_the_worker(_number: int, _frame: FrameType | None) -> None:

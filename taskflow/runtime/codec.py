@@ -216,9 +216,9 @@ class Codec:
             else:
                 data = self._dump_result.to_json(result, warnings="none", round_trip=True, by_alias=True)
         except Exception as error:  # noqa: BLE001 - a model's own serializer may raise anything
-            raise PayloadError(
-                f"{self.name}() returned a {type(result).__name__} that is no JSON: {_plain(error)}"
-            ) from None
+            kind = type(result).__name__
+            article = "an" if kind[0] in "aeiouAEIOU" else "a"
+            raise PayloadError(f"{self.name}() returned {article} {kind} that is no JSON: {_plain(error)}") from None
         if len(data) > max_bytes:
             raise PayloadError(
                 f"{self.name}() returned {len(data):,} bytes of JSON; at most {max_bytes:,} are kept "

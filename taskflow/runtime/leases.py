@@ -119,15 +119,15 @@ class Leases:
             )
             self._thread.start()
 
-    async def close(self) -> None:
-        """Stop beating."""
+    async def close(self, within_s: float = _JOIN_S) -> None:
+        """Stop beating. A beat that is under way is waited for, in real seconds."""
         self._stop.set()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._thread is not None:
             # The thread ends by itself; it is only waited for as long as a beat may take.
-            await asyncio.to_thread(self._thread.join, min(_JOIN_S, self._lease_s / _BEATS_PER_LEASE))
+            await asyncio.to_thread(self._thread.join, min(within_s, self._lease_s / _BEATS_PER_LEASE))
 
     def _vouched(self) -> dict[str, int]:
         now = self._clock.now()

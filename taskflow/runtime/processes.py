@@ -224,21 +224,22 @@ class Processes:
         if child in self._idle:
             self._idle.remove(child)
 
-    async def close(self) -> None:
-        """End all children, and wait until they are gone. What runs in them is cut off."""
+    async def close(self, within_s: float = _END_S + _REAP_S) -> None:
+        """End all children, and wait until they are gone: `within_s` at most, for a killed process owes nothing to any
+        clock but the real one. What runs in them is cut off.
+        """
         self._is_closed = True
         for child in self._children:
             child.end()
-        timer = self._clock.call_at(self._clock.now() + _END_S, self._kill_all)
         try:
-            await self._all_gone()
+            await self._all_gone(min(_END_S, within_s / 2))
         finally:
-            timer.cancel()
             self._kill_all()
+        await self._all_gone(min(_REAP_S, within_s / 2))
 
-    async def _all_gone(self) -> None:
+    async def _all_gone(self, within_s: float) -> None:
         if ending := [child.gone for child in self._children] + list(self._preparing):
-            await asyncio.wait(ending, timeout=_END_S + _REAP_S)  # a killed process owes nothing to any clock but this
+            await asyncio.wait(ending, timeout=within_s)
 
     def _kill_all(self) -> None:
         for child in self._children:

@@ -14,12 +14,14 @@ import os
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from taskflow.brokers.base import Presence, WorkerState
 from taskflow.clock import NEVER
 from taskflow.core import events
-from taskflow.core.decision import Cancel
+from taskflow.core.decision import Cancel, Release
+from taskflow.core.job import JobState
 from taskflow.errors import BrokerError
 from taskflow.runtime.attempt import Attempts
 from taskflow.runtime.bell import Bell
@@ -38,11 +40,15 @@ from taskflow.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
 
+    from taskflow.clock import Timer
     from taskflow.runtime.parts import WorkerParts
     from taskflow.runtime.walk import Walk
 
 _TICK_S = 0.25
-_FLUSH_S = 5.0  # at the end: how long the last claim, cut-off handlers, and the last settlements may take, each
+# From the end of the drain, all that is left to do has this long in all. Of that, the last part is for what the broker
+# has to be told, and its last for the end of loops, threads and processes: what is done early leaves more to the next.
+END_S, _TELL_S, _CLOSE_S = 3.5, 1.5, 0.5
+_JOIN_S = 0.2  # for tasks, and the thread of the beats: those that end do so at once
 
 
 @dataclass(slots=True)
@@ -127,6 +133,9 @@ class Worker:
         )
         self._loops: dict[str, asyncio.Task[None]] = {}
         self._is_cut_off = False
+        self._end_at = NEVER
+        self._phase: tuple[asyncio.Future[None], float] | None = None
+        self._timer: Timer | None = None
         self._cancelled: asyncio.CancelledError | None = None  # while it stopped
 
     # --- what others ask ---------------------------------------------
@@ -215,27 +224,36 @@ class Worker:
     async def stop(self, drain_s: float) -> Stopped:
         """Stop claiming, let what runs end within `drain_s`, cut off the rest and hand it back: no attempt is spent.
 
+        It takes `END_S` seconds more at most, broker or no broker: what matters most comes first.
         To be called once. Cancelled meanwhile, it hurries: it cuts off what runs, hands it back, and raises that then.
         """
         self._state = WorkerState.DRAINING
         self._emit(events.WorkerDraining(self.name, self.in_flight, drain_s))
         self._room.ring()
-        # A claim that is under way is waited for: cut short, its jobs would be ours without our knowing.
-        await self._within(_FLUSH_S, lambda: asyncio.wait([self._loops["claim"]]))
-        self._loops["claim"].cancel()
         self._claimer.give_back_unstarted()
-        await self._within(drain_s, self._drained)
-        if self._attempts.running:
+        now = self._clock.now()
+        self._end_at = now + END_S if self._is_cut_off else now + drain_s + END_S
+        await self._before_last(END_S, self._drained)
+        cut_off = list(self._attempts.running)
+        if cut_off:
             self.cut_off()
-            await self._within(_FLUSH_S, self._nothing_runs)
+        self._hurry()
+        # A claim that is under way is waited for: cut short, its jobs would be ours without our knowing.
+        await self._before_last(_TELL_S, self._nothing_runs)
+        self._loops["claim"].cancel()
+        ending = asyncio.create_task(self._processes.close(self._left_s()), name="taskflow processes")
         for running in list(self._attempts.running):  # handlers that do not stop
             self._attempts.hand_back(running)
+            cut_off.append(self._leases.claims.get(running.claim.job_id, running))
         if self._loops["settle"].done():  # somebody cancelled all tasks of the loop, this worker's too
             self._keep_up("settle", self._settler.run)
-        is_told = await self._within(_FLUSH_S, self._settler.idle)
-        stopped = Stopped(self._attempts.cut_off, 0 if is_told else self._settler.unsettled)
-        await self._within(2 * _FLUSH_S, self._close)
-        await self._within(NEVER, self._processes.close)  # bounded, in the real time that processes live in
+        is_told = await self._before_last(_CLOSE_S, self._settler.idle)
+        stopped = Stopped(
+            self._attempts.cut_off - sum(map(_is_cancelled, cut_off)), 0 if is_told else self._settler.unsettled
+        )
+        await self._before_last(0.0, self._close)
+        await self._before_last(-NEVER, lambda: asyncio.wait([ending]))  # bounded, in the real time of processes
+        ending.result()
         self._emit(events.WorkerStopped(self.name, stopped.handed_back))
         if self._cancelled is not None:
             raise self._cancelled
@@ -250,41 +268,84 @@ class Worker:
         for walk in running:
             walk.slot.stop(SHUTDOWN)
         self._less.ring()
+        self._hurry()
         return len(running)
+
+    def _hurry(self) -> None:
+        """The drain is over."""
+        self._end_at = min(self._end_at, self._clock.now() + END_S)
+        if self._phase is not None:
+            self._time_phase(*self._phase)
+
+    def _left_s(self) -> float:
+        return max(0.0, self._end_at - self._clock.now())
 
     async def _close(self) -> None:
         tasks = [*self._loops.values(), *self._slots.tasks]
         for task in tasks:
             task.cancel()
-        await self._within(_FLUSH_S, lambda: asyncio.wait(tasks))  # a handler may not stop even then
-        await self._leases.close()
         self._threads.close()
+        await self._let_end(tasks)
+        await self._leases.close(max(_JOIN_S, self._left_s() - _CLOSE_S))
         with suppress(BrokerError):  # announced; its lease will end by itself
             await self._calls.once("leave", lambda: self._broker.leave(self.name))
+
+    async def _let_end(self, tasks: list[asyncio.Task[None]]) -> None:
+        """A handler may not stop even then."""
+        waits = [asyncio.create_task(asyncio.wait(tasks)), asyncio.create_task(self._clock.sleep(_JOIN_S))]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     async def _drained(self) -> None:
         while (self._attempts.running or self._slots.buffer) and not self._is_cut_off:
             await self._less.expect()
 
     async def _nothing_runs(self) -> None:
+        await asyncio.wait([self._loops["claim"]])
         while self._attempts.running:
             await self._less.expect()
 
-    async def _within(self, seconds: float, work: Callable[[], Coroutine[Any, Any, Any]]) -> bool:
-        """Whether `await work()` ended within `seconds` of the injected clock. Cancelled, it hurries, and waits on."""
+    async def _before_last(self, last_s: float, work: Callable[[], Coroutine[Any, Any, Any]]) -> bool:
+        """Whether `await work()` ended before the last `last_s` seconds of the time to stop in began.
+
+        Cancelled, it hurries, and waits on.
+        """
         task = asyncio.create_task(work())
-        timer = self._clock.call_at(self._clock.now() + seconds, task.cancel)
-        while not task.done():
-            try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError as error:
-                self._cancelled = error
-                self.cut_off()
-        timer.cancel()
-        if task.cancelled():
+        due: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._time_phase(due, last_s)
+        await self._first_of(task, due)
+        self._phase = None
+        if self._timer is not None:
+            self._timer.cancel()
+        if not task.done():
+            task.cancel()
+            # A driver whose server hangs takes its time to be cancelled.
+            await self._first_of(task, asyncio.create_task(self._clock.sleep(_JOIN_S)))
+        if not task.done() or task.cancelled():
             return False
         task.result()
         return True
+
+    async def _first_of(self, task: asyncio.Task[Any], other: asyncio.Future[None]) -> None:
+        try:
+            while not task.done() and not other.done():
+                try:
+                    await asyncio.wait([task, other], return_when=asyncio.FIRST_COMPLETED)
+                except asyncio.CancelledError as error:
+                    self._cancelled = error
+                    self.cut_off()
+        finally:
+            other.cancel()
+
+    def _time_phase(self, due: asyncio.Future[None], last_s: float) -> None:
+        """`due` is done in time: as it is now, for whoever hurries has less."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._phase = due, last_s
+        self._timer = self._clock.call_at(self._end_at - last_s, partial(_ring, due))
 
     def _is_ending(self) -> bool:
         """Whether a slot that is cancelled by nobody we know is the end of this worker, or of the whole loop."""
@@ -329,3 +390,13 @@ class Worker:
             walk.slot.stop(CANCELLED)
         for walk in self._slots.take_out(lambda walk: cancelled.get(walk.claim.job_id) == walk.claim.token):
             self._attempts.settle_unstarted(walk, Cancel())
+
+
+def _ring(due: asyncio.Future[None]) -> None:
+    if not due.done():
+        due.set_result(None)
+
+
+def _is_cancelled(walk: Walk) -> bool:
+    """Whether a job that was handed back is nobody's any more: a person had cancelled it, and no handler heeded it."""
+    return getattr(walk, "state", None) is JobState.CANCELLED and type(walk.decision) is Release

@@ -87,6 +87,10 @@ async def stay(number: int, how: str) -> None:
     add_line("ledger", f"start {number} {os.getpid()}")
     if how == "in a thread":
         await asyncio.to_thread(time.sleep, 600)
+    if how == "in the loop":
+        time.sleep(600)
+    if how == "with the interpreter":
+        sum(range(10**12))
     while True:
         try:
             await asyncio.sleep(600)

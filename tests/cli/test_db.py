@@ -8,6 +8,7 @@ import pytest
 
 from tests.cli.desk import run, sit_down
 from tests.servers.postgres import PostgresServer
+from tests.servers.valkey import valkey_url
 
 NAMESPACE = "of_db"
 
@@ -169,7 +170,14 @@ def test_a_setting_of_an_operator_is_kept_also_where_nothing_is_yet(there):
     assert (paused.code, run("db", "check").code) == (0, 0)
 
 
-@pytest.mark.parametrize("url", ["sqlite:///no/such/folder/jobs.db", "postgresql://postgres@127.0.0.1:1/postgres"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite:///no/such/folder/jobs.db",
+        "postgresql://postgres@127.0.0.1:1/postgres",
+        "redis://127.0.0.1:1/0",
+    ],
+)
 def test_a_broker_that_cannot_be_reached_is_exit_3(url, tmp_path, monkeypatch):
     sit_down(tmp_path, monkeypatch)
     monkeypatch.setenv("TASKFLOW_BROKER__URL", url)
@@ -177,10 +185,10 @@ def test_a_broker_that_cannot_be_reached_is_exit_3(url, tmp_path, monkeypatch):
     assert (run("db", "check").code, run("db", "migrate").code) == (3, 3)
 
 
-@pytest.mark.parametrize("url", ["memory://", "redis://127.0.0.1:1/0"])
-def test_brokers_without_tables_have_nothing_to_migrate(url, tmp_path, monkeypatch):
+@pytest.mark.parametrize("make_url", [lambda: "memory://", valkey_url], ids=["memory", "redis"])
+def test_brokers_without_tables_have_nothing_to_migrate(make_url, tmp_path, monkeypatch):
     sit_down(tmp_path, monkeypatch)
-    monkeypatch.setenv("TASKFLOW_BROKER__URL", url)
+    monkeypatch.setenv("TASKFLOW_BROKER__URL", make_url())
 
     migrated, checked = run("db", "migrate"), run("db", "check")
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 
 import pytest
 
@@ -22,12 +23,13 @@ def fleet(place, *words):
     return parent
 
 
-def test_jobs_run_in_two_processes_and_sigterm_lets_them_end(tmp_path):
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_jobs_run_in_two_processes_and_a_signal_lets_them_end(tmp_path, signum):
     with Place(tmp_path) as place:
         parent = fleet(place)
         children = parent.children()
 
-        parent.tell(signal.SIGTERM)
+        parent.tell(signum)
         until(lambda: parent.err.count('"worker.draining"') == 2, "both drain")
         place.let_go()
 
@@ -51,6 +53,21 @@ def test_a_child_that_is_killed_is_started_again_and_its_job_runs(tmp_path):
         (line,) = [line for line in parent.err.splitlines() if '"worker.process_ended"' in line]
         told = json.loads(line)
         assert (told["level"], told["pid"], told["exit_code"], told["retry_in_s"]) == ("WARNING", victim, -9, 0.5)
+
+
+def test_a_child_whose_handler_holds_the_interpreter_does_not_keep_the_fleet(tmp_path):
+    with Place(tmp_path, WORKER__DRAIN_S=0.1) as place:
+        place.submit("stay", (1, "with the interpreter"))
+        parent = place.start("worker", "app", "--processes", "2", "-c", "1")
+        until(lambda: place.ledger("start"), "it runs")
+        children = parent.children()
+        began = time.monotonic()
+
+        parent.tell(signal.SIGTERM)
+
+        assert parent.end() == 1
+        assert time.monotonic() - began < 0.1 + 4.5 + 1  # the last is for a busy machine
+        assert not any(map(is_alive, children))
 
 
 def test_ctrl_c_counts_once(tmp_path):

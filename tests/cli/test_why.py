@@ -160,6 +160,7 @@ def test_why_a_cancelled_run_is_not_over_yet():
     job = record(JobState.RUNNING, started_at=990.0, worker="w", cancel_requested=True)
 
     assert "asked to cancel" in sentence(job)
+    assert "the handler has to heed it" in sentence(job)  # it may have swallowed the word long ago
 
 
 def test_gates_that_a_job_does_not_have_do_not_stop_it():

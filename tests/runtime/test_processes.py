@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 
 from taskflow import CircuitBreaker, ConfigError, ErrorClass, JobFailed, Retry, TaskFlow
 from taskflow.core import events
+from taskflow.runtime.frames import Frame
+from taskflow.runtime.processes import _command
 from taskflow.telemetry.context import bind_correlation_id
 from tests.runtime import handlers, unimportable
 from tests.runtime.fleet import Fleet
@@ -372,6 +375,22 @@ async def test_a_job_that_is_told_to_stop_is_killed(how: str, tmp_path: Path) ->
 
 
 # --- none is left behind --------------------------------------------------------
+
+
+async def test_a_child_whose_worker_died_meanwhile_ends_with_a_line_of_the_log() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        child = await asyncio.create_subprocess_exec(
+            *_command(theirs.fileno()), pass_fds=(theirs.fileno(),), stderr=asyncio.subprocess.PIPE
+        )
+        of_another = {"worker": child.pid, "argv": [], "memory_bytes": None, "cpu_s": None, "log": ("INFO", "json")}
+        ours.sendall(Frame(of_another).dump())
+
+        _, err = await child.communicate()
+
+    assert child.returncode == 1
+    (line,) = [json.loads(line) for line in err.splitlines()]
+    assert (line["event"], line["worker_pid"]) == ("worker.gone", child.pid)
 
 
 async def test_a_worker_that_has_stopped_leaves_no_process() -> None:

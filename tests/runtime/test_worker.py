@@ -21,6 +21,7 @@ from taskflow.clock import LoopClock
 from taskflow.core import events
 from taskflow.core.decision import Release
 from taskflow.errors import BrokerUnavailable
+from taskflow.runtime.worker import END_S
 from taskflow.testing import Faults, TestFlow, all_blocked
 from tests.runtime.fleet import Fleet
 from tests.runtime.made import heard, make_flow, put
@@ -949,6 +950,66 @@ async def test_a_handler_that_does_not_stop_does_not_hold_up_the_end_and_its_job
     await all_blocked()
 
 
+@pytest.mark.parametrize("is_reachable", [True, False])
+@pytest.mark.parametrize("is_in_a_hurry", [True, False])
+async def test_the_end_fits_in_the_drain_and_its_few_seconds(is_reachable: bool, is_in_a_hurry: bool) -> None:
+    release = asyncio.Event()
+
+    def register(flow: TaskFlow) -> None:
+        @flow.task(name="task")
+        async def work() -> None:
+            while not release.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await release.wait()
+
+    fleet = Fleet(register)
+    member = await fleet.start(concurrency=2, drain=25)
+    await put(fleet.broker, "a")
+    await all_blocked()
+    if not is_reachable:
+        member.faults.cut("beat", "claim", "settle", "wait", "leave")
+    began = fleet.clock.now()
+
+    member._end.set()
+    await fleet.clock.advance(1)
+    if is_in_a_hurry:
+        member.running.worker.cut_off()
+    await fleet.drive(member.task)
+    release.set()
+    await all_blocked()
+
+    assert fleet.clock.now() - began <= (1 if is_in_a_hurry else 25) + END_S + 0.1
+    assert member.running.stopped is not None
+    assert (member.running.stopped.handed_back, member.running.stopped.unsettled) == (1, 0 if is_reachable else 1)
+
+
+async def test_a_cancelled_job_whose_handler_does_not_heed_it_is_handed_back_to_nobody() -> None:
+    release = asyncio.Event()
+
+    def register(flow: TaskFlow) -> None:
+        @flow.task(name="task")
+        async def work() -> None:
+            while not release.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await release.wait()
+
+    fleet = Fleet(register)
+    member = await fleet.start(concurrency=2, drain=5)
+    stopped = heard(member.flow, events.WorkerStopped)
+    await put(fleet.broker, "a", "b")
+    await all_blocked()
+    await fleet.broker.cancel(["a"])
+
+    await member.stop()
+    release.set()
+    await all_blocked()
+
+    assert await fleet.broker.states(["a", "b"]) == {"a": "cancelled", "b": "ready"}
+    assert member.running.stopped is not None
+    assert member.running.stopped.handed_back == 1
+    assert [event.handed_back for event in stopped] == [1]
+
+
 async def test_the_word_of_a_handler_whose_job_was_handed_back_is_not_told_at_all() -> None:
     release = asyncio.Event()
 
@@ -966,7 +1027,7 @@ async def test_the_word_of_a_handler_whose_job_was_handed_back_is_not_told_at_al
     await all_blocked()
     member.faults.cut("settle")
     member._end.set()
-    await fleet.clock.advance(7)  # the drain, and the time to clean up
+    await fleet.clock.advance(3.2)  # the drain, and the time to clean up
 
     release.set()
     await all_blocked()

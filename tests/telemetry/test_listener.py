@@ -27,7 +27,7 @@ NAMES = {
     "job.cancelled", "job.expired", "job.buried", "job.redelivered", "job.stale", "job.unknown_task",
     "job.thread_abandoned", "job.process_died", "job.timeout_ignored", "jobs.submitted", "jobs.deduplicated",
     "jobs.rejected", "worker.started", "worker.paused", "worker.draining", "worker.stopped", "worker.lease_lost",
-    "worker.process_ended", "broker.failed", "broker.recovered", "broker.doubted", "loop.stalled",
+    "worker.process_ended", "worker.unstarted", "worker.left", "worker.gone", "broker.failed", "broker.recovered", "broker.doubted", "loop.stalled",
     "gate.held", "breaker.open", "breaker.half_open", "breaker.closed", "http.started", "http.unavailable",
     "http.failed",
 }  # fmt: skip
