@@ -289,7 +289,7 @@ async def test_no_address_is_a_setting_to_correct_and_never_shown(url: str) -> N
         ("redis://host/2?db=zero", "its ?option db must be a whole number"),
         (
             "redis://host?db=1&sockettimeout=3",
-            "it has an ?option that the driver does not know: did you mean socket_timeout?",
+            "it has an ?option that is not known: did you mean socket_timeout?",
         ),
         ("redis://host?ssl_ca_certs=/ca.pem", "ssl_ca_certs is for TLS: say rediss://"),
         ("rediss://host?ssl_cert_reqs=perhaps", "its ?option ssl_cert_reqs must be another value"),
@@ -301,6 +301,12 @@ async def test_no_address_is_a_setting_to_correct_and_never_shown(url: str) -> N
         ("redis+sentinel://a,b/main/3", "the database too, as ?db=N"),
         ("redis+sentinel://a,:1/main", "its sentinels must be HOST[:PORT]"),
         ("redis+sentinel://a/main?db", "its ?options must be name=value"),
+        ("redis://host?protocol=3", "its ?option protocol is not for the URL to say"),
+        ("redis://host?encoding=latin-1", "its ?option encoding is not for the URL to say"),
+        ("redis://host?decode_responses=true", "decode_responses is not for the URL to say"),
+        ("redis://host?retry_on_timeout=x", "retry_on_timeout is not for the URL to say"),
+        ("redis+sentinel://a/main?protocol=3", "its ?option protocol is not for the URL to say"),
+        ("redis://host?redis_connect_func=x", "it has an ?option that is not known"),
         ("redis+sentinel://a/main?socket_timeot=3", "did you mean socket_timeout?"),
         ("unix://tmp/x.sock", "write unix:///tmp/x.sock"),
         ("unix://:pw@tmp/x.sock", "write unix:///SOCKET"),
@@ -608,6 +614,19 @@ async def test_connection_that_was_cut_is_made_anew_at_the_next_call(server: Val
                 return []
 
         assert len(await eventually(claimed)) == 1
+
+
+async def test_connection_that_the_server_closed_while_the_loop_was_blocked_is_no_outage(server: ValkeyServer) -> None:
+    async with opened(server.url) as broker:
+        for verb in (lambda: submit(broker, job()), lambda: claim(broker), broker.counts):
+            await asyncio.gather(broker.counts(), broker.counts())
+            for client in server.ask("CLIENT", "LIST", "TYPE", "normal").splitlines():
+                address = re.search(rb" addr=(\S+)", client)
+                assert address is not None
+                with contextlib.suppress(redis.exceptions.ResponseError):  # our own of a moment ago
+                    server.ask("CLIENT", "KILL", address[1].decode())
+            # No turn of the loop in between: it has not heard of the end, as after a handler that blocked it.
+            assert await verb()
 
 
 async def test_wait_that_is_cancelled_ends_at_whatever_moment_that_was(broker: RedisBroker) -> None:
