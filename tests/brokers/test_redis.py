@@ -29,7 +29,7 @@ from taskflow.brokers.redis.link import heeding_cancellation
 from taskflow.brokers.redis.scripts import script
 from taskflow.core import bucket
 from taskflow.core import gate as gating
-from taskflow.core.decision import Bury, Retry, Snooze
+from taskflow.core.decision import Bury, Complete, Retry, Snooze
 from taskflow.core.job import JobState
 from taskflow.core.specs import CircuitBreaker
 from taskflow.errors import BrokerError, BrokerUnavailable, ConfigError
@@ -1094,6 +1094,58 @@ async def test_nothing_is_lost_while_connections_are_cut_and_scripts_forgotten(s
     assert len(states) == len(ran) == len(jobs)
     assert (counts.ready, counts.scheduled, counts.running) == (0, 0, 0)
     assert gate.live == 0
+
+
+async def test_nothing_is_lost_or_stuck_while_memory_runs_out_again_and_again(server: ValkeyServer) -> None:
+    jobs = [
+        job(lane=str(number % 7), gates=("smtp",) * (number % 3 == 0), priority=number % 2, payload=b"x" * 8_000)
+        for number in range(1_000)
+    ]
+    starts: Counter[str] = Counter()  # each is started twice
+    refused: Counter[tuple[str, str | None]] = Counter()
+
+    async def pressed(name: str, verb: Callable[[], Awaitable[Any]]) -> Any:
+        try:
+            return await verb()
+        except BrokerUnavailable as error:
+            refused[name, error.kind] += 1
+            await asyncio.sleep(0.002)  # others drain meanwhile
+            return None
+
+    async def produce(broker: RedisBroker) -> None:
+        for at in range(0, len(jobs), 25):
+            while (receipts := await pressed("submit", lambda at=at: submit(broker, *jobs[at : at + 25]))) is None:
+                pass
+            assert {one.accepted for one in receipts} == {Accepted.NEW}  # of a refused batch, not one was kept
+
+    async def work(broker: RedisBroker, worker: str) -> None:
+        while starts.total() < 2 * len(jobs):
+            claims = await claim(broker, worker, limit=9)
+            await broker.beat(worker, {one.job_id: one.token for one in claims}, 60.0)
+            await pressed(
+                "note", lambda claims=claims: broker.note([Note(*one[:2], None, b"c" * 500) for one in claims])
+            )
+            for one in claims:
+                starts[one.job_id] += 1
+                end = Complete(b"r" * 1_000) if starts[one.job_id] == 2 else Retry(0.0, BOOM)
+                assert (await settle(broker, one, end)).answer is Settled.APPLIED
+            await reclaim(broker, retention=NOTHING_KEPT)
+            await asyncio.sleep(0)
+
+    async with opened(server.url) as one, opened(server.url) as two, opened(server.url) as three:
+        await one.gate("smtp", gating.Declare(limit=5))
+        used = (await one._link.ask("INFO", "memory"))["used_memory"]
+        server.ask("CONFIG", "SET", "maxmemory", str(used + 2_000_000))  # a quarter of what comes
+        async with asyncio.timeout(45):
+            await asyncio.gather(produce(one), work(two, "w2"), work(three, "w3"))
+        await reclaim(one, retention=NOTHING_KEPT)
+        (counts,) = await one.counts()
+        (gate,) = await one.gates()
+
+    assert refused["submit", "full"] > 5
+    assert {*refused} <= {("submit", "full"), ("note", "full")}
+    assert {*starts.values()} == {2}
+    assert (counts.ready, counts.scheduled, counts.running, gate.live) == (0, 0, 0, 0)
 
 
 async def test_writing_to_a_connection_that_asyncio_has_lost_is_an_outage() -> None:
