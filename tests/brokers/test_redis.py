@@ -614,8 +614,11 @@ async def _lost_claim_is_back(broker: RedisBroker) -> bool:
     return len(await claim(broker, "w2")) == 1
 
 
-async def test_beat_of_a_thread_gives_a_hanging_server_up_before_the_next_one_is_due(server: ValkeyServer) -> None:
-    async with opened(server.url) as broker:
+@pytest.mark.parametrize("patience", ["", "?socket_timeout=30&socket_connect_timeout=30"])
+async def test_beat_of_a_thread_gives_a_hanging_server_up_before_the_next_one_is_due(
+    server: ValkeyServer, patience: str
+) -> None:
+    async with opened(server.url + patience) as broker:
         beat = broker.sync_beat()
         assert beat is not None
         await asyncio.to_thread(beat.beat, "w1", {}, 0.6)

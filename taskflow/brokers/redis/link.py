@@ -152,9 +152,10 @@ class SyncLink:
     """As `Link`, for one thread at a time."""
 
     def __init__(self, url: str, prefix: str, wall: Callable[[], float] | None, place: str, *, answer_s: float) -> None:
-        patience = {"socket_timeout": answer_s, "socket_connect_timeout": answer_s}
         plain, sentinels = split(url)
-        self._client: Any = redis.Redis.from_url(plain, **OPTIONS | patience)
+        self._client: Any = redis.Redis.from_url(plain, **OPTIONS)
+        patience = {"socket_timeout": answer_s, "socket_connect_timeout": answer_s}
+        self._client.connection_pool.connection_kwargs |= patience  # whatever the URL says: a beat has its own time
         _set_up(self._client.connection_pool, sentinels)
         self._prefix, self._wall, self._where = prefix, wall, place
 
