@@ -27,7 +27,7 @@ _WORDS: tuple[tuple[str, type[Exception] | None, str, str, float], ...] = (
     ("UNKILLABLE", None, "busy", "is busy with somebody's long script", 1.0),
 )
 _MOVED = ("MOVED ", "ASK ", "non local key")
-_NEEDED = re.compile(r"needed: (~.*)")  # the word of `allowed.lua`
+_NEEDED = re.compile(r"on (~\S+) (&\S+) needed: (\+.*)")  # the word of `allowed.lua`
 _FORBIDDEN = ("NOPERM", "ACL failure", "user executing the script can't")
 _REFUSED = ("NOAUTH", "WRONGPASS", "invalid password", "invalid username", "AUTH called", "no password is set")
 
@@ -84,10 +84,12 @@ def translated(error: Exception, where: str, unheard: str = "") -> BrokerError |
             f"{where} refuses user or password, see those of TASKFLOW_BROKER__URL (redis://USER:PASSWORD@HOST)"
         )
     if needed := _NEEDED.search(said):
-        commands = ", ".join(word[1:].upper() for word in needed[1].split() if word[0] == "+")
+        keys, channels, rules = needed.groups()
+        commands = rules.replace("+", "").replace(" ", ", ").upper()
         return ConfigError(
             f"{where} forbids this user {commands}, or has renamed them (rename-command). Nothing was changed. A "
-            f"broker needs the keys and channels of its namespace, and these commands: ACL SETUSER NAME {needed[1]}"
+            f"broker needs the keys and channels of its namespace, {keys} and {channels}, and these commands: "
+            f"ACL SETUSER NAME {rules}"
         )
     if is_forbidden(error):
         return ConfigError(

@@ -47,5 +47,5 @@ local function denied_of(commands, is_draining) -- an error that names what to a
     denied = tried(commands, key, is_draining)
   end
   if #denied == 0 then return nil end
-  return redis.error_reply('NOPERM needed: ~' .. P .. '* &' .. P .. '* +' .. table.concat(denied, ' +'):lower())
+  return redis.error_reply('NOPERM on ~' .. P .. '* &' .. P .. '* needed: +' .. table.concat(denied, ' +'):lower())
 end
