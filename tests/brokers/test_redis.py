@@ -8,25 +8,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import re
 import sys
 import time
 from collections import Counter
 from functools import partial
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import hypothesis.strategies as st
 import pytest
+import redis
 import redis.exceptions
 from hypothesis import HealthCheck, given, settings
 
-from taskflow.brokers.base import Accepted, Doubtful, Settled, Settlement
+from taskflow.brokers.base import Accepted, Doubtful, Note, Settled, Settlement
 from taskflow.brokers.redis import RedisBroker
 from taskflow.brokers.redis.link import heeding_cancellation
 from taskflow.brokers.redis.scripts import script
 from taskflow.core import bucket
 from taskflow.core import gate as gating
-from taskflow.core.decision import Bury, Retry, Snooze
+from taskflow.core.decision import Bury, Complete, Retry, Snooze
 from taskflow.core.job import JobState
 from taskflow.core.specs import CircuitBreaker
 from taskflow.errors import BrokerError, BrokerUnavailable, ConfigError
@@ -286,7 +289,7 @@ async def test_no_address_is_a_setting_to_correct_and_never_shown(url: str) -> N
         ("redis://host/2?db=zero", "its ?option db must be a whole number"),
         (
             "redis://host?db=1&sockettimeout=3",
-            "it has an ?option that the driver does not know: did you mean socket_timeout?",
+            "it has an ?option that is not known: did you mean socket_timeout?",
         ),
         ("redis://host?ssl_ca_certs=/ca.pem", "ssl_ca_certs is for TLS: say rediss://"),
         ("rediss://host?ssl_cert_reqs=perhaps", "its ?option ssl_cert_reqs must be another value"),
@@ -298,6 +301,12 @@ async def test_no_address_is_a_setting_to_correct_and_never_shown(url: str) -> N
         ("redis+sentinel://a,b/main/3", "the database too, as ?db=N"),
         ("redis+sentinel://a,:1/main", "its sentinels must be HOST[:PORT]"),
         ("redis+sentinel://a/main?db", "its ?options must be name=value"),
+        ("redis://host?protocol=3", "its ?option protocol is not for the URL to say"),
+        ("redis://host?encoding=latin-1", "its ?option encoding is not for the URL to say"),
+        ("redis://host?decode_responses=true", "decode_responses is not for the URL to say"),
+        ("redis://host?retry_on_timeout=x", "retry_on_timeout is not for the URL to say"),
+        ("redis+sentinel://a/main?protocol=3", "its ?option protocol is not for the URL to say"),
+        ("redis://host?redis_connect_func=x", "it has an ?option that is not known"),
         ("redis+sentinel://a/main?socket_timeot=3", "did you mean socket_timeout?"),
         ("unix://tmp/x.sock", "write unix:///tmp/x.sock"),
         ("unix://:pw@tmp/x.sock", "write unix:///SOCKET"),
@@ -365,6 +374,159 @@ async def test_server_that_may_not_be_asked_is_no_obstacle(server: ValkeyServer)
         await submit(broker, job())
 
     assert "INFO" in doubt
+
+
+# ---- what the server forbids ----
+
+
+def commands_of_scripts() -> list[str]:
+    """Whatever the text of any script calls."""
+    scripts = files("taskflow.brokers.redis") / "scripts"
+    return sorted({*re.findall(r"\('([A-Z]{3,})'", "".join(each.read_text() for each in scripts.iterdir()))})
+
+
+def allow(server: ValkeyServer, *rules: str) -> str:
+    """The address for a user who may do everything but what `rules` say."""
+    server.ask("ACL", "SETUSER", "ada", "reset", "on", f">{SECRET}", "~*", "&*", "+@all", *rules)
+    return f"redis://ada:{SECRET}@127.0.0.1:{server.port}"
+
+
+async def test_each_command_of_the_scripts_that_is_denied_is_named_at_open(server: ValkeyServer) -> None:
+    for command in commands_of_scripts():
+        url = allow(server, f"-{command.lower()}")
+        with pytest.raises(ConfigError, match=rf"forbids this user {command},.*SETUSER.* \+{command.lower()}$"):
+            await RedisBroker(url).open()
+    async with opened(allow(server)) as broker:
+        assert await broker.counts() == []
+    assert server.ask("KEYS", "*") == []
+
+
+async def test_command_that_the_server_renamed_is_named_at_open() -> None:
+    with (
+        ValkeyServer(options=("--rename-command", "ZPOPMIN", "hidden")) as server,
+        pytest.raises(ConfigError, match=r"ZPOPMIN, or has renamed"),
+    ):
+        await RedisBroker(server.url).open()
+
+
+async def test_user_who_may_neither_is_told_of_all_commands_at_once(server: ValkeyServer) -> None:
+    with pytest.raises(ConfigError, match=r"\+sadd \+smembers \+srem$"):
+        await RedisBroker(allow(server, "-@set")).open()
+
+
+async def test_script_that_is_denied_a_command_changes_nothing_and_goes_on_once_it_is_allowed(
+    server: ValkeyServer,
+) -> None:
+    denied: Counter[str] = Counter()
+    for command in commands_of_scripts():
+        server.ask("FLUSHALL")
+        async with opened(allow(server)) as broker:
+            refused = await _a_night(
+                server, broker, partial(allow, server, f"-{command.lower()}"), partial(allow, server)
+            )
+            denied[command] += len(refused)
+    # Each but those of an operator's own verbs was met on the way.
+    assert {*commands_of_scripts()} - {*+denied} <= {
+        "HKEYS",
+        "LRANGE",
+        "LINDEX",
+        "PEXPIRE",
+        "PTTL",
+        "SET",
+        "ZREVRANGEBYSCORE",
+    }
+
+
+@pytest.mark.parametrize("mode", ["full", "replica"])
+async def test_script_that_the_server_refuses_changes_nothing_and_goes_on_once_it_may(
+    server: ValkeyServer, mode: str
+) -> None:
+    refuse, mend = {
+        "full": (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0")),
+        "replica": (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")),
+    }[mode]
+    async with opened(server.url) as broker:
+        refused = await _a_night(server, broker, partial(server.ask, *refuse), partial(server.ask, *mend))
+
+    assert refused >= {"submit", "retry", "note"}
+    assert mode != "full" or refused == {"submit", "retry", "note"}  # what frees memory, or leads to it, goes on
+
+
+async def _a_night(
+    server: ValkeyServer, broker: RedisBroker, refuse: Callable[[], Any], mend: Callable[[], Any]
+) -> set[str]:
+    """All jobs end, of which some were ready, some ran, and some were lost meanwhile. Returns what was refused."""
+    jobs = [
+        job(lane=f"tenant{number % 5}", gates=("smtp",) * (number % 3 == 0), priority=number % 2, key=f"k{number}")
+        for number in range(30)
+    ]
+    await broker.gate("smtp", gating.Declare(limit=2))
+    await submit(broker, *jobs[:20])
+    running = await claim(broker, limit=6)
+    await claim(broker, "lost", limit=3)
+    await broker.leave("lost")
+    again = [Settlement(one.job_id, one.token, Retry(0.0, BOOM)) for one in running]
+    *running, buried = running
+    await settle(broker, buried, Bury(BOOM))
+    again = [Settlement(one.job_id, one.token, Retry(0.0, BOOM)) for one in running[1:]]
+    verbs: dict[str, Callable[[], Awaitable[Any]]] = {
+        "claim": lambda: claim(broker, limit=7),
+        "submit": lambda: submit(broker, *jobs),
+        "note": lambda: broker.note([Note(running[0].job_id, running[0].token, b"50", b"7")]),
+        "settle": lambda: broker.settle(again),
+        "beat": lambda: broker.beat("w1", {}, 60.0),
+        "reclaim": lambda: reclaim(broker),
+        "wait": lambda: broker.wait(ask(queues=("nothing",)), 0.001),
+        "finals": lambda: broker.finals([running[0].job_id], 0.001),
+        "gate": lambda: broker.gate("smtp", gating.OverrideLimit(3)),
+        "pause": lambda: broker.pause("other"),
+        "cancel": lambda: broker.cancel([running[0].job_id, "unknown"]),
+        "retry": lambda: broker.retry([buried.job_id]),
+    }
+    refused: set[str] = set()
+    refuse()
+    for name, verb in [*verbs.items()] * 2:
+        before = _kept(server)
+        try:
+            await verb()
+        except (ConfigError, BrokerUnavailable):
+            refused.add(name)
+            assert _kept(server) == before
+    mend()
+    await submit(broker, *jobs)
+    await broker.retry([buried.job_id])
+    await broker.gate("smtp", gating.OverrideLimit(100))
+    for _ in range(20):
+        await broker.beat("w1", {}, 60.0)
+        await broker.beat("w1", {}, 60.0)  # what was claimed on the way is given back
+        await reclaim(broker, max_lost=1_000)
+        await settle_all(broker, await claim(broker, "w2"), DONE)
+    ends = await broker.states([one.id for one in jobs])
+    (counts,) = [one for one in await broker.counts() if one.queue == "q"]
+    (gate,) = await broker.gates()
+    assert (counts.ready, counts.running, counts.scheduled, gate.live) == (0, 0, 0, 0)
+    assert len(ends) == len(jobs)
+    assert {*ends.values()} <= {JobState.SUCCEEDED, JobState.CANCELLED}
+    return refused
+
+
+def _kept(server: ValkeyServer) -> dict[bytes, Any]:
+    """All that there is, but for what scripts try on servers of before 7: it stays where DEL is denied."""
+    reads = {
+        b"hash": ("HGETALL",),
+        b"zset": ("ZRANGE", 0, -1, "WITHSCORES"),
+        b"set": ("SMEMBERS",),
+        b"list": ("LRANGE", 0, -1),
+    }
+    with redis.Redis.from_url(server.url) as client, client.pipeline(transaction=False) as pipe:
+        skipped = (b":nothing", b":idle:", b":awaited")  # the latter end by themselves
+        names = [name for name in client.scan_iter() if not any(word in name for word in skipped)]
+        for name in names:
+            pipe.type(name)
+        for name, kind in zip(names, pipe.execute(), strict=True):
+            read, *rest = reads[kind]
+            pipe.execute_command(read, name, *rest)
+        return dict(zip(names, pipe.execute(), strict=True))
 
 
 # ---- outages ----
@@ -452,8 +614,11 @@ async def _lost_claim_is_back(broker: RedisBroker) -> bool:
     return len(await claim(broker, "w2")) == 1
 
 
-async def test_beat_of_a_thread_gives_a_hanging_server_up_before_the_next_one_is_due(server: ValkeyServer) -> None:
-    async with opened(server.url) as broker:
+@pytest.mark.parametrize("patience", ["", "?socket_timeout=30&socket_connect_timeout=30"])
+async def test_beat_of_a_thread_gives_a_hanging_server_up_before_the_next_one_is_due(
+    server: ValkeyServer, patience: str
+) -> None:
+    async with opened(server.url + patience) as broker:
         beat = broker.sync_beat()
         assert beat is not None
         await asyncio.to_thread(beat.beat, "w1", {}, 0.6)
@@ -482,6 +647,19 @@ async def test_connection_that_was_cut_is_made_anew_at_the_next_call(server: Val
                 return []
 
         assert len(await eventually(claimed)) == 1
+
+
+async def test_connection_that_the_server_closed_while_the_loop_was_blocked_is_no_outage(server: ValkeyServer) -> None:
+    async with opened(server.url) as broker:
+        for verb in (lambda: submit(broker, job()), lambda: claim(broker), broker.counts):
+            await asyncio.gather(broker.counts(), broker.counts())
+            for client in server.ask("CLIENT", "LIST", "TYPE", "normal").splitlines():
+                address = re.search(rb" addr=(\S+)", client)
+                assert address is not None
+                with contextlib.suppress(redis.exceptions.ResponseError):  # our own of a moment ago
+                    server.ask("CLIENT", "KILL", address[1].decode())
+            # No turn of the loop in between: it has not heard of the end, as after a handler that blocked it.
+            assert await verb()
 
 
 async def test_wait_that_is_cancelled_ends_at_whatever_moment_that_was(broker: RedisBroker) -> None:
@@ -744,16 +922,18 @@ async def test_job_that_becomes_due_sooner_shortens_the_wait(broker: RedisBroker
 
 
 async def test_nobody_is_told_of_ends_that_nobody_waits_for(server: ValkeyServer) -> None:
-    async with opened(server.url) as broker:
+    with redis.Redis.from_url(server.url) as client, client.pubsub() as heard:
+        async with opened(server.url) as broker:
+            heard.psubscribe(f"{broker._link.prefix}[we]*")
+            assert heard.get_message(timeout=PATIENCE_S) is not None
 
-        async def published() -> int:
-            return (await broker._link.ask("INFO", "commandstats"))["cmdstat_publish"]["calls"]
+            await submit(broker, job(), job())
+            await settle_all(broker, await claim(broker), DONE)
+            await broker._link.ask("PUBLISH", f"{broker._link.prefix}ends", "now")
 
-        at_start = await published()
-        await submit(broker, job(), job())
-        await settle_all(broker, await claim(broker), DONE)
-
-        assert await published() == at_start
+            said = heard.get_message(timeout=PATIENCE_S)
+            assert said is not None
+            assert said["data"] == b"now"
 
 
 # ---- gates: the core computes, but for what is asked at each claim ----
@@ -842,8 +1022,6 @@ def _record(gate: gating.Gate) -> dict[str, Any]:
 def test_scripts_admit_and_count_as_the_core_does(fields: dict[str, Any], family: dict[str, Any] | None) -> None:
     import json
 
-    import redis
-
     gate = gating.Gate("http/a", **fields)
     parent = None if family is None else gating.Gate("http", **family)
     taken = gating.take(gate, 3, parent, now=NOW)
@@ -919,6 +1097,58 @@ async def test_nothing_is_lost_while_connections_are_cut_and_scripts_forgotten(s
     assert len(states) == len(ran) == len(jobs)
     assert (counts.ready, counts.scheduled, counts.running) == (0, 0, 0)
     assert gate.live == 0
+
+
+async def test_nothing_is_lost_or_stuck_while_memory_runs_out_again_and_again(server: ValkeyServer) -> None:
+    jobs = [
+        job(lane=str(number % 7), gates=("smtp",) * (number % 3 == 0), priority=number % 2, payload=b"x" * 8_000)
+        for number in range(1_000)
+    ]
+    starts: Counter[str] = Counter()  # each is started twice
+    refused: Counter[tuple[str, str | None]] = Counter()
+
+    async def pressed(name: str, verb: Callable[[], Awaitable[Any]]) -> Any:
+        try:
+            return await verb()
+        except BrokerUnavailable as error:
+            refused[name, error.kind] += 1
+            await asyncio.sleep(0.002)  # others drain meanwhile
+            return None
+
+    async def produce(broker: RedisBroker) -> None:
+        for at in range(0, len(jobs), 25):
+            while (receipts := await pressed("submit", lambda at=at: submit(broker, *jobs[at : at + 25]))) is None:
+                pass
+            assert {one.accepted for one in receipts} == {Accepted.NEW}  # of a refused batch, not one was kept
+
+    async def work(broker: RedisBroker, worker: str) -> None:
+        while starts.total() < 2 * len(jobs):
+            claims = await claim(broker, worker, limit=9)
+            await broker.beat(worker, {one.job_id: one.token for one in claims}, 60.0)
+            await pressed(
+                "note", lambda claims=claims: broker.note([Note(*one[:2], None, b"c" * 500) for one in claims])
+            )
+            for one in claims:
+                starts[one.job_id] += 1
+                end = Complete(b"r" * 1_000) if starts[one.job_id] == 2 else Retry(0.0, BOOM)
+                assert (await settle(broker, one, end)).answer is Settled.APPLIED
+            await reclaim(broker, retention=NOTHING_KEPT)
+            await asyncio.sleep(0)
+
+    async with opened(server.url) as one, opened(server.url) as two, opened(server.url) as three:
+        await one.gate("smtp", gating.Declare(limit=5))
+        used = (await one._link.ask("INFO", "memory"))["used_memory"]
+        server.ask("CONFIG", "SET", "maxmemory", str(used + 2_000_000))  # a quarter of what comes
+        async with asyncio.timeout(45):
+            await asyncio.gather(produce(one), work(two, "w2"), work(three, "w3"))
+        await reclaim(one, retention=NOTHING_KEPT)
+        (counts,) = await one.counts()
+        (gate,) = await one.gates()
+
+    assert refused["submit", "full"] > 5
+    assert {*refused} <= {("submit", "full"), ("note", "full")}
+    assert {*starts.values()} == {2}
+    assert (counts.ready, counts.scheduled, counts.running, gate.live) == (0, 0, 0, 0)
 
 
 async def test_writing_to_a_connection_that_asyncio_has_lost_is_an_outage() -> None:

@@ -114,10 +114,11 @@ async def test_scheme_without_tls_is_suspected_when_a_server_hangs_up_at_the_fir
     assert "Or it speaks TLS: then say rediss+sentinel://" in sentinel
 
 
-async def test_scheme_with_tls_is_suspected_when_no_handshake_comes_about(server: ValkeyServer) -> None:
-    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.close()
+async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.close()
 
+
+async def test_scheme_with_tls_is_suspected_when_no_handshake_comes_about(server: ValkeyServer) -> None:
     async with await asyncio.start_server(hang_up, HOST, 0) as hanging_up:
         port = hanging_up.sockets[0].getsockname()[1]
         closed = await unreached(f"rediss://{HOST}:{port}/0")
@@ -133,9 +134,10 @@ async def test_scheme_is_not_suspected_of_a_server_that_has_answered() -> None:
     with ValkeyServer() as server:
         broker = RedisBroker(f"{server.url}?socket_timeout=0.5")
         await broker.open()
-        server.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-        with pytest.raises(BrokerUnavailable) as caught:
-            await broker.counts()
+        server.kill()
+        async with await asyncio.start_server(hang_up, HOST, server.port):
+            with pytest.raises(BrokerUnavailable) as caught:
+                await broker.counts()
         await broker.close()
 
     assert "cannot be reached" in str(caught.value)

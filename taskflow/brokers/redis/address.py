@@ -29,8 +29,25 @@ OPTIONS: dict[str, Any] = {
     "retry": Retry(NoBackoff(), 0),
 }
 _TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
-_TEXTS = ("username", "password", "client_name", "ssl_cert_reqs", "ssl_password", "ssl_ciphers", *_TLS_FILES)
-_KNOWN = (*URL_QUERY_ARGUMENT_PARSERS, *_TEXTS)  # options that a misspelt one may have been meant to be
+_TIMES = ("socket_timeout", "socket_connect_timeout", "socket_keepalive", "health_check_interval", "timeout")
+_TLS = tuple(name for name in URL_QUERY_ARGUMENT_PARSERS if name.startswith("ssl_"))
+_TLS_TEXTS = ("ssl_cert_reqs", "ssl_password", "ssl_ciphers", "ssl_check_hostname", *_TLS_FILES)
+# What the URL has a say in. All else that the driver takes would change what it answers, or repeat a claim.
+_KNOWN = (
+    "db",
+    "username",
+    "password",
+    "client_name",
+    "max_connections",
+    "socket_read_size",
+    *_TIMES,
+    *_TLS,
+    *_TLS_TEXTS,
+)
+_OURS = (
+    *("protocol", "legacy_responses", "decode_responses", "encoding", "encoding_errors", "parser_class"),
+    *("retry", "retry_on_timeout", "retry_on_error", "single_connection_client"),
+)
 _WANTED: dict[Any, str] = {int: "a whole number", float: "a number"}
 _ENCODE = "in user and password write %40 for @, %2F for /, %3A for :, %23 for #, %3F for ?, %25 for %"
 _FORM = "redis://[USER:PASSWORD@]HOST[:PORT][/DB]"
@@ -63,7 +80,8 @@ def _read(url: str) -> dict[str, Any]:
         raise _refused(f"it must be {_FORM} or rediss:// (TLS), PORT from 1 to 65535; {_ENCODE}")
     _check_place(bare, made)
     for name, value in parse_qsl(urlsplit(plain).query):
-        if _made(f"{bare}?{urlencode([(name, value)])}") is None:
+        is_known = name in _KNOWN or name.startswith("ssl_")
+        if not is_known or _made(f"{bare}?{urlencode([(name, value)])}") is None:
             raise _refused(_about(name, is_tls=bare.startswith("rediss:")))
     made = _made(plain)
     if made is None:
@@ -102,9 +120,13 @@ def _about(name: str, *, is_tls: bool) -> str:
         if name.startswith("ssl_") and not is_tls:
             return f"its ?option {name} is for TLS: say rediss:// or rediss+sentinel://, or leave it out"
         return f"its ?option {name} must be {_WANTED.get(URL_QUERY_ARGUMENT_PARSERS.get(name), 'another value')}"
+    if name in _OURS:
+        return (
+            f"its ?option {name} is not for the URL to say, taskflow speaks to the server in its own way: leave it out"
+        )
     meant = nearest(name, _KNOWN)
     hint = f"did you mean {meant}?" if meant else f"options are db, socket_timeout and others of the driver; {_ENCODE}"
-    return f"it has an ?option that the driver does not know: {hint}"
+    return f"it has an ?option that is not known: {hint}"
 
 
 def _check_files(made: dict[str, Any]) -> None:

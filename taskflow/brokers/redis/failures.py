@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 
 import redis.exceptions as theirs
@@ -26,6 +27,7 @@ _WORDS: tuple[tuple[str, type[Exception] | None, str, str, float], ...] = (
     ("UNKILLABLE", None, "busy", "is busy with somebody's long script", 1.0),
 )
 _MOVED = ("MOVED ", "ASK ", "non local key")
+_NEEDED = re.compile(r"on (~\S+) (&\S+) needed: (\+.*)")  # the word of `allowed.lua`
 _FORBIDDEN = ("NOPERM", "ACL failure", "user executing the script can't")
 _REFUSED = ("NOAUTH", "WRONGPASS", "invalid password", "invalid username", "AUTH called", "no password is set")
 
@@ -80,6 +82,14 @@ def translated(error: Exception, where: str, unheard: str = "") -> BrokerError |
     if isinstance(error, refused) or isinstance(error.__cause__, refused) or any(word in said for word in _REFUSED):
         return ConfigError(
             f"{where} refuses user or password, see those of TASKFLOW_BROKER__URL (redis://USER:PASSWORD@HOST)"
+        )
+    if needed := _NEEDED.search(said):
+        keys, channels, rules = needed.groups()
+        commands = rules.replace("+", "").replace(" ", ", ").upper()
+        return ConfigError(
+            f"{where} forbids this user {commands}, or has renamed them (rename-command). Nothing was changed. A "
+            f"broker needs the keys and channels of its namespace, {keys} and {channels}, and these commands: "
+            f"ACL SETUSER NAME {rules}"
         )
     if is_forbidden(error):
         return ConfigError(

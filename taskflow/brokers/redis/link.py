@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -49,10 +50,8 @@ class Link:
         self._client = redis.asyncio.Redis.from_pool(self._pool(CONNECTIONS))
         self._listener = redis.asyncio.Redis.from_pool(self._pool(1))
 
-    def _pool(self, connections: int) -> redis.asyncio.BlockingConnectionPool:
-        pool = redis.asyncio.BlockingConnectionPool.from_url(
-            self._plain, max_connections=connections, timeout=ANSWER_S, **OPTIONS
-        )
+    def _pool(self, connections: int) -> _Pool:
+        pool = _Pool.from_url(self._plain, max_connections=connections, timeout=ANSWER_S, **OPTIONS)
         _set_up(pool, self._sentinels)
         return pool
 
@@ -123,13 +122,40 @@ class Link:
         return client
 
 
+class _Pool(redis.asyncio.BlockingConnectionPool):
+    """Gives out no connection that the server has closed: nothing was sent over it yet, so another one will do."""
+
+    async def ensure_connection(self, connection: Any) -> None:
+        """As the driver's, which knows of the end only once the loop had a turn to hear it."""
+        if _is_hung_up(connection):
+            await connection.disconnect(nowait=True)
+        await super().ensure_connection(connection)
+
+
+_HUNG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
+
+
+def _is_hung_up(connection: Any) -> bool:
+    """What the system knows of the connection, whatever the loop was told."""
+    writer = connection._writer  # noqa: SLF001 - the driver has no other way to its socket
+    if writer is None:
+        return False
+    way = writer.get_extra_info("socket")
+    if way is None or way.fileno() < 0:
+        return False
+    asked = select.poll()
+    asked.register(way.fileno(), _HUNG_UP)
+    return bool(asked.poll(0))
+
+
 class SyncLink:
     """As `Link`, for one thread at a time."""
 
     def __init__(self, url: str, prefix: str, wall: Callable[[], float] | None, place: str, *, answer_s: float) -> None:
-        patience = {"socket_timeout": answer_s, "socket_connect_timeout": answer_s}
         plain, sentinels = split(url)
-        self._client: Any = redis.Redis.from_url(plain, **OPTIONS | patience)
+        self._client: Any = redis.Redis.from_url(plain, **OPTIONS)
+        patience = {"socket_timeout": answer_s, "socket_connect_timeout": answer_s}
+        self._client.connection_pool.connection_kwargs |= patience  # whatever the URL says: a beat has its own time
         _set_up(self._client.connection_pool, sentinels)
         self._prefix, self._wall, self._where = prefix, wall, place
 

@@ -13,7 +13,10 @@ for i = 1, #ids do
     known[i] = '0'
   elseif row[STATE] <= RUNNING then
     known[i] = '1'
-    if wait > 0 then add('HSET', P .. 'awaited', id, 1) end
+    if wait > 0 then
+      even_when_full()
+      add('HSET', P .. 'awaited', id, 1)
+    end
   else
     local size = -1
     if row[RESULT] == 1 then

@@ -3,6 +3,7 @@
 
 local name, key = ARGV[2], P .. 'gate:' .. ARGV[2]
 if (call('HGET', key, 'generation') or '0') ~= ARGV[3] then return { call('HGETALL', key), 0 } end
+even_when_full()
 for field, value in pairs(cjson.decode(ARGV[4])) do
   if value then call('HSET', key, field, value) else call('HDEL', key, field) end
 end

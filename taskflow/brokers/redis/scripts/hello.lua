@@ -1,4 +1,1 @@
--- What a user must be allowed, before it matters: keys and channels of the namespace, from within scripts.
-
-call('EXISTS', P .. 'numbers')
-call('PUBLISH', P .. 'work', '')
+-- Asks nothing but what every script asks before it begins, and here of all of them: whether the user may.

@@ -1,4 +1,5 @@
--- What every verb's script begins with: the clock, and the parts that jobs move through. Follows the memory broker.
+-- What every verb's script begins with, behind `allowed`: the clock, and the parts that jobs move through. Follows the
+-- memory broker.
 --
 -- A job is a row in the hash `hot` (packed; what changes) and a value in `body` (what it was submitted as). Ready rows
 -- stand in the lines of a lane, a sorted set a priority; lanes with something to claim stand in the rings of their
@@ -7,9 +8,6 @@
 --
 -- Only commands and options of Redis 6.2. KEYS[1] is the prefix of all keys: one hash tag, so one slot.
 
-if redis.replicate_commands then redis.replicate_commands() end -- 6.2 can be told otherwise: TIME before a write
-
-local P = KEYS[1]
 local call, pack, unpacked = redis.call, cmsgpack.pack, cmsgpack.unpack
 local format, floor, ceil, max, min, huge = string.format, math.floor, math.ceil, math.max, math.min, math.huge
 

@@ -3,6 +3,7 @@
 
 local asked, is_gated, suspects, timeout = cjson.decode(ARGV[2]), tonumber(ARGV[3]) > 0, tonumber(ARGV[4]) > 0, tonumber(ARGV[5])
 local at = now + timeout
+even_when_full()
 if is_gated then
   local opening = call('ZRANGE', P .. 'openings', 0, 0, 'WITHSCORES')
   if opening[1] then at = min(at, tonumber(opening[2])) end
