@@ -23,6 +23,7 @@ from taskflow.core.decision import Complete, Retry
 from taskflow.core.gate import Gate, Rate
 from taskflow.core.job import JobState
 from taskflow.errors import BrokerError, BrokerUnavailable, ConfigError
+from tests.chaos.proxy import Proxy
 from tests.servers.postgres import PostgresServer, wheel_needed
 
 from .conftest import postgres
@@ -378,6 +379,128 @@ async def test_lost_listener_is_found_again(broker: PostgresBroker, waiting: Pos
     one = job()
     await submit(broker, one)
     assert [claim.job_id for claim in await soon] == [one.id]
+
+
+async def test_end_that_nobody_was_told_of_is_seen_at_the_deadline(
+    broker: PostgresBroker, waiting: PostgresBroker, namespace: str
+) -> None:
+    one = job()
+    await submit(broker, one)
+    claim = await claim_one(broker)
+    final = asyncio.create_task(waiting.finals([one.id], 1.0))
+    await until_it_listens(waiting)
+    await until_it_waits(waiting._waiters.finals)
+    postgres().execute(f"DELETE FROM {namespace}.listener")
+    await settle(broker, claim, Complete(b"1"))
+    assert (await final)[one.id].result == b"1"
+
+
+@pytest.fixture
+def app_url(server: PostgresServer) -> str:
+    """The URL of a user whom the server may come to refuse."""
+    server.execute("CREATE ROLE app LOGIN PASSWORD 'secret'")
+    server.execute("GRANT CREATE ON DATABASE postgres TO app")
+    return server.url_as("app", "secret")
+
+
+@pytest.fixture
+async def known(server: PostgresServer, app_url: str) -> AsyncIterator[PostgresBroker]:
+    """The broker of one whom the server does not refuse."""
+    other = PostgresBroker(app_url)  # the schema is the user's own
+    await other.open()
+    await other.close()
+    broker = PostgresBroker(server.url)
+    await broker.open()
+    yield broker
+    await broker.close()
+
+
+async def test_look_for_ends_does_not_spin_while_the_server_has_no_connection_for_us(
+    server: PostgresServer, app_url: str, known: PostgresBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taskflow.brokers.postgres.listening._RENEW_S", 0.0)  # always due, as after a while
+    server.execute("ALTER SYSTEM SET log_connections = on")
+    server.execute("SELECT pg_reload_conf()")
+    broker = PostgresBroker(app_url)
+    await broker.open()
+    one = job()
+    await submit(broker, one)
+    claim = await claim_one(known)
+    final = asyncio.create_task(broker.finals([one.id], LONG_S))
+    await until_it_listens(broker, server)
+    await until_it_waits(broker._waiters.finals)
+
+    server.execute("ALTER ROLE app CONNECTION LIMIT 0")
+    for pid in await listening(server):
+        server.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app' AND pid <> {pid}")
+    before = server.log().count("connection received")
+    began = time.process_time()
+    await asyncio.sleep(3.0)  # that is what is measured: how often it tries meanwhile
+    tries = server.log().count("connection received") - before
+    spent_s = time.process_time() - began
+    await settle(known, claim, Complete(b"1"))
+    server.execute("ALTER ROLE app CONNECTION LIMIT -1")
+    async with asyncio.timeout(PATIENCE_S):
+        assert (await final)[one.id].result == b"1"
+    await broker.close()
+
+    assert 1 <= tries <= 20
+    assert spent_s < 0.5
+
+
+async def test_end_is_heard_of_after_a_password_was_wrong_for_a_while(
+    server: PostgresServer, app_url: str, known: PostgresBroker
+) -> None:
+    with Proxy(server.port) as proxy:
+        broker = PostgresBroker(proxy.url(app_url))
+        await broker.open()
+        one = job()
+        await submit(broker, one)
+        claim = await claim_one(known)
+        final = asyncio.create_task(broker.finals([one.id], LONG_S))
+        await until_it_listens(broker, server)
+        await until_it_waits(broker._waiters.finals)
+
+        server.execute("ALTER ROLE app PASSWORD 'other'")
+        accepted = proxy.accepted
+        proxy.reset()
+
+        async def was_refused() -> bool:
+            return proxy.accepted > accepted + 2
+
+        assert await eventually(was_refused)
+        server.execute("ALTER ROLE app PASSWORD 'secret'")
+        await settle(known, claim, Complete(b"1"))
+        async with asyncio.timeout(PATIENCE_S):
+            assert (await final)[one.id].result == b"1"
+        await broker.close()
+
+
+async def test_listener_whose_connection_leads_nowhere_is_found_out_and_listens_anew(
+    server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in (("_RENEW_S", 0.2), ("_ANSWER_S", 0.5), ("_POLL_S", 0.1)):
+        monkeypatch.setattr(f"taskflow.brokers.postgres.listening.{name}", seconds)
+    other = PostgresBroker(server.url)
+    await other.open()
+    with Proxy(server.port) as proxy:
+        broker = PostgresBroker(proxy.url(server.url))
+        await broker.open()
+        soon = asyncio.create_task(claimed_soon(broker))
+        await until_it_listens(broker, server)
+        stranded = broker._listening._connection
+        proxy.strand()
+        assert broker._pool._pool is not None
+        await broker._pool._pool.expire_connections()  # the pool's own are found out by their calls
+
+        async def listens_anew() -> bool:
+            return broker._listening.is_heard and broker._listening._connection is not stranded
+
+        assert await eventually(listens_anew)
+        await submit(other, job())
+        assert len(await soon) == 1
+        await broker.close()
+    await other.close()
 
 
 async def test_poll_alone_will_do_where_nobody_can_listen(broker: PostgresBroker, namespace: str) -> None:

@@ -64,7 +64,7 @@ class PostgresBroker:
         self._pool = Pool(self._address, namespace)
         self._waiters = Waiters()
         self._turns = claiming.Turns()
-        self._listening = Listening(self._address, self._pool, self._waiters)
+        self._listening = Listening(self._address, self._namespace, self._pool, self._waiters)
         self._is_open = False
         self._entered: set[str] = set()  # queues that are known to be there
         self._wall = wall
@@ -79,7 +79,7 @@ class PostgresBroker:
         if self._is_open:
             return
         await self._pool.open()
-        self._listening = Listening(self._address, self._pool, self._waiters)
+        self._listening = Listening(self._address, self._namespace, self._pool, self._waiters)
         self._is_open = True
 
     async def version(self) -> int:
@@ -179,26 +179,26 @@ class PostgresBroker:
         """As `Broker.finals`. Thousands may wait: one slow look is shared by all of them."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
+        is_last = timeout_s <= 0
         while job_ids:
-            ended: asyncio.Future[None] = loop.create_future()
-            self._waiters.finals.add(job_ids, ended)
+            told: asyncio.Future[None] = loop.create_future()
+            self._waiters.finals.add(job_ids, told)
             try:
-                if timeout_s > 0:
+                if not is_last:
                     await self._listening.listen(FINALS, self._fixed_at())
                 kept, found = await reading.finals(self._pool, job_ids)
                 if found:
                     return found
                 if not kept:
                     raise not_kept(job_ids)
-                if timeout_s <= 0:
+                if is_last:
                     break
                 self._listening.look_for_finals(self._fixed_at())
-                if not await settled(ended, deadline - loop.time()):
-                    break
+                is_last = not await settled(told, deadline - loop.time())  # it may have ended, and the word got lost
                 if not self._is_open:
                     raise closed_meanwhile(f"PostgreSQL at {self._address.where}")
             finally:
-                self._waiters.finals.remove(job_ids, ended)
+                self._waiters.finals.remove(job_ids, told)
         return {}
 
     async def gate(self, name: str, change: GateChange, generation: int | None = None) -> Gate:

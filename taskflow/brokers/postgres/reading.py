@@ -37,6 +37,16 @@ async def finals(pool: Pool, job_ids: Sequence[str]) -> tuple[int, dict[str, Fin
     return len(rows), ended
 
 
+async def ended(pool: Pool, job_ids: Sequence[str]) -> list[str]:
+    """Those of these jobs for which there is nothing to wait any more: they are final, or not kept."""
+    rows = await pool.fetch(
+        "SELECT a.id FROM unnest($1::text[]) a(id) LEFT JOIN ~.job j ON j.id = a.id"
+        " LEFT JOIN ~.finished f ON f.seq = j.seq WHERE j.seq IS NULL OR f.seq IS NOT NULL",
+        job_ids,
+    )
+    return [row[0] for row in rows]
+
+
 async def counts(pool: Pool, fixed_at: float | None) -> list[QueueCounts]:
     """As `Broker.counts`. The oldest ready job is the first of one of the lines: each is looked at once."""
     rows = await pool.fetch(
