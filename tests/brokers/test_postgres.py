@@ -41,6 +41,7 @@ from .words import (
     job,
     reclaim,
     settle,
+    settle_all,
     state,
     submit,
 )
@@ -369,6 +370,36 @@ async def test_end_elsewhere_wakes_who_waits_for_it(broker: PostgresBroker, wait
     await settle(broker, claim, Complete(b"1"))
     async with asyncio.timeout(PATIENCE_S):
         assert (await soon)[one.id].result == b"1"
+
+
+@pytest.mark.parametrize(("count", "notifications"), [(1, 1), (700, 3), (9_000, 1)])
+async def test_settle_of_thousands_wakes_those_who_wait_for_them_and_nobody_else(
+    broker: PostgresBroker, waiting: PostgresBroker, count: int, notifications: int
+) -> None:
+    theirs, *jobs = [job() for _ in range(count + 1)]
+    await submit(broker, theirs, *jobs)
+    claims = await claim(broker, limit=count + 1)
+    for_theirs = asyncio.create_task(waiting.finals([theirs.id], LONG_S))
+    for_last = asyncio.create_task(waiting.finals([jobs[-1].id], LONG_S))
+    await until_it_listens(waiting)
+
+    async def both_wait() -> bool:
+        return len(waiting._waiters.finals) == 2
+
+    assert await eventually(both_wait)
+    before = set(waiting._waiters.finals.by_name[theirs.id])
+    with psycopg.connect(postgres().url, autocommit=True) as hearing:
+        channel = await broker._pool.value("SELECT ~.listen_v1('test', 0, 0.0, NULL)")
+        hearing.execute(f"LISTEN {channel}")
+        await settle_all(broker, [one for one in claims if one.job_id != theirs.id], Complete())
+        async with asyncio.timeout(PATIENCE_S):
+            assert list(await for_last) == [jobs[-1].id]
+        heard = [said.payload for said in hearing.notifies(timeout=PATIENCE_S, stop_after=notifications)]
+
+    assert set(waiting._waiters.finals.by_name[theirs.id]) == before  # who was woken and found nothing waits anew
+    named = sorted("\n".join(one[1:] for one in heard).split("\n"))
+    assert named == ([""] if count == 9_000 else sorted(one.id for one in jobs))
+    for_theirs.cancel()
 
 
 async def test_lost_listener_is_found_again(broker: PostgresBroker, waiting: PostgresBroker) -> None:
