@@ -22,7 +22,7 @@ from taskflow.core import gate as gating
 from taskflow.core.decision import Complete, Retry
 from taskflow.core.gate import Gate, Rate
 from taskflow.core.job import JobState
-from taskflow.errors import BrokerError, BrokerUnavailable, ConfigError
+from taskflow.errors import BrokerError, BrokerUnavailable, ConfigError, JobNotFound
 from tests.chaos.proxy import Proxy
 from tests.servers.postgres import PostgresServer, wheel_needed
 
@@ -424,6 +424,52 @@ async def test_end_that_nobody_was_told_of_is_seen_at_the_deadline(
     postgres().execute(f"DELETE FROM {namespace}.listener")
     await settle(broker, claim, Complete(b"1"))
     assert (await final)[one.id].result == b"1"
+
+
+async def test_thousands_who_wait_share_what_is_asked() -> None:
+    with PostgresServer(options=("log_statement=all",)) as server:
+        broker = PostgresBroker(server.url)
+        await broker.open()
+        jobs = [job() for _ in range(2_000)]
+        await submit(broker, *jobs)
+        claims = await claim(broker, limit=2_000)
+        waits = [asyncio.create_task(broker.finals([one.id], LONG_S)) for one in jobs]
+        await until_it_listens(broker, server)
+        await settle_all(broker, claims, Complete())
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.gather(*waits)
+        await broker.close()
+        asked = server.log().count("FROM unnest($1::text[]) a(id)")
+    assert 1 <= asked <= 30
+
+
+async def test_id_that_the_database_cannot_hold_is_waited_for_by_nobody_else(broker: PostgresBroker) -> None:
+    one = job()
+    await submit(broker, one)
+    claim = await claim_one(broker)
+    ids = (["a\0b", one.id], ["a\ud800b", one.id], [one.id])
+    waits = [asyncio.create_task(broker.finals(some, LONG_S)) for some in ids]
+    await until_it_waits(broker._waiters.finals)
+    await settle(broker, claim, Complete())
+    async with asyncio.timeout(PATIENCE_S):
+        assert [list(found) for found in await asyncio.gather(*waits)] == [[one.id]] * 3
+    with pytest.raises(JobNotFound):
+        await broker.finals(["a\0b"], LONG_S)
+
+
+async def test_wait_for_an_end_is_over_in_time_while_the_server_does_not_answer(server: PostgresServer) -> None:
+    with Proxy(server.port) as proxy:
+        broker = PostgresBroker(proxy.url(server.url))
+        await broker.open()
+        one = job()
+        await submit(broker, one)
+        proxy.drop()
+        began = time.monotonic()
+        with pytest.raises(BrokerUnavailable):
+            await broker.finals([one.id], 0.5)
+        assert time.monotonic() - began < 4.0
+        proxy.mend()
+        await broker.close()
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from taskflow.brokers.base import BeatReply, Cancelled, Reclaimed, Retried, Settlement
+from taskflow.brokers.finals import FinalsReader
 from taskflow.brokers.postgres import claim as claiming
-from taskflow.brokers.postgres import gates, reading, settle, submit
+from taskflow.brokers.postgres import errors, gates, reading, settle, submit
 from taskflow.brokers.postgres.beats import PostgresBeat
 from taskflow.brokers.postgres.borrowed import Borrowed
 from taskflow.brokers.postgres.connection import UPKEEP_S, Address, Pool, look
@@ -15,7 +16,7 @@ from taskflow.brokers.postgres.listening import FINALS, WORK, Listening
 from taskflow.brokers.postgres.schema import STATE_NUMBER, VERSION
 from taskflow.brokers.postgres.waiting import Waiters
 from taskflow.brokers.presence import presence_text, worker_infos
-from taskflow.brokers.waiting import closed_meanwhile, not_kept, settled
+from taskflow.brokers.waiting import closed_meanwhile, settled
 from taskflow.core import gate as gating
 from taskflow.core.decision import Complete, Release
 from taskflow.core.job import JobState
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 _PURGED_AT_ONCE = 1_000  # jobs of one transaction
 _ENTERED = 1_000  # names of queues that are remembered
+_LAST_LOOK_S = 2.0  # which `finals` takes at most when its time is over
 _CANCELLED = tuple(Cancelled)
 _RETRIED = tuple(Retried)
 
@@ -65,6 +67,7 @@ class PostgresBroker:
         self._waiters = Waiters()
         self._turns = claiming.Turns()
         self._listening = Listening(self._address, self._namespace, self._pool, self._waiters)
+        self._reader = FinalsReader(self._ask_finals, self._address.where)
         self._is_open = False
         self._entered: set[str] = set()  # queues that are known to be there
         self._wall = wall
@@ -176,7 +179,7 @@ class PostgresBroker:
         return await settle.note(self._pool, notes) if notes else []
 
     async def finals(self, job_ids: Sequence[str], timeout_s: float) -> dict[str, Final]:
-        """As `Broker.finals`. Thousands may wait: one slow look is shared by all of them."""
+        """As `Broker.finals`. Thousands may wait, each for its own job: they share what is asked and heard."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         is_last = timeout_s <= 0
@@ -186,13 +189,12 @@ class PostgresBroker:
             try:
                 if not is_last:
                     await self._listening.listen(FINALS, self._fixed_at())
-                kept, found = await reading.finals(self._pool, job_ids)
-                if found:
+                most_s = max(_LAST_LOOK_S, deadline - loop.time()) if timeout_s > 0 else None
+                with errors.in_our_words(self._address.where):
+                    async with asyncio.timeout(most_s):
+                        found = await self._reader.read(job_ids, 0.0)
+                if found or is_last:
                     return found
-                if not kept:
-                    raise not_kept(job_ids)
-                if is_last:
-                    break
                 self._listening.look_for_finals(self._fixed_at())
                 is_last = not await settled(told, deadline - loop.time())  # it may have ended, and the word got lost
                 if not self._is_open:
@@ -200,6 +202,9 @@ class PostgresBroker:
             finally:
                 self._waiters.finals.remove(job_ids, told)
         return {}
+
+    async def _ask_finals(self, job_ids: list[str], _wait_s: float) -> dict[str, Final | None]:
+        return await reading.finals(self._pool, job_ids)
 
     async def gate(self, name: str, change: GateChange, generation: int | None = None) -> Gate:
         """As `Broker.gate`."""

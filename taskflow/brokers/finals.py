@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from taskflow.brokers.redis import wire
-from taskflow.brokers.waiting import closed_meanwhile
+from taskflow.brokers.waiting import closed_meanwhile, not_kept
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from taskflow.brokers.base import Final
-    from taskflow.brokers.redis.link import Link
 
 _AT_ONCE = 500  # ids of one question
 
@@ -31,24 +29,27 @@ class Question:
 
 
 class FinalsReader:
-    """Reads the ends of jobs, and registers who waits for them."""
+    """Reads the ends of jobs, by `ask`: some ids, and for how many seconds the rest is waited for."""
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    def __init__(self, ask: Callable[[list[str], float], Awaitable[dict[str, Final | None]]], where: str) -> None:
+        self._ask_server, self._where = ask, where
         self._next: Question | None = None
         self._task: asyncio.Task[None] | None = None
 
-    async def read(self, job_ids: Sequence[str], wait_s: float) -> dict[str, Final | None]:
-        """Of those that are kept: how each ended, or None. Ends within `wait_s` are told on the channel."""
+    async def read(self, job_ids: Sequence[str], wait_s: float) -> dict[str, Final]:
+        """Those that are final. Raises `JobNotFound` when none is kept, and what `ask` raises."""
         if self._next is None:
             self._next = Question()
         question = self._next
         question.job_ids.update(dict.fromkeys(job_ids))
         question.wait_s = max(question.wait_s, wait_s)
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._ask(), name="taskflow-redis-finals")
+            self._task = asyncio.create_task(self._ask(), name="taskflow-finals")
         found = await asyncio.shield(question.answer)
-        return {job_id: found[job_id] for job_id in job_ids if job_id in found}
+        kept = [(job_id, found[job_id]) for job_id in job_ids if job_id in found]
+        if not kept:
+            raise not_kept(job_ids)
+        return {job_id: final for job_id, final in kept if final is not None}
 
     async def _ask(self) -> None:
         while (question := self._next) is not None:
@@ -56,7 +57,7 @@ class FinalsReader:
             try:
                 answer = await self._answered([*question.job_ids], question.wait_s)
             except asyncio.CancelledError:
-                question.fail(closed_meanwhile(self._link.where))
+                question.fail(closed_meanwhile(self._where))
                 raise
             except Exception as error:  # noqa: BLE001 - it is raised where it was asked
                 question.fail(error)
@@ -66,15 +67,15 @@ class FinalsReader:
     async def _answered(self, job_ids: list[str], wait_s: float) -> dict[str, Final | None]:
         found: dict[str, Final | None] = {}
         for at in range(0, len(job_ids), _AT_ONCE):
-            some = job_ids[at : at + _AT_ONCE]
-            found |= wire.finals(some, await self._link.run("finals", wire.text(some), repr(wait_s)))
+            found |= await self._ask_server(job_ids[at : at + _AT_ONCE], wait_s)
         return found
 
     async def close(self) -> None:
+        """Whoever asks is told that it was closed."""
         task, self._task = self._task, None
         if task is not None and not task.done():
             task.cancel()
             await asyncio.wait((task,))
         question, self._next = self._next, None
         if question is not None:
-            question.fail(closed_meanwhile(self._link.where))
+            question.fail(closed_meanwhile(self._where))
