@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from taskflow.brokers.waiting import closed_meanwhile, not_kept
+from taskflow.brokers.waiting import closed_meanwhile, not_kept, settled
+from taskflow.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from taskflow.brokers.base import Final
 
+LAST_LOOK_S = 2.0  # for the answer, at least: a wait that is over looks once more, as a word may have got lost
 _AT_ONCE = 500  # ids of one question
 
 
@@ -36,15 +38,25 @@ class FinalsReader:
         self._next: Question | None = None
         self._task: asyncio.Task[None] | None = None
 
-    async def read(self, job_ids: Sequence[str], wait_s: float) -> dict[str, Final]:
-        """Those that are final. Raises `JobNotFound` when none is kept, and what `ask` raises."""
+    async def read(self, job_ids: Sequence[str], left_s: float | None) -> dict[str, Final]:
+        """Those that are final. The rest is waited for `left_s` more; None: nobody waits.
+
+        Raises `JobNotFound` when none is kept, `BrokerUnavailable` when there is no answer in `left_s` (nor within
+        LAST_LOOK_S), and what `ask` raises.
+        """
         if self._next is None:
             self._next = Question()
         question = self._next
         question.job_ids.update(dict.fromkeys(job_ids))
-        question.wait_s = max(question.wait_s, wait_s)
+        question.wait_s = max(question.wait_s, left_s or 0.0)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._ask(), name="taskflow-finals")
+        if left_s is not None and not await settled(question.answer, max(LAST_LOOK_S, left_s)):
+            raise BrokerUnavailable(
+                f"{self._where} did not answer in time: whether the jobs have ended is not known",
+                retry_after_s=1.0,
+                kind="timeout",
+            )
         found = await asyncio.shield(question.answer)
         kept = [(job_id, found[job_id]) for job_id in job_ids if job_id in found]
         if not kept:

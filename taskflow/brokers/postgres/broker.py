@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from taskflow.brokers.base import BeatReply, Cancelled, Reclaimed, Retried, Settlement
 from taskflow.brokers.finals import FinalsReader
 from taskflow.brokers.postgres import claim as claiming
-from taskflow.brokers.postgres import errors, gates, reading, settle, submit
+from taskflow.brokers.postgres import gates, reading, settle, submit
 from taskflow.brokers.postgres.beats import PostgresBeat
 from taskflow.brokers.postgres.borrowed import Borrowed
 from taskflow.brokers.postgres.connection import UPKEEP_S, Address, Pool, look
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 _PURGED_AT_ONCE = 1_000  # jobs of one transaction
 _ENTERED = 1_000  # names of queues that are remembered
-_LAST_LOOK_S = 2.0  # which `finals` takes at most when its time is over
 _CANCELLED = tuple(Cancelled)
 _RETRIED = tuple(Retried)
 
@@ -67,7 +66,7 @@ class PostgresBroker:
         self._waiters = Waiters()
         self._turns = claiming.Turns()
         self._listening = Listening(self._address, self._namespace, self._pool, self._waiters)
-        self._reader = FinalsReader(self._ask_finals, self._address.where)
+        self._reader = FinalsReader(self._ask_finals, f"PostgreSQL at {self._address.where}")
         self._is_open = False
         self._entered: set[str] = set()  # queues that are known to be there
         self._wall = wall
@@ -189,10 +188,7 @@ class PostgresBroker:
             try:
                 if not is_last:
                     await self._listening.listen(FINALS, self._fixed_at())
-                most_s = max(_LAST_LOOK_S, deadline - loop.time()) if timeout_s > 0 else None
-                with errors.in_our_words(self._address.where):
-                    async with asyncio.timeout(most_s):
-                        found = await self._reader.read(job_ids, 0.0)
+                found = await self._reader.read(job_ids, deadline - loop.time() if timeout_s > 0 else None)
                 if found or is_last:
                     return found
                 self._listening.look_for_finals(self._fixed_at())

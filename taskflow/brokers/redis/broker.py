@@ -16,7 +16,7 @@ from taskflow.brokers.redis import wire
 from taskflow.brokers.redis.doubts import doubts_about
 from taskflow.brokers.redis.link import Link, SyncLink
 from taskflow.brokers.redis.listening import Listening
-from taskflow.brokers.waiting import closed_meanwhile
+from taskflow.brokers.waiting import closed_meanwhile, settled
 from taskflow.core import gate as gating
 from taskflow.core.job import JobState
 from taskflow.errors import BrokerUnavailable
@@ -153,25 +153,25 @@ class RedisBroker:
         if not job_ids:
             return {}
         if timeout_s <= 0:
-            return await self._reader.read(job_ids, 0.0)
+            return await self._reader.read(job_ids, None)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         await self._listening.ready()
-        while (left_s := deadline - loop.time()) > 0:
+        is_last = False
+        while True:
             told: asyncio.Future[None] = loop.create_future()
             self._listening.add(told, job_ids=job_ids)
             try:
-                found = await self._reader.read(job_ids, left_s)
-                if found:
+                found = await self._reader.read(job_ids, max(0.0, deadline - loop.time()))
+                if found or is_last:
                     return found
-                await asyncio.wait((told,), timeout=left_s)
+                is_last = not await settled(told, deadline - loop.time())  # it may have ended, and the word got lost
             finally:
                 self._listening.remove(told, job_ids=job_ids)
             if not self._link.is_open:
                 raise closed_meanwhile(self._link.where)
             if told.done():
                 await self._listening.ready()
-        return {}
 
     async def _ask_finals(self, job_ids: list[str], wait_s: float) -> dict[str, Final | None]:
         """How these ended that are kept. The ends of others within `wait_s` are told on the channel."""
