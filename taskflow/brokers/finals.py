@@ -1,20 +1,72 @@
-"""How jobs ended, asked for by many at once: whoever asks while a question is under way shares the next one."""
+"""How jobs ended, asked and waited for by many at once: they share the questions, and the look behind the wake-ups."""
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from taskflow.brokers.waiting import closed_meanwhile, not_kept, settled
-from taskflow.errors import BrokerUnavailable
+from taskflow.brokers.waiting import Pauses, closed_meanwhile, not_kept, settled
+from taskflow.errors import BrokerError, BrokerUnavailable, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from taskflow.brokers.base import Final
+    from taskflow.brokers.waiting import Awaited
 
 LAST_LOOK_S = 2.0  # for the answer, at least: a wait that is over looks once more, as a word may have got lost
+_GAP_S = 0.05  # between two looks, however many jobs end
+_FIRST_PAUSE_S, _MOST_PAUSE_S = 0.25, 2.0  # between two that fail: how late an end is heard of after an outage
 _AT_ONCE = 500  # ids of one question
+
+
+class Look:
+    """One slow look for all who wait for jobs to end, while somebody does; and at once when nobody said which did.
+
+    `ended` answers those of some ids for which there is nothing to wait any more.
+    """
+
+    def __init__(self, awaited: Awaited, ended: Callable[[list[str]], Awaitable[Iterable[str]]]) -> None:
+        self._awaited, self._ended = awaited, ended
+        self._hint = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._is_closed = False
+
+    def begin(self, listen: Callable[[], Awaitable[float]]) -> None:
+        """Look, unless it does already. `listen` lets us be told, and gives the seconds until the next look."""
+        if not self._is_closed and (self._task is None or self._task.done()):
+            self._task = asyncio.create_task(self._look(listen), name="taskflow-finals-look")
+
+    def at_once(self) -> None:
+        """Jobs may have ended, whichever."""
+        self._hint.set()
+
+    async def _look(self, listen: Callable[[], Awaitable[float]]) -> None:
+        pauses = Pauses(_FIRST_PAUSE_S, _MOST_PAUSE_S)
+        try:
+            while self._awaited:
+                try:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(await listen()):
+                            await self._hint.wait()
+                    self._hint.clear()
+                    ended = await self._ended(list(self._awaited))
+                except (BrokerError, ConfigError):  # an outage, a password that is being changed: waited out
+                    await asyncio.sleep(pauses.next_s())
+                else:
+                    pauses.over()
+                    self._awaited.tell(ended)
+                    await asyncio.sleep(_GAP_S)
+        finally:  # with nobody who looks for them, those who wait look themselves
+            self._awaited.tell_all()
+
+    async def close(self) -> None:
+        """Whoever waits is woken. Nothing begins anew."""
+        self._is_closed = True
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait((self._task,))
 
 
 class Question:

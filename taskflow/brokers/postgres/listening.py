@@ -6,8 +6,10 @@ import asyncio
 import time
 import uuid
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from taskflow.brokers.finals import Look
 from taskflow.brokers.postgres import errors, reading
 from taskflow.brokers.postgres.schema import quoted
 from taskflow.brokers.waiting import Pauses
@@ -27,8 +29,6 @@ _LISTEN_S = 60.0  # a listener is told this long after it last said that it is t
 _RENEW_S = 20.0
 _ANSWER_S = 5.0  # a connection that takes longer to renew is dead: a failover, a router that forgot it
 _AGAIN_S, _MOST_AGAIN_S = 1.0, 10.0  # between two tries to listen
-_LOOK_GAP_S = 0.05  # between two looks, however many jobs end
-_MOST_PAUSE_S = 2.0  # between two looks that fail: how late, at most, an end is heard of after an outage
 
 
 class Listening:
@@ -43,8 +43,7 @@ class Listening:
         self._pauses = Pauses(_AGAIN_S, _MOST_AGAIN_S)
         self._connection: asyncpg.Connection | None = None
         self._tuning: asyncio.Task[None] | None = None
-        self._looking: asyncio.Task[None] | None = None
-        self._hint = asyncio.Event()  # jobs have ended, and nobody said which
+        self._look = Look(waiters.finals, partial(reading.ended, pool))
         self._is_closed = False
 
     @property
@@ -99,7 +98,7 @@ class Listening:
         if said == "w":
             self._waiters.tell_work()
         elif said == "f":  # too many to name
-            self._hint.set()
+            self._look.at_once()
         else:
             self._waiters.finals.tell(said[1:].split("\n"))
 
@@ -109,41 +108,19 @@ class Listening:
         self._connection = None
         if not self._is_closed:  # what was said meanwhile nobody knows
             self._waiters.tell_work()
-            self._hint.set()
+            self._look.at_once()
 
     def look_for_finals(self, fixed_at: float | None) -> None:
-        """One slow look for all who wait for jobs to end, while somebody does; and at once when a word was lost."""
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.get_running_loop().create_task(self._look(fixed_at))
-
-    async def _look(self, fixed_at: float | None) -> None:
-        pauses = Pauses(_DEAF_POLL_S, _MOST_PAUSE_S)
-        try:
-            while self._waiters.finals and not self._is_closed:
-                poll_s = await self.listen(FINALS, fixed_at)
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(poll_s):
-                        await self._hint.wait()
-                self._hint.clear()
-                try:
-                    ended = await reading.ended(self._pool, list(self._waiters.finals))
-                except (BrokerError, ConfigError):  # an outage, a password that is being changed: waited out
-                    await asyncio.sleep(pauses.next_s())
-                else:
-                    pauses.over()
-                    self._waiters.finals.tell(ended)
-                    await asyncio.sleep(_LOOK_GAP_S)
-        finally:  # with nobody who looks for them, those who wait look themselves
-            self._waiters.finals.tell_all()
+        """Look for all who wait for jobs to end, slowly, while somebody does."""
+        self._look.begin(partial(self.listen, FINALS, fixed_at))
 
     async def close(self) -> None:
         """Before the pool closes."""
         self._is_closed = True
-        tasks = [task for task in (self._looking, self._tuning) if task is not None and not task.done()]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await self._look.close()
+        if self._tuning is not None and not self._tuning.done():
+            self._tuning.cancel()
+            await asyncio.wait((self._tuning,))
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.terminate()
