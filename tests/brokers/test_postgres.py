@@ -17,6 +17,7 @@ from hypothesis import given, settings
 
 from taskflow.brokers.base import Accepted, Doubtful, Retention, Settled, Settlement
 from taskflow.brokers.postgres import PostgresBroker
+from taskflow.brokers.postgres.listening import FINALS, WORK
 from taskflow.brokers.postgres.schema import VERSION
 from taskflow.core import gate as gating
 from taskflow.core.decision import Complete, Retry
@@ -372,11 +373,11 @@ async def test_end_elsewhere_wakes_who_waits_for_it(broker: PostgresBroker, wait
         assert (await soon)[one.id].result == b"1"
 
 
-@pytest.mark.parametrize(("count", "notifications"), [(1, 1), (700, 3), (9_000, 1)])
+@pytest.mark.parametrize(("count", "digits", "notifications"), [(1, 32, 1), (700, 32, 3), (1_500, 200, 1)])
 async def test_settle_of_thousands_wakes_those_who_wait_for_them_and_nobody_else(
-    broker: PostgresBroker, waiting: PostgresBroker, count: int, notifications: int
+    broker: PostgresBroker, waiting: PostgresBroker, count: int, digits: int, notifications: int
 ) -> None:
-    theirs, *jobs = [job() for _ in range(count + 1)]
+    theirs, *jobs = [job(id=f"{n:0{digits}x}") for n in range(count + 1)]
     await submit(broker, theirs, *jobs)
     claims = await claim(broker, limit=count + 1)
     for_theirs = asyncio.create_task(waiting.finals([theirs.id], LONG_S))
@@ -398,8 +399,14 @@ async def test_settle_of_thousands_wakes_those_who_wait_for_them_and_nobody_else
 
     assert set(waiting._waiters.finals.by_name[theirs.id]) == before  # who was woken and found nothing waits anew
     named = sorted("\n".join(one[1:] for one in heard).split("\n"))
-    assert named == ([""] if count == 9_000 else sorted(one.id for one in jobs))
+    assert named == ([""] if count == 1_500 else sorted(one.id for one in jobs))
     for_theirs.cancel()
+
+
+async def test_ends_are_listened_for_at_once_though_work_was_just_before(waiting: PostgresBroker) -> None:
+    heard = [await waiting._listening.listen(kind, None) for kind in (WORK, FINALS)]
+
+    assert heard == [LONG_S, LONG_S]
 
 
 async def test_lost_listener_is_found_again(broker: PostgresBroker, waiting: PostgresBroker) -> None:
@@ -495,7 +502,6 @@ async def known(server: PostgresServer, app_url: str) -> AsyncIterator[PostgresB
 async def test_look_for_ends_does_not_spin_while_the_server_has_no_connection_for_us(
     server: PostgresServer, app_url: str, known: PostgresBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("taskflow.brokers.postgres.listening._RENEW_S", 0.0)  # always due, as after a while
     server.execute("ALTER SYSTEM SET log_connections = on")
     server.execute("SELECT pg_reload_conf()")
     broker = PostgresBroker(app_url)
@@ -507,8 +513,10 @@ async def test_look_for_ends_does_not_spin_while_the_server_has_no_connection_fo
     await until_it_listens(broker, server)
     await until_it_waits(broker._waiters.finals)
 
+    pids = await listening(server)
+    monkeypatch.setattr("taskflow.brokers.postgres.listening._RENEW_S", 0.0)  # always due, as after a while
     server.execute("ALTER ROLE app CONNECTION LIMIT 0")
-    for pid in await listening(server):
+    for pid in pids:
         server.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app' AND pid <> {pid}")
     before = server.log().count("connection received")
     began = time.process_time()

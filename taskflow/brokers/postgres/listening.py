@@ -56,8 +56,9 @@ class Listening:
             return _DEAF_POLL_S
         self._wanted |= kind
         now = time.monotonic()
+        is_fresh = self._hears(kind) and now - self._renewed_at < _RENEW_S
         is_tuning = self._tuning is not None and not self._tuning.done()
-        if not is_tuning and now >= self._again_at and not (self._hears(kind) and now - self._renewed_at < _RENEW_S):
+        if not is_fresh and not is_tuning and (self.is_heard or now >= self._again_at):
             self._tuning = asyncio.get_running_loop().create_task(self._tune(fixed_at))
         if self._tuning is not None and not self._hears(kind):  # whoever hears already waits for no renewal
             await asyncio.wait((self._tuning,), timeout=_DEAF_POLL_S)
