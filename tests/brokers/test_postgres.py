@@ -17,12 +17,14 @@ from hypothesis import given, settings
 
 from taskflow.brokers.base import Accepted, Doubtful, Retention, Settled, Settlement
 from taskflow.brokers.postgres import PostgresBroker
+from taskflow.brokers.postgres.listening import FINALS, WORK
 from taskflow.brokers.postgres.schema import VERSION
 from taskflow.core import gate as gating
 from taskflow.core.decision import Complete, Retry
 from taskflow.core.gate import Gate, Rate
 from taskflow.core.job import JobState
-from taskflow.errors import BrokerError, BrokerUnavailable, ConfigError
+from taskflow.errors import BrokerError, BrokerUnavailable, ConfigError, JobNotFound
+from tests.chaos.proxy import Proxy
 from tests.servers.postgres import PostgresServer, wheel_needed
 
 from .conftest import postgres
@@ -40,6 +42,7 @@ from .words import (
     job,
     reclaim,
     settle,
+    settle_all,
     state,
     submit,
 )
@@ -370,6 +373,42 @@ async def test_end_elsewhere_wakes_who_waits_for_it(broker: PostgresBroker, wait
         assert (await soon)[one.id].result == b"1"
 
 
+@pytest.mark.parametrize(("count", "digits", "notifications"), [(1, 32, 1), (700, 32, 3), (1_500, 200, 1)])
+async def test_settle_of_thousands_wakes_those_who_wait_for_them_and_nobody_else(
+    broker: PostgresBroker, waiting: PostgresBroker, count: int, digits: int, notifications: int
+) -> None:
+    theirs, *jobs = [job(id=f"{n:0{digits}x}") for n in range(count + 1)]
+    await submit(broker, theirs, *jobs)
+    claims = await claim(broker, limit=count + 1)
+    for_theirs = asyncio.create_task(waiting.finals([theirs.id], LONG_S))
+    for_last = asyncio.create_task(waiting.finals([jobs[-1].id], LONG_S))
+    await until_it_listens(waiting)
+
+    async def both_wait() -> bool:
+        return len(waiting._waiters.finals) == 2
+
+    assert await eventually(both_wait)
+    before = set(waiting._waiters.finals.by_name[theirs.id])
+    with psycopg.connect(postgres().url, autocommit=True) as hearing:
+        channel = await broker._pool.value("SELECT ~.listen_v1('test', 0, 0.0, NULL)")
+        hearing.execute(f"LISTEN {channel}")
+        await settle_all(broker, [one for one in claims if one.job_id != theirs.id], Complete())
+        async with asyncio.timeout(PATIENCE_S):
+            assert list(await for_last) == [jobs[-1].id]
+        heard = [said.payload for said in hearing.notifies(timeout=PATIENCE_S, stop_after=notifications)]
+
+    assert set(waiting._waiters.finals.by_name[theirs.id]) == before  # who was woken and found nothing waits anew
+    named = sorted("\n".join(one[1:] for one in heard).split("\n"))
+    assert named == ([""] if count == 1_500 else sorted(one.id for one in jobs))
+    for_theirs.cancel()
+
+
+async def test_ends_are_listened_for_at_once_though_work_was_just_before(waiting: PostgresBroker) -> None:
+    heard = [await waiting._listening.listen(kind, None) for kind in (WORK, FINALS)]
+
+    assert heard == [LONG_S, LONG_S]
+
+
 async def test_lost_listener_is_found_again(broker: PostgresBroker, waiting: PostgresBroker) -> None:
     soon = asyncio.create_task(claimed_soon(waiting))
     await until_it_listens(waiting)
@@ -378,6 +417,175 @@ async def test_lost_listener_is_found_again(broker: PostgresBroker, waiting: Pos
     one = job()
     await submit(broker, one)
     assert [claim.job_id for claim in await soon] == [one.id]
+
+
+async def test_end_that_nobody_was_told_of_is_seen_at_the_deadline(
+    broker: PostgresBroker, waiting: PostgresBroker, namespace: str
+) -> None:
+    one = job()
+    await submit(broker, one)
+    claim = await claim_one(broker)
+    final = asyncio.create_task(waiting.finals([one.id], 1.0))
+    await until_it_listens(waiting)
+    await until_it_waits(waiting._waiters.finals)
+    postgres().execute(f"DELETE FROM {namespace}.listener")
+    await settle(broker, claim, Complete(b"1"))
+    assert (await final)[one.id].result == b"1"
+
+
+async def test_thousands_who_wait_share_what_is_asked() -> None:
+    with PostgresServer(options=("log_statement=all",)) as server:
+        broker = PostgresBroker(server.url)
+        await broker.open()
+        jobs = [job() for _ in range(2_000)]
+        await submit(broker, *jobs)
+        claims = await claim(broker, limit=2_000)
+        waits = [asyncio.create_task(broker.finals([one.id], LONG_S)) for one in jobs]
+        await until_it_listens(broker, server)
+        await settle_all(broker, claims, Complete())
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.gather(*waits)
+        await broker.close()
+        asked = server.log().count("FROM unnest($1::text[]) a(id)")
+    assert 1 <= asked <= 30
+
+
+async def test_id_that_the_database_cannot_hold_is_waited_for_by_nobody_else(broker: PostgresBroker) -> None:
+    one = job()
+    await submit(broker, one)
+    claim = await claim_one(broker)
+    ids = (["a\0b", one.id], ["a\ud800b", one.id], [one.id])
+    waits = [asyncio.create_task(broker.finals(some, LONG_S)) for some in ids]
+    await until_it_waits(broker._waiters.finals)
+    await settle(broker, claim, Complete())
+    async with asyncio.timeout(PATIENCE_S):
+        assert [list(found) for found in await asyncio.gather(*waits)] == [[one.id]] * 3
+    with pytest.raises(JobNotFound):
+        await broker.finals(["a\0b"], LONG_S)
+
+
+async def test_wait_for_an_end_is_over_in_time_while_the_server_does_not_answer(server: PostgresServer) -> None:
+    with Proxy(server.port) as proxy:
+        broker = PostgresBroker(proxy.url(server.url))
+        await broker.open()
+        one = job()
+        await submit(broker, one)
+        proxy.drop()
+        began = time.monotonic()
+        with pytest.raises(BrokerUnavailable):
+            await broker.finals([one.id], 0.5)
+        assert time.monotonic() - began < 4.0
+        proxy.mend()
+        await broker.close()
+
+
+@pytest.fixture
+def app_url(server: PostgresServer) -> str:
+    """The URL of a user whom the server may come to refuse."""
+    server.execute("CREATE ROLE app LOGIN PASSWORD 'secret'")
+    server.execute("GRANT CREATE ON DATABASE postgres TO app")
+    return server.url_as("app", "secret")
+
+
+@pytest.fixture
+async def known(server: PostgresServer, app_url: str) -> AsyncIterator[PostgresBroker]:
+    """The broker of one whom the server does not refuse."""
+    other = PostgresBroker(app_url)  # the schema is the user's own
+    await other.open()
+    await other.close()
+    broker = PostgresBroker(server.url)
+    await broker.open()
+    yield broker
+    await broker.close()
+
+
+async def test_look_for_ends_does_not_spin_while_the_server_has_no_connection_for_us(
+    server: PostgresServer, app_url: str, known: PostgresBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.execute("ALTER SYSTEM SET log_connections = on")
+    server.execute("SELECT pg_reload_conf()")
+    broker = PostgresBroker(app_url)
+    await broker.open()
+    one = job()
+    await submit(broker, one)
+    claim = await claim_one(known)
+    final = asyncio.create_task(broker.finals([one.id], LONG_S))
+    await until_it_listens(broker, server)
+    await until_it_waits(broker._waiters.finals)
+
+    pids = await listening(server)
+    monkeypatch.setattr("taskflow.brokers.postgres.listening._RENEW_S", 0.0)  # always due, as after a while
+    server.execute("ALTER ROLE app CONNECTION LIMIT 0")
+    for pid in pids:
+        server.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app' AND pid <> {pid}")
+    before = server.log().count("connection received")
+    began = time.process_time()
+    await asyncio.sleep(3.0)  # that is what is measured: how often it tries meanwhile
+    tries = server.log().count("connection received") - before
+    spent_s = time.process_time() - began
+    await settle(known, claim, Complete(b"1"))
+    server.execute("ALTER ROLE app CONNECTION LIMIT -1")
+    async with asyncio.timeout(PATIENCE_S):
+        assert (await final)[one.id].result == b"1"
+    await broker.close()
+
+    assert 1 <= tries <= 20
+    assert spent_s < 0.5
+
+
+async def test_end_is_heard_of_after_a_password_was_wrong_for_a_while(
+    server: PostgresServer, app_url: str, known: PostgresBroker
+) -> None:
+    with Proxy(server.port) as proxy:
+        broker = PostgresBroker(proxy.url(app_url))
+        await broker.open()
+        one = job()
+        await submit(broker, one)
+        claim = await claim_one(known)
+        final = asyncio.create_task(broker.finals([one.id], LONG_S))
+        await until_it_listens(broker, server)
+        await until_it_waits(broker._waiters.finals)
+
+        server.execute("ALTER ROLE app PASSWORD 'other'")
+        accepted = proxy.accepted
+        proxy.reset()
+
+        async def was_refused() -> bool:
+            return proxy.accepted > accepted + 2
+
+        assert await eventually(was_refused)
+        server.execute("ALTER ROLE app PASSWORD 'secret'")
+        await settle(known, claim, Complete(b"1"))
+        async with asyncio.timeout(PATIENCE_S):
+            assert (await final)[one.id].result == b"1"
+        await broker.close()
+
+
+async def test_listener_whose_connection_leads_nowhere_is_found_out_and_listens_anew(
+    server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in (("_RENEW_S", 0.2), ("_ANSWER_S", 0.5), ("_POLL_S", 0.1)):
+        monkeypatch.setattr(f"taskflow.brokers.postgres.listening.{name}", seconds)
+    other = PostgresBroker(server.url)
+    await other.open()
+    with Proxy(server.port) as proxy:
+        broker = PostgresBroker(proxy.url(server.url))
+        await broker.open()
+        soon = asyncio.create_task(claimed_soon(broker))
+        await until_it_listens(broker, server)
+        stranded = broker._listening._connection
+        proxy.strand()
+        assert broker._pool._pool is not None
+        await broker._pool._pool.expire_connections()  # the pool's own are found out by their calls
+
+        async def listens_anew() -> bool:
+            return broker._listening.is_heard and broker._listening._connection is not stranded
+
+        assert await eventually(listens_anew)
+        await submit(other, job())
+        assert len(await soon) == 1
+        await broker.close()
+    await other.close()
 
 
 async def test_poll_alone_will_do_where_nobody_can_listen(broker: PostgresBroker, namespace: str) -> None:

@@ -33,6 +33,7 @@ from taskflow.core.decision import Bury, Complete, Retry, Snooze
 from taskflow.core.job import JobState
 from taskflow.core.specs import CircuitBreaker
 from taskflow.errors import BrokerError, BrokerUnavailable, ConfigError
+from tests.chaos.proxy import Proxy
 from tests.servers.valkey import ValkeyServer, forget_namespace, new_namespace, outside_url, valkey_url
 
 from .words import (
@@ -723,6 +724,46 @@ async def test_end_of_a_job_is_heard_though_the_connection_that_listens_was_cut(
 
         async with asyncio.timeout(PATIENCE_S):
             assert (await waiting)[running.job_id].result == DONE.result
+
+
+async def test_end_that_nobody_was_told_of_is_seen_at_the_deadline(broker: RedisBroker) -> None:
+    await submit(broker, job())
+    running = await claim_one(broker)
+    waiting = asyncio.create_task(broker.finals([running.job_id], 1.0))
+    await awaited(broker)
+    await broker._link.ask("DEL", f"{broker._link.prefix}awaited")
+    await settle(broker, running, DONE)
+
+    assert (await waiting)[running.job_id].result == DONE.result
+
+
+async def test_hundreds_who_wait_try_to_listen_as_one_while_the_server_is_away(server: ValkeyServer) -> None:
+    with Proxy(server.port) as proxy:
+        async with opened(proxy.url(server.url)) as broker, opened(server.url) as other:
+            jobs = [job() for _ in range(300)]
+            await submit(other, *jobs)
+            running = await claim(other, limit=300)
+
+            async def ended(job_id: str, pause_s: float) -> None:
+                while True:
+                    try:
+                        if await broker.finals([job_id], LONG_S):
+                            return
+                    except BrokerUnavailable:
+                        await asyncio.sleep(pause_s)
+
+            waiting = [asyncio.create_task(ended(one.id, n / 1_000)) for n, one in enumerate(jobs, 1)]
+            await eventually(lambda: _all_awaited(broker, len(jobs)))
+            accepted = proxy.accepted
+            proxy.cut()
+            await asyncio.sleep(2.0)  # that is what is measured: how often they try meanwhile
+            tries = proxy.accepted - accepted
+            await settle_all(other, running, DONE)
+            proxy.mend()
+            async with asyncio.timeout(PATIENCE_S):
+                await asyncio.gather(*waiting)
+
+    assert 1 <= tries <= 10
 
 
 async def test_close_ends_all_waits(broker: RedisBroker) -> None:

@@ -581,6 +581,53 @@ async def test_job_that_ends_in_another_process_wakes_who_waits_for_it(
     assert min(took_s) < 0.3, "it looks by itself once a second"
 
 
+async def until_it_is_told_of_ends(path: Path) -> None:
+    async def is_told() -> bool:
+        with closing(sqlite3.connect(path)) as connection:
+            return bool(connection.execute("SELECT 1 FROM listener WHERE kinds & 2").fetchall())
+
+    await eventually(is_told)
+
+
+@pytest.mark.parametrize("count", [1, 700, 3_000])
+async def test_settle_of_thousands_elsewhere_wakes_those_who_wait_for_them_and_nobody_else(
+    broker: SqliteBroker, other: SqliteBroker, path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr("taskflow.brokers.sqlite.listening._POLL_S", LONG_S)
+    theirs, *jobs = [job() for _ in range(count + 1)]
+    await submit(broker, theirs, *jobs)
+    claims = await claim(other, limit=count + 1)
+    for_theirs = asyncio.create_task(broker.finals([theirs.id], LONG_S))
+    for_last = asyncio.create_task(broker.finals([jobs[-1].id], LONG_S))
+    await until_it_is_told_of_ends(path)
+    before = set(broker._waiters.finals.by_name[theirs.id])
+
+    await settle_all(other, [one for one in claims if one.job_id != theirs.id], Complete())
+    async with asyncio.timeout(PATIENCE_S):
+        assert list(await for_last) == [jobs[-1].id]
+
+    assert set(broker._waiters.finals.by_name[theirs.id]) == before  # who was woken and found nothing waits anew
+    assert not any(one.done() for one in before)
+    for_theirs.cancel()
+
+
+async def test_end_that_nobody_was_told_of_is_seen_at_the_deadline(
+    broker: SqliteBroker, other: SqliteBroker, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taskflow.brokers.sqlite.listening._POLL_S", LONG_S)
+    one = job()
+    await submit(broker, one)
+    claimed = await claim_one(other)
+    waiting = asyncio.create_task(broker.finals([one.id], 1.0))
+    await until_it_is_told_of_ends(path)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DELETE FROM listener")
+
+    await settle(other, claimed, Complete(b"42"))
+
+    assert (await waiting)[one.id].result == b"42"
+
+
 async def test_stranger_on_the_port_wakes_nobody_and_breaks_nothing(broker: SqliteBroker, path: Path) -> None:
     waiting = asyncio.ensure_future(broker.wait(ask(), LONG_S))
 

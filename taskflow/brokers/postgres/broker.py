@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from taskflow.brokers.base import BeatReply, Cancelled, Reclaimed, Retried, Settlement
+from taskflow.brokers.finals import FinalsReader
 from taskflow.brokers.postgres import claim as claiming
 from taskflow.brokers.postgres import gates, reading, settle, submit
 from taskflow.brokers.postgres.beats import PostgresBeat
@@ -15,7 +16,7 @@ from taskflow.brokers.postgres.listening import FINALS, WORK, Listening
 from taskflow.brokers.postgres.schema import STATE_NUMBER, VERSION
 from taskflow.brokers.postgres.waiting import Waiters
 from taskflow.brokers.presence import presence_text, worker_infos
-from taskflow.brokers.waiting import closed_meanwhile, not_kept, settled
+from taskflow.brokers.waiting import closed_meanwhile, settled
 from taskflow.core import gate as gating
 from taskflow.core.decision import Complete, Release
 from taskflow.core.job import JobState
@@ -64,7 +65,8 @@ class PostgresBroker:
         self._pool = Pool(self._address, namespace)
         self._waiters = Waiters()
         self._turns = claiming.Turns()
-        self._listening = Listening(self._address, self._pool, self._waiters)
+        self._listening = Listening(self._address, self._namespace, self._pool, self._waiters)
+        self._reader = FinalsReader(self._ask_finals, f"PostgreSQL at {self._address.where}")
         self._is_open = False
         self._entered: set[str] = set()  # queues that are known to be there
         self._wall = wall
@@ -79,7 +81,7 @@ class PostgresBroker:
         if self._is_open:
             return
         await self._pool.open()
-        self._listening = Listening(self._address, self._pool, self._waiters)
+        self._listening = Listening(self._address, self._namespace, self._pool, self._waiters)
         self._is_open = True
 
     async def version(self) -> int:
@@ -176,30 +178,29 @@ class PostgresBroker:
         return await settle.note(self._pool, notes) if notes else []
 
     async def finals(self, job_ids: Sequence[str], timeout_s: float) -> dict[str, Final]:
-        """As `Broker.finals`. Thousands may wait: one slow look is shared by all of them."""
+        """As `Broker.finals`. Thousands may wait, each for its own job: they share what is asked and heard."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
+        is_last = timeout_s <= 0
         while job_ids:
-            ended: asyncio.Future[None] = loop.create_future()
-            self._waiters.finals.add(job_ids, ended)
+            told: asyncio.Future[None] = loop.create_future()
+            self._waiters.finals.add(job_ids, told)
             try:
-                if timeout_s > 0:
+                if not is_last:
                     await self._listening.listen(FINALS, self._fixed_at())
-                kept, found = await reading.finals(self._pool, job_ids)
-                if found:
+                found = await self._reader.read(job_ids, deadline - loop.time() if timeout_s > 0 else None)
+                if found or is_last:
                     return found
-                if not kept:
-                    raise not_kept(job_ids)
-                if timeout_s <= 0:
-                    break
                 self._listening.look_for_finals(self._fixed_at())
-                if not await settled(ended, deadline - loop.time()):
-                    break
+                is_last = not await settled(told, deadline - loop.time())  # it may have ended, and the word got lost
                 if not self._is_open:
                     raise closed_meanwhile(f"PostgreSQL at {self._address.where}")
             finally:
-                self._waiters.finals.remove(job_ids, ended)
+                self._waiters.finals.remove(job_ids, told)
         return {}
+
+    async def _ask_finals(self, job_ids: list[str], _wait_s: float) -> dict[str, Final | None]:
+        return await reading.finals(self._pool, job_ids)
 
     async def gate(self, name: str, change: GateChange, generation: int | None = None) -> Gate:
         """As `Broker.gate`."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskflow.brokers.base import ErrorInfo, Final, JobInfo, QueueCounts
 from taskflow.brokers.postgres.schema import STATE_NUMBER, STATES
+from taskflow.brokers.postgres.submit import storable
 from taskflow.brokers.texts import gates_from
 
 if TYPE_CHECKING:
@@ -26,15 +27,24 @@ FINALS = (
 )
 
 
-async def finals(pool: Pool, job_ids: Sequence[str]) -> tuple[int, dict[str, Final]]:
-    """How many of these jobs are kept, and how those ended that are final."""
-    rows = await pool.fetch(FINALS, list(job_ids))
-    ended: dict[str, Final] = {}
+async def finals(pool: Pool, job_ids: Sequence[str]) -> dict[str, Final | None]:
+    """How those of these jobs ended that are kept; None for one that is not final."""
+    rows = await pool.fetch(FINALS, [*map(storable, job_ids)])
+    found: dict[str, Final | None] = {}
     for job_id, state, has_result, data, *error in rows:
-        if state is not None:
-            last = None if error[0] is None else ErrorInfo(*error)
-            ended[job_id] = Final(job_id, STATES[state], data, last, not has_result or data is not None)
-    return len(rows), ended
+        last = None if error[0] is None else ErrorInfo(*error)
+        found[job_id] = state and Final(job_id, STATES[state], data, last, not has_result or data is not None)
+    return found
+
+
+async def ended(pool: Pool, job_ids: Sequence[str]) -> list[str]:
+    """Those of these jobs for which there is nothing to wait any more: they are final, or not kept."""
+    rows = await pool.fetch(
+        "SELECT a.id FROM unnest($1::text[]) a(id) LEFT JOIN ~.job j ON j.id = a.id"
+        " LEFT JOIN ~.finished f ON f.seq = j.seq WHERE j.seq IS NULL OR f.seq IS NOT NULL",
+        [*map(storable, job_ids)],
+    )
+    return [row[0] for row in rows]
 
 
 async def counts(pool: Pool, fixed_at: float | None) -> list[QueueCounts]:

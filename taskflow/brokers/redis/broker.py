@@ -9,14 +9,14 @@ import time
 from typing import TYPE_CHECKING
 
 from taskflow.brokers.base import BeatReply
+from taskflow.brokers.finals import FinalsReader
 from taskflow.brokers.patience import Patience
 from taskflow.brokers.presence import presence_text, worker_infos
 from taskflow.brokers.redis import wire
 from taskflow.brokers.redis.doubts import doubts_about
 from taskflow.brokers.redis.link import Link, SyncLink
 from taskflow.brokers.redis.listening import Listening
-from taskflow.brokers.redis.reading import FinalsReader
-from taskflow.brokers.waiting import closed_meanwhile, not_kept
+from taskflow.brokers.waiting import closed_meanwhile, settled
 from taskflow.core import gate as gating
 from taskflow.core.job import JobState
 from taskflow.errors import BrokerUnavailable
@@ -60,7 +60,7 @@ class RedisBroker:
     def __init__(self, url: str, *, namespace: str = "taskflow", wall: Callable[[], float] | None = None) -> None:
         self._link = Link(url, namespace, wall)
         self._listening = Listening(self._link)
-        self._reader = FinalsReader(self._link)
+        self._reader = FinalsReader(self._ask_finals, self._link.where)
         self._doubts: tuple[str, ...] = ()
 
     @property
@@ -153,31 +153,29 @@ class RedisBroker:
         if not job_ids:
             return {}
         if timeout_s <= 0:
-            return self._ended(job_ids, await self._reader.read(job_ids, 0.0))
+            return await self._reader.read(job_ids, None)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         await self._listening.ready()
-        while (left_s := deadline - loop.time()) > 0:
+        is_last = False
+        while True:
             told: asyncio.Future[None] = loop.create_future()
             self._listening.add(told, job_ids=job_ids)
             try:
-                found = self._ended(job_ids, await self._reader.read(job_ids, left_s))
-                if found:
+                found = await self._reader.read(job_ids, max(0.0, deadline - loop.time()))
+                if found or is_last:
                     return found
-                await asyncio.wait((told,), timeout=left_s)
+                is_last = not await settled(told, deadline - loop.time())  # it may have ended, and the word got lost
             finally:
                 self._listening.remove(told, job_ids=job_ids)
             if not self._link.is_open:
                 raise closed_meanwhile(self._link.where)
             if told.done():
                 await self._listening.ready()
-        return {}
 
-    @staticmethod
-    def _ended(job_ids: Sequence[str], known: Mapping[str, Final | None]) -> dict[str, Final]:
-        if not known:
-            raise not_kept(job_ids)
-        return {job_id: final for job_id, final in known.items() if final is not None}
+    async def _ask_finals(self, job_ids: list[str], wait_s: float) -> dict[str, Final | None]:
+        """How these ended that are kept. The ends of others within `wait_s` are told on the channel."""
+        return wire.finals(job_ids, await self._link.run("finals", wire.text(job_ids), repr(wait_s)))
 
     async def gate(self, name: str, change: gating.GateChange, generation: int | None = None) -> gating.Gate:
         """As `Broker.gate`."""

@@ -10,17 +10,18 @@ import redis.exceptions
 from redis.exceptions import RedisError
 
 from taskflow.brokers.redis.link import heeding_cancellation
-from taskflow.brokers.waiting import Awaited
-from taskflow.errors import BrokerError
+from taskflow.brokers.waiting import Awaited, Pauses
+from taskflow.errors import BrokerError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from taskflow.brokers.redis.link import Link
 
-_QUIET_S = 20.0  # then the connection is asked whether it lives
+_QUIET_S = 5.0  # then the connection is asked whether it lives: there is no poll behind it
 _ANSWER_S = 5.0
 _CANCELLED_S = 0.1
+_AGAIN_S, _MOST_AGAIN_S = 0.1, 1.0  # between two tries to listen, whoever asks for them
 
 
 class Listening:
@@ -32,12 +33,21 @@ class Listening:
         self._by_queue, self._by_job = Awaited(), Awaited()
         self._tasks: set[asyncio.Task[None]] = set()
         self._subscribed: asyncio.Future[None] | None = None  # None while nobody listens
+        self._failure: BrokerError | ConfigError | None = None  # of the last try; for a while there is no other
+        self._again_at = 0.0
+        self._pauses = Pauses(_AGAIN_S, _MOST_AGAIN_S)
 
     async def ready(self) -> None:
-        """From now on no word is missed, as long as the connection holds. Raises `BrokerUnavailable`."""
+        """From now on no word is missed, as long as the connection holds. Raises `BrokerUnavailable`.
+
+        Thousands may ask, and ask again: while the server is away one try at a time is enough for all of them.
+        """
+        loop = asyncio.get_running_loop()
         while self._subscribed is None or not self._subscribed.done():  # it may be lost again before we are back here
             if self._subscribed is None:
-                self._subscribed = asyncio.get_running_loop().create_future()
+                if self._failure is not None and loop.time() < self._again_at:
+                    raise self._failure.with_traceback(None)
+                self._subscribed = loop.create_future()
                 task = asyncio.create_task(self._listen(self._subscribed), name="taskflow-redis-listen")
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
@@ -74,6 +84,8 @@ class Listening:
             failure = self._link.failure(error)
             failure.__cause__ = error
             if not subscribed.done():
+                self._failure = failure
+                self._again_at = asyncio.get_running_loop().time() + self._pauses.next_s()
                 _fail(subscribed, failure)
         except BrokerError as error:
             _fail(subscribed, error)
@@ -103,6 +115,8 @@ class Listening:
                 confirmed += 1
                 if confirmed == 2 and not subscribed.done():
                     subscribed.set_result(None)
+                    self._failure = None
+                    self._pauses.over()
             elif message["type"] == "message":
                 self._tell(message["channel"], message["data"].decode())
 

@@ -199,6 +199,7 @@ class SqliteBroker:
         """As `Broker.finals`. Thousands may wait: what this process ends wakes only those who wait for it."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
+        is_last = timeout_s <= 0
         ended: asyncio.Future[None] = loop.create_future()
         self._waiters.finals.add(job_ids, ended)
         try:
@@ -208,12 +209,11 @@ class SqliteBroker:
                     return found
                 if not kept:
                     raise not_kept(job_ids)
-                if timeout_s <= 0:
+                if is_last:
                     break
                 await self._listening.listen(wake.FINALS)
                 self._listening.look_for_finals()
-                if not await settled(ended, deadline - loop.time()):
-                    break
+                is_last = not await settled(ended, deadline - loop.time())  # it may have ended, and the word got lost
                 if self._write_line is None:
                     raise closed_meanwhile(f"the broker on {self._path}")
                 self._waiters.finals.remove(job_ids, ended)

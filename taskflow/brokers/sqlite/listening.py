@@ -8,6 +8,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from taskflow.brokers.finals import Look
 from taskflow.brokers.sqlite import reading, wake
 from taskflow.errors import BrokerError, BrokerUnavailable
 
@@ -42,7 +43,7 @@ class Listening:
         self._renewed_at = float("-inf")
         self._poll_s = _DEAF_POLL_S
         self._lock = asyncio.Lock()
-        self._looking: asyncio.Task[None] | None = None
+        self._look = Look(waiters.finals, self._ended)
         self._is_closed = False
 
     async def listen(self, kind: int) -> float:
@@ -74,26 +75,22 @@ class Listening:
             self._poll_s = _DEAF_POLL_S
 
     def _heard_finals(self, job_ids: list[str]) -> None:
-        self._waiters.finals.tell(job_ids or list(self._waiters.finals))
+        if job_ids:
+            self._waiters.finals.tell(job_ids)
+        else:
+            self._look.at_once()
 
     def look_for_finals(self) -> None:
-        """One slow look for all who wait for jobs to end, while somebody does."""
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.get_running_loop().create_task(self._look())
+        """Look for all who wait for jobs to end, slowly, while somebody does."""
+        self._look.begin(partial(self.listen, wake.FINALS))
 
-    async def _look(self) -> None:
-        while self._waiters.finals:
-            with contextlib.suppress(BrokerError):  # those who wait meet it themselves
-                await asyncio.sleep(await self.listen(wake.FINALS))
-                waiting = list(self._waiters.finals)
-                self._waiters.finals.tell(await self._lines.read(partial(reading.final_ids, job_ids=waiting)))
+    async def _ended(self, job_ids: list[str]) -> list[str]:
+        return await self._lines.read(partial(reading.final_ids, job_ids=job_ids))
 
     async def close(self) -> None:
         """While the lines still work."""
         self._is_closed = True
-        if self._looking is not None:
-            self._looking.cancel()
-            self._looking = None
+        await self._look.close()
         async with self._lock:  # who registers ends first
             ear, self._ear = self._ear, None
             if ear is not None:

@@ -23,7 +23,8 @@ WORK, FINALS = 1, 2  # kinds of listeners, as bits
 LISTEN_S = 30.0  # a listener's row ends this long after its process last renewed it
 RENEW_S = 10.0
 _PAUSE_S = 0.001  # between two datagrams to one port
-_MOST_BYTES = 8_000  # of one datagram; with more to say it says "look at all"
+_MOST_BYTES = 8_000  # of one datagram
+_MOST_DATAGRAMS = 4  # of jobs that ended; with more to say one says "look at all": a socket holds only so much
 
 
 class Hint:
@@ -43,8 +44,12 @@ class Hint:
         if self.queues:
             sent.append(magic + b"w" + struct.pack(f"<{len(self.queues)}I", *self.queues)[:_MOST_BYTES])
         if self.has_finals:
-            ids = "\n".join(self.finals).encode(errors="replace")
-            sent.append(magic + b"f" + (ids if len(ids) <= _MOST_BYTES else b""))
+            ids = [job_id.encode(errors="replace") for job_id in self.finals]
+            at_once = _MOST_BYTES // (max(map(len, ids)) + 1)
+            if len(ids) > _MOST_DATAGRAMS * at_once:
+                sent.append(magic + b"f")
+            else:
+                sent += [magic + b"f" + b"\n".join(ids[n : n + at_once]) for n in range(0, len(ids), at_once)]
         self.queues, self.finals, self.has_finals = set(), [], False
         return sent
 
