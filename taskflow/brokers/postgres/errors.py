@@ -53,6 +53,11 @@ def is_of_notify(error: BaseException) -> bool:
     return isinstance(error, asyncpg.PostgresError) and error.sqlstate == "54000" and "NOTIFY" in str(error)
 
 
+def is_of_settings(error: BaseException) -> bool:
+    """Whether a pooler refuses a connection for a setting that we send with it. The words are PgBouncer's."""
+    return isinstance(error, asyncpg.PostgresError) and "unsupported startup parameter" in str(error).lower()
+
+
 def translated(error: BaseException, where: str) -> BrokerError | ConfigError:
     """Our error for this one. `where` names host and database."""
     if isinstance(error, asyncpg.PostgresError) and (

@@ -1,0 +1,189 @@
+"""What a server, a role or a database may have set: it makes no difference, or is refused with what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+
+from taskflow.brokers.base import Cancelled
+from taskflow.brokers.postgres import PostgresBroker
+from taskflow.brokers.postgres.beats import PostgresBeat
+from taskflow.core.decision import Complete
+from taskflow.core.job import JobState
+from taskflow.errors import ConfigError
+from tests.servers.pgbouncer import PgBouncer
+from tests.servers.postgres import PostgresServer
+
+from .words import PATIENCE_S, ask, claim, eventually, ids, job, settle, submit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.anyio
+
+STRICTER = ("repeatable read", "serializable")
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def namespace() -> str:
+    return f"set_{os.getpid()}_{next(_numbers)}"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    with PostgresServer(options=("wal_level=logical",)) as server:
+        yield server
+
+
+def role(server: PostgresServer, name: str, *settings: str) -> str:
+    """The URL of a new user with these settings of its own."""
+    server.execute(f"CREATE ROLE {name} SUPERUSER LOGIN PASSWORD 'secret'")
+    for setting in settings:
+        server.execute(f"ALTER ROLE {name} SET {setting}")
+    return server.url_as(name, "secret")
+
+
+# ---- isolation ----
+
+
+async def isolations(url: str, namespace: str) -> list[str]:
+    """What each kind of connection that a broker makes begins its transactions with."""
+    show = "SHOW default_transaction_isolation"
+    broker = PostgresBroker(url, namespace=namespace)
+    await broker.open()
+    await broker.version()
+    beat = broker.sync_beat()
+    assert isinstance(beat, PostgresBeat)
+    waiting = asyncio.create_task(broker.wait(ask(), PATIENCE_S))
+
+    async def is_heard() -> bool:
+        return broker._listening.is_heard
+
+    def of_beat() -> Any:
+        beat.beat("w1", {}, 60.0)
+        assert beat._loop is not None
+        assert beat._connection is not None
+        return beat._loop.run_until_complete(beat._connection.fetchval(show))
+
+    try:
+        assert await eventually(is_heard)
+        assert broker._listening._connection is not None
+        return [
+            await broker._pool.value(show),
+            await broker._listening._connection.fetchval(show),
+            await asyncio.to_thread(of_beat),
+        ]
+    finally:
+        await submit(broker, job())
+        await waiting
+        beat.close()
+        await broker.close()
+
+
+@pytest.mark.parametrize("isolation", STRICTER)
+@pytest.mark.parametrize("option", ["", "?options=-c%20statement_timeout%3D7s", "?options=-c%20{}"])
+async def test_a_stricter_isolation_of_the_role_is_not_ours(
+    server: PostgresServer, namespace: str, isolation: str, option: str
+) -> None:
+    setting = f"default_transaction_isolation = '{isolation}'"
+    said = f"default_transaction_isolation%3D{isolation.replace(' ', '%5C%20')}"
+    url = role(server, namespace, setting) + option.format(said)
+
+    assert await isolations(url, namespace) == ["read committed"] * 3
+
+
+@pytest.mark.parametrize("isolation", STRICTER)
+async def test_workers_that_start_at_once_make_one_schema_at_any_isolation(
+    server: PostgresServer, namespace: str, isolation: str
+) -> None:
+    url = role(server, namespace, f"default_transaction_isolation = '{isolation}'")
+    brokers = [PostgresBroker(url, namespace=namespace) for _ in range(6)]
+
+    await asyncio.gather(*(broker.open() for broker in brokers))
+
+    await submit(brokers[0], one := job())
+    assert ids(await claim(brokers[5])) == [one.id]
+    for broker in brokers:
+        await broker.close()
+
+
+async def test_no_job_is_lost_between_a_submit_and_a_claim_at_any_isolation(
+    server: PostgresServer, namespace: str
+) -> None:
+    url = role(server, namespace, "default_transaction_isolation = 'repeatable read'")
+    brokers = [PostgresBroker(url, namespace=namespace) for _ in range(3)]
+    for broker in brokers:
+        await broker.open()
+    is_over = False
+    claimed: set[str] = set()
+
+    async def work(broker: PostgresBroker) -> None:
+        while not is_over:
+            for one in await claim(broker):
+                await settle(broker, one, Complete())
+                claimed.add(one.job_id)
+
+    workers = [asyncio.create_task(work(broker)) for broker in brokers[1:]]
+    sent = [job() for _ in range(600)]
+    for one in sent:
+        await submit(brokers[0], one)
+
+    async def are_done() -> bool:
+        return len(claimed) == len(sent)
+
+    assert await eventually(are_done)
+    is_over = True
+    await asyncio.gather(*workers)
+    for broker in brokers:
+        await broker.close()
+
+
+async def test_where_a_pooler_keeps_it_from_us_a_stricter_isolation_is_refused(
+    server: PostgresServer, namespace: str
+) -> None:
+    def in_database(url: str) -> str:
+        return urlunsplit(urlsplit(url)._replace(path="/pooled"))
+
+    server.execute("CREATE DATABASE pooled")
+    server.execute("ALTER DATABASE pooled SET default_transaction_isolation = 'repeatable read'")
+    with PgBouncer(server) as shared, PgBouncer(server, mode="session") as keeping:
+        for url in (f"{shared.url}?listen=off", keeping.url):
+            pooled = in_database(url)
+            words = "ALTER ROLE postgres IN DATABASE pooled SET default_transaction_isolation = 'read committed'"
+            with pytest.raises(ConfigError, match=words):
+                await PostgresBroker(pooled, namespace=namespace).open()
+            with pytest.raises(ConfigError, match=words):
+                await PostgresBroker(pooled, namespace=namespace).version()
+    server.execute("ALTER ROLE postgres IN DATABASE pooled SET default_transaction_isolation = 'read committed'")
+    with PgBouncer(server) as shared, PgBouncer(server, mode="session") as keeping:
+        for url in (f"{shared.url}?listen=off", keeping.url):
+            broker = PostgresBroker(in_database(url), namespace=namespace)
+            await broker.open()
+            await submit(broker, one := job())
+            assert ids(await claim(broker)) == [one.id]
+            await broker.close()
+
+
+async def test_job_that_has_no_line_can_be_cancelled(server: PostgresServer, namespace: str) -> None:
+    broker = PostgresBroker(server.url, namespace=namespace)
+    await broker.open()
+    await submit(broker, one := job(), two := job())
+    server.execute(f"DELETE FROM {namespace}.line")
+    server.execute(f"DELETE FROM {namespace}.ready WHERE seq = (SELECT seq FROM {namespace}.job WHERE id = '{two.id}')")
+
+    async with asyncio.timeout(PATIENCE_S / 2):
+        answers = await broker.cancel([one.id, two.id])
+
+    assert answers == [Cancelled.CANCELLED, Cancelled.CANCELLED]
+    assert await broker.states([one.id, two.id]) == dict.fromkeys([one.id, two.id], JobState.CANCELLED)
+    assert server.execute(f"SELECT count(*) FROM {namespace}.ready") == [(0,)]
+    ((counts),) = await broker.counts()
+    assert (counts.ready, counts.scheduled, counts.running) == (0, 0, 0)
+    await broker.close()
