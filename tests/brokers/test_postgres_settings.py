@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
+import asyncpg
+import psycopg
 import pytest
 
-from taskflow.brokers.base import Cancelled
+from taskflow.brokers.base import Cancelled, Settled
 from taskflow.brokers.postgres import PostgresBroker
 from taskflow.brokers.postgres.beats import PostgresBeat
 from taskflow.core.decision import Complete
@@ -19,10 +22,10 @@ from taskflow.errors import ConfigError
 from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgres import PostgresServer
 
-from .words import PATIENCE_S, ask, claim, eventually, ids, job, settle, submit
+from .words import PATIENCE_S, ask, claim, die, eventually, ids, job, settle, submit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
 pytestmark = pytest.mark.anyio
 
@@ -40,6 +43,16 @@ def namespace() -> str:
 def server() -> Iterator[PostgresServer]:
     with PostgresServer(options=("wal_level=logical",)) as server:
         yield server
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[Any]:
+    """The caller's own connection."""
+    connection = await asyncpg.connect(url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
 
 
 def role(server: PostgresServer, name: str, *settings: str) -> str:
@@ -187,3 +200,40 @@ async def test_job_that_has_no_line_can_be_cancelled(server: PostgresServer, nam
     ((counts),) = await broker.counts()
     assert (counts.ready, counts.scheduled, counts.running) == (0, 0, 0)
     await broker.close()
+
+
+# ---- logical replication ----
+
+
+async def test_a_publication_of_all_tables_stops_nothing(server: PostgresServer, namespace: str) -> None:
+    url = server.database()
+    broker = PostgresBroker(url, namespace=namespace)
+    await broker.open()
+    with psycopg.connect(url, autocommit=True) as administrator:
+        administrator.execute("CREATE PUBLICATION everything FOR ALL TABLES")
+        for _ in range(60):  # so many changes of counts are folded
+            await submit(broker, job(gates=("g",)))
+        claims = await claim(broker, "w1")
+        async with connected(url) as mine, mine.transaction():  # it owes the gate its room
+            assert await broker.complete_in(mine, claims[0].job_id, claims[0].token, None) is Settled.APPLIED
+        await settle(broker, claims[1], Complete())
+
+        await die(broker, "w1")
+
+        assert len(await claim(broker, "w2")) == 58
+        administrator.execute("DROP PUBLICATION everything")
+    await broker.close()
+
+
+async def test_every_table_has_a_replica_identity(server: PostgresServer, namespace: str) -> None:
+    broker = PostgresBroker(server.url, namespace=namespace)
+    await broker.open()
+    await broker.close()
+
+    without = server.execute(
+        "SELECT relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = '"
+        f"{namespace}' AND relkind = 'r' AND relpersistence = 'p' AND relreplident <> 'f'"
+        " AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)"
+    )
+
+    assert without == []
