@@ -63,6 +63,10 @@ def role(server: PostgresServer, name: str, *settings: str) -> str:
     return server.url_as(name, "secret")
 
 
+def in_database(url: str, name: str) -> str:
+    return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
+
+
 # ---- isolation ----
 
 
@@ -161,14 +165,11 @@ async def test_no_job_is_lost_between_a_submit_and_a_claim_at_any_isolation(
 async def test_where_a_pooler_keeps_it_from_us_a_stricter_isolation_is_refused(
     server: PostgresServer, namespace: str
 ) -> None:
-    def in_database(url: str) -> str:
-        return urlunsplit(urlsplit(url)._replace(path="/pooled"))
-
     server.execute("CREATE DATABASE pooled")
     server.execute("ALTER DATABASE pooled SET default_transaction_isolation = 'repeatable read'")
     with PgBouncer(server) as shared, PgBouncer(server, mode="session") as keeping:
         for url in (f"{shared.url}?listen=off", keeping.url):
-            pooled = in_database(url)
+            pooled = in_database(url, "pooled")
             words = "ALTER ROLE postgres IN DATABASE pooled SET default_transaction_isolation = 'read committed'"
             with pytest.raises(ConfigError, match=words):
                 await PostgresBroker(pooled, namespace=namespace).open()
@@ -177,7 +178,7 @@ async def test_where_a_pooler_keeps_it_from_us_a_stricter_isolation_is_refused(
     server.execute("ALTER ROLE postgres IN DATABASE pooled SET default_transaction_isolation = 'read committed'")
     with PgBouncer(server) as shared, PgBouncer(server, mode="session") as keeping:
         for url in (f"{shared.url}?listen=off", keeping.url):
-            broker = PostgresBroker(in_database(url), namespace=namespace)
+            broker = PostgresBroker(in_database(url, "pooled"), namespace=namespace)
             await broker.open()
             await submit(broker, one := job())
             assert ids(await claim(broker)) == [one.id]
@@ -200,6 +201,22 @@ async def test_job_that_has_no_line_can_be_cancelled(server: PostgresServer, nam
     ((counts),) = await broker.counts()
     assert (counts.ready, counts.scheduled, counts.running) == (0, 0, 0)
     await broker.close()
+
+
+# ---- text ----
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+async def test_a_database_that_cannot_hold_all_text_is_refused(
+    server: PostgresServer, namespace: str, encoding: str
+) -> None:
+    server.execute(f"CREATE DATABASE {namespace} TEMPLATE template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'")
+    broker = PostgresBroker(in_database(server.url, namespace))
+
+    with pytest.raises(ConfigError, match=f"the encoding {encoding}, .* CREATE DATABASE NAME ENCODING 'UTF8'"):
+        await broker.open()
+    with pytest.raises(ConfigError, match="the encoding"):
+        await broker.version()
 
 
 # ---- logical replication ----

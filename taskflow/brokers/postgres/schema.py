@@ -19,6 +19,7 @@ STATE_NUMBER = {state: number for number, state in enumerate(STATES)}
 
 LEAST_SERVER = 13
 ISOLATION = "read committed"  # of every statement: each sees what was committed before it began
+_ENCODING = "UTF8"
 _MOST_NAME_BYTES = 63  # PostgreSQL cuts longer names, and two namespaces would be one
 
 _SQL = Path(__file__).parent / "sql"
@@ -63,13 +64,19 @@ async def version_of(connection: Connection, namespace: str) -> int:
     found = await connection.fetchrow(
         "SELECT to_regclass($1) IS NOT NULL AS is_ours, EXISTS (SELECT FROM pg_catalog.pg_class c"
         " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $2 AND c.relkind = 'r')"
-        " AS is_used, current_setting('default_transaction_isolation') AS isolation,"
+        " AS is_used, current_setting('server_encoding') AS encoding,"
+        " current_setting('default_transaction_isolation') AS isolation,"
         " format('ALTER ROLE %I IN DATABASE %I SET default_transaction_isolation = %L',"
         " session_user, current_database(), $3::text) AS remedy",
         f"{quoted(namespace)}.meta",
         namespace,
         ISOLATION,
     )
+    if found["encoding"] != _ENCODING:  # an error's text that it cannot hold would never be stored
+        raise ConfigError(
+            f"the database has the encoding {found['encoding']}, and taskflow needs {_ENCODING}: make one with CREATE "
+            f"DATABASE NAME ENCODING '{_ENCODING}' TEMPLATE template0, and name it in TASKFLOW_BROKER__URL"
+        )
     if found["isolation"] != ISOLATION:  # a direct connection has it by itself
         raise ConfigError(
             f"default_transaction_isolation is {found['isolation']!r} here, and with it jobs get lost; a pooler keeps "
