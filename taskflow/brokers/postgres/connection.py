@@ -73,21 +73,24 @@ class Address:
         if self._sets:
             try:
                 return await self._connect(server_settings=_SETTINGS, **of_pool)
-            except asyncpg.PostgresError as error:
-                if not errors.is_of_settings(error):
+            except errors.NotConnected as error:
+                if not errors.is_of_settings(error.said):
                     raise
                 self._sets = False
         return await self._connect(**of_pool)
 
     async def _connect(self, **more: Any) -> asyncpg.Connection:
-        return await _connect(
-            self.dsn,
-            timeout=self._connect_s,
-            command_timeout=CALL_S,
-            # A pooler that cannot LISTEN cannot keep prepared statements either.
-            statement_cache_size=256 if self.listens else 0,
-            **more,
-        )
+        try:
+            return await _connect(
+                self.dsn,
+                timeout=self._connect_s,
+                command_timeout=CALL_S,
+                # A pooler that cannot LISTEN cannot keep prepared statements either.
+                statement_cache_size=256 if self.listens else 0,
+                **more,
+            )
+        except asyncpg.PostgresError as error:
+            raise errors.NotConnected(error) from error
 
 
 class Pool:
