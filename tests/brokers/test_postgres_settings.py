@@ -17,6 +17,7 @@ from taskflow.brokers.base import Cancelled, Settled
 from taskflow.brokers.postgres import PostgresBroker
 from taskflow.brokers.postgres.beats import PostgresBeat
 from taskflow.core.decision import Complete
+from taskflow.core.gate import Hold, OverrideLimit
 from taskflow.core.job import JobState
 from taskflow.errors import ConfigError
 from tests.servers.pgbouncer import PgBouncer
@@ -217,6 +218,38 @@ async def test_a_database_that_cannot_hold_all_text_is_refused(
         await broker.open()
     with pytest.raises(ConfigError, match="the encoding"):
         await broker.version()
+
+
+async def test_text_that_no_database_can_hold_is_of_no_job(server: PostgresServer, namespace: str) -> None:
+    broker = PostgresBroker(server.url, namespace=namespace)
+    await broker.open()
+    await submit(broker, job())
+
+    for text in ("a\0b", "\ud800"):
+        assert await broker.show(text) is None
+        assert await broker.states([text]) == {}
+        assert await broker.cancel([text]) == [Cancelled.MISSING]
+        assert await broker.purge(state=JobState.READY, queue=text) == 0
+        gate = await broker.gate(text, Hold(60.0, text))
+        assert await broker.gates() == [gate]
+        server.execute(f"DELETE FROM {namespace}.gate")
+    await broker.close()
+
+
+# ---- numbers ----
+
+
+async def test_a_limit_may_be_any_number(server: PostgresServer, namespace: str) -> None:
+    broker = PostgresBroker(server.url, namespace=namespace)
+    await broker.open()
+
+    await submit(broker, *(job(gates=("g",)) for _ in range(3)), bound=10**20)
+    gate = await broker.gate("g", OverrideLimit(10**20))
+
+    assert await broker.gates() == [gate]
+    assert len(await broker.jobs(limit=10**20)) == 3
+    assert len(await claim(broker)) == 3
+    await broker.close()
 
 
 # ---- logical replication ----

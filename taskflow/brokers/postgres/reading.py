@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskflow.brokers.base import ErrorInfo, Final, JobInfo, QueueCounts
 from taskflow.brokers.postgres.schema import STATE_NUMBER, STATES
+from taskflow.brokers.postgres.submit import MOST, storable
 from taskflow.brokers.texts import gates_from
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ FINALS = (
 
 async def finals(pool: Pool, job_ids: Sequence[str]) -> tuple[int, dict[str, Final]]:
     """How many of these jobs are kept, and how those ended that are final."""
-    rows = await pool.fetch(FINALS, list(job_ids))
+    rows = await pool.fetch(FINALS, list(map(storable, job_ids)))
     ended: dict[str, Final] = {}
     for job_id, state, has_result, data, *error in rows:
         if state is not None:
@@ -81,14 +82,14 @@ _INFO = (
 
 async def show(pool: Pool, job_id: str) -> JobInfo | None:
     """As `Operator.show`."""
-    rows = await pool.fetch(f"{_INFO} WHERE j.id = $1", job_id)
+    rows = await pool.fetch(f"{_INFO} WHERE j.id = $1", storable(job_id))
     return _info(rows[0]) if rows else None
 
 
 async def jobs(pool: Pool, state: JobState | None, queue: str | None, task: str | None, limit: int) -> list[JobInfo]:
     """As `Operator.jobs`."""
     conditions = ["true"]
-    values: list[Any] = [limit]
+    values: list[Any] = [min(limit, MOST)]
     if state is not None:
         number = STATE_NUMBER[state]
         if number >= _ENDED:
@@ -103,7 +104,7 @@ async def jobs(pool: Pool, state: JobState | None, queue: str | None, task: str 
             return []
     for column, value in (("q.name", queue), ("j.task", task)):
         if value is not None:
-            values.append(value)
+            values.append(storable(value))
             conditions.append(f"{column} = ${len(values)}")
     rows = await pool.fetch(f"{_INFO} WHERE {' AND '.join(conditions)} ORDER BY j.seq DESC LIMIT $1", *values)
     return [_info(row) for row in rows]
@@ -152,6 +153,6 @@ async def states(pool: Pool, job_ids: Sequence[str]) -> dict[str, JobState]:
         " THEN 0 ELSE 2 END FROM unnest($1::text[]) a(id) JOIN ~.job j ON j.id = a.id"
         " LEFT JOIN ~.finished f ON f.seq = j.seq LEFT JOIN ~.running r ON r.seq = j.seq"
         " LEFT JOIN ~.scheduled s ON s.seq = j.seq",
-        list(job_ids),
+        list(map(storable, job_ids)),
     )
     return {job_id: STATES[state] for job_id, state in rows}
