@@ -16,14 +16,14 @@ import pytest
 from taskflow.brokers.base import Cancelled, Settled
 from taskflow.brokers.postgres import PostgresBroker
 from taskflow.brokers.postgres.beats import PostgresBeat
-from taskflow.core.decision import Complete
+from taskflow.core.decision import Complete, Retry
 from taskflow.core.gate import Hold, OverrideLimit
 from taskflow.core.job import JobState
 from taskflow.errors import ConfigError
 from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgres import PostgresServer
 
-from .words import PATIENCE_S, ask, claim, die, eventually, ids, job, settle, submit
+from .words import BOOM, PATIENCE_S, ask, claim, claim_one, die, eventually, ids, job, settle, shown, submit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -249,6 +249,21 @@ async def test_a_limit_may_be_any_number(server: PostgresServer, namespace: str)
     assert await broker.gates() == [gate]
     assert len(await broker.jobs(limit=10**20)) == 3
     assert len(await claim(broker)) == 3
+    await broker.close()
+
+
+async def test_instants_are_whole_however_the_server_writes_numbers(server: PostgresServer, namespace: str) -> None:
+    broker = PostgresBroker(role(server, namespace, "extra_float_digits = -15"), namespace=namespace)
+    await broker.open()
+    await submit(broker, one := job())
+    for _ in range(2):
+        await settle(broker, await claim_one(broker), Retry(0.0, BOOM))
+
+    info = await shown(broker, one.id)
+
+    kept = server.execute(f"SELECT at FROM {namespace}.error ORDER BY n")
+    assert [(error.at,) for error in info.errors] == kept
+    assert [error.attempt for error in info.errors] == [1, 2]
     await broker.close()
 
 

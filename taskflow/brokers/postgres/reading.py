@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from taskflow.brokers.base import ErrorInfo, Final, JobInfo, QueueCounts
@@ -72,11 +71,15 @@ _INFO = (
     " coalesce(f.attempts, j.attempts), j.snoozes, j.lost, j.submitted_at, j.due_at, j.expires_at,"
     " CASE WHEN r.seq IS NOT NULL THEN r.started_at ELSE coalesce(f.started_at, j.started_at) END, f.finished_at,"
     " w.name, j.reason, coalesce(f.was_cancelled, r.is_cancelled, false), n.progress, j.payload,"
-    " (SELECT json_agg(json_build_array(e.attempt, e.at, e.type, e.message, e.kind, e.stack) ORDER BY e.n)::text"
-    " FROM ~.error e WHERE e.seq = j.seq) FROM ~.job j JOIN ~.queue q ON q.id = j.queue"
+    " x.attempts, x.ats, x.types, x.messages, x.kinds, x.stacks FROM ~.job j JOIN ~.queue q ON q.id = j.queue"
     " LEFT JOIN ~.finished f ON f.seq = j.seq LEFT JOIN ~.running r ON r.seq = j.seq"
     " LEFT JOIN ~.scheduled s ON s.seq = j.seq"
     " LEFT JOIN ~.worker w ON w.id = r.worker LEFT JOIN ~.note n ON n.seq = j.seq"
+    # Arrays and not JSON, in which extra_float_digits may cut an instant.
+    " CROSS JOIN LATERAL (SELECT array_agg(e.attempt ORDER BY e.n) AS attempts, array_agg(e.at ORDER BY e.n) AS ats,"
+    " array_agg(e.type ORDER BY e.n) AS types, array_agg(e.message ORDER BY e.n) AS messages,"
+    " array_agg(e.kind ORDER BY e.n) AS kinds, array_agg(e.stack ORDER BY e.n) AS stacks"
+    " FROM ~.error e WHERE e.seq = j.seq) x"
 )
 
 
@@ -112,7 +115,7 @@ async def jobs(pool: Pool, state: JobState | None, queue: str | None, task: str 
 
 def _info(row: Any) -> JobInfo:
     (job_id, task, queue, state, priority, lane, gates, key, attempts, snoozes, lost, submitted_at, *rest) = row
-    due_at, expires_at, started_at, finished_at, worker, reason, cancel_requested, progress, payload, errors = rest
+    due_at, expires_at, started_at, finished_at, worker, reason, cancel_requested, progress, payload, *errors = rest
     return JobInfo(
         id=job_id,
         task=task,
@@ -135,7 +138,7 @@ def _info(row: Any) -> JobInfo:
         cancel_requested=cancel_requested,
         progress=progress,
         payload=payload,
-        errors=tuple(ErrorInfo(*error) for error in json.loads(errors or "[]")),
+        errors=tuple(ErrorInfo(*error) for error in zip(*errors, strict=True)) if errors[0] else (),
     )
 
 
