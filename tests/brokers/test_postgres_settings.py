@@ -19,17 +19,35 @@ from taskflow.brokers.postgres.beats import PostgresBeat
 from taskflow.core.decision import Complete, Retry
 from taskflow.core.gate import Hold, OverrideLimit
 from taskflow.core.job import JobState
-from taskflow.errors import ConfigError
+from taskflow.errors import BrokerUnavailable, ConfigError
 from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgres import PostgresServer
 
-from .words import BOOM, PATIENCE_S, ask, claim, claim_one, die, eventually, ids, job, settle, shown, submit
+from .words import (
+    BOOM,
+    PATIENCE_S,
+    ask,
+    claim,
+    claim_one,
+    claimed_soon,
+    die,
+    eventually,
+    ids,
+    job,
+    settle,
+    shown,
+    submit,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from taskflow.brokers.base import Receipt
+    from taskflow.core.job import Job
+
 pytestmark = pytest.mark.anyio
 
+ISOLATIONS = ("read_committed", "repeatable_read", "serializable")
 STRICTER = ("repeatable read", "serializable")
 
 _numbers = itertools.count(1)
@@ -161,6 +179,106 @@ async def test_no_job_is_lost_between_a_submit_and_a_claim_at_any_isolation(
     await asyncio.gather(*workers)
     for broker in brokers:
         await broker.close()
+
+
+async def submit_in(broker: PostgresBroker, connection: object, *jobs: Job) -> list[Receipt]:
+    return await broker.submit_in(connection, jobs, {job.queue: 100_000 for job in jobs})
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+async def test_callers_transaction_may_see_lines_that_are_closed(
+    server: PostgresServer, namespace: str, isolation: str
+) -> None:
+    broker = PostgresBroker(server.url, namespace=namespace)
+    await broker.open()
+    await submit(broker, job())
+
+    async with connected(server.url) as mine, mine.transaction(isolation=isolation):
+        await mine.execute(f"SELECT FROM {namespace}.line")  # its snapshot has the line
+        await settle(broker, await claim_one(broker), Complete())
+        assert await claim(broker) == []
+        assert server.execute(f"SELECT count(*) FROM {namespace}.line") == [(0,)]
+        await submit_in(broker, mine, one := job(), two := job(gates=("g",), lane="a"))
+
+    assert sorted(ids(await claimed_soon(broker))) == sorted([one.id, two.id])
+    await broker.close()
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+async def test_no_job_of_a_callers_transaction_is_lost(server: PostgresServer, namespace: str, isolation: str) -> None:
+    broker = PostgresBroker(server.url, namespace=namespace)
+    await broker.open()
+    await submit(broker, job())
+    await settle(broker, await claim_one(broker), Complete())
+    sent: list[str] = []
+    done: set[str] = set()
+    is_over = False
+
+    async def send() -> None:
+        async with connected(server.url) as mine:
+            for _ in range(100):
+                one = job()
+                while True:
+                    try:
+                        async with mine.transaction(isolation=isolation):
+                            await mine.execute("SELECT 1")
+                            await submit_in(broker, mine, one)
+                    except (BrokerUnavailable, asyncpg.SerializationError):
+                        continue  # as who asks for this isolation must do
+                    sent.append(one.id)
+                    break
+
+    async def work(worker: str) -> None:
+        async with connected(server.url) as mine:
+            while not is_over:
+                for one in await claim(broker, worker, limit=3):
+                    try:
+                        async with mine.transaction(isolation=isolation):
+                            answer = await broker.complete_in(mine, one.job_id, one.token, None)
+                        assert answer is Settled.APPLIED
+                    except (BrokerUnavailable, asyncpg.SerializationError):
+                        await settle(broker, one, Complete())
+                    done.add(one.job_id)
+
+    workers = [asyncio.create_task(work(worker)) for worker in ("w1", "w2")]
+    await asyncio.gather(send(), send())
+
+    async def are_done() -> bool:
+        return done == set(sent)
+
+    assert await eventually(are_done)
+    is_over = True
+    await asyncio.gather(*workers)
+    (counts,) = await broker.counts()
+    assert (counts.ready, counts.scheduled, counts.running) == (0, 0, 0)
+    await broker.close()
+
+
+@pytest.mark.parametrize("isolation", STRICTER)
+async def test_what_an_older_snapshot_does_not_see_is_an_outage_that_undoes_all(
+    server: PostgresServer, namespace: str, isolation: str
+) -> None:
+    broker = PostgresBroker(server.url, namespace=namespace)
+    await broker.open()
+    await submit(broker, job())
+
+    for fields in ({"queue": "new"}, {"key": "k"}):
+
+        async def send(one: Job, meanwhile: Job | None) -> None:
+            async with connected(server.url) as mine, mine.transaction(isolation=isolation.replace(" ", "_")):
+                await mine.execute("SELECT 1")
+                if meanwhile is not None:
+                    await submit(broker, meanwhile)
+                await submit_in(broker, mine, one)
+
+        one = job(**fields)
+        with pytest.raises(BrokerUnavailable, match="nothing was changed"):
+            await send(one, job(**fields))
+        assert await broker.states([one.id]) == {}
+        again = job(queue="new")
+        await send(again, None)
+        assert await broker.states([again.id]) == {again.id: JobState.SCHEDULED}
+    await broker.close()
 
 
 async def test_where_a_pooler_keeps_it_from_us_a_stricter_isolation_is_refused(
