@@ -42,7 +42,7 @@ class Options:
             ok = value is None or (isinstance(value, str) and 0 < len(value) <= most and value.isprintable())
             check(ok, name, f"1 to {most} printable characters")
         ok = self.lane is None or is_lane(self.lane)
-        check(ok, "lane", f"a string of at most {MAX_LANE_BYTES} bytes")
+        check(ok, "lane", f"a string of at most {MAX_LANE_BYTES} bytes without NUL")
         for name in ("timeout", "deadline", "max_wait"):
             value = getattr(self, name)
             check(value is None or (_is_number(value) and 0 < value < NEVER), name, "more than 0 seconds")

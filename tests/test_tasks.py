@@ -84,6 +84,7 @@ async def test_what_other_decorators_left_on_a_function_does_not_replace_what_a_
         ({"deadline": -5}, "deadline"),
         ({"max_wait": math.nan}, "max_wait"),
         ({"lane": "x" * 201}, "options(lane=): must be a string of at most 200 bytes"),
+        ({"lane": "a\0b"}, "options(lane=): must be a string of at most 200 bytes without NUL"),
         ({"lane": "é" * 101}, "lane"),
         ({"lane": 5}, "lane"),
         ({"lane": "\ud800"}, "lane"),
@@ -241,7 +242,8 @@ async def test_a_lane_sees_the_arguments_that_the_handler_will_get() -> None:
         (lambda to: to.missing, "lane= raised AttributeError"),
         (lambda to: 7, "must return a string"),
         (lambda to: "x" * 300, "at most 200 bytes"),
-        (lambda to: "\ud800", "of valid UTF-8, got one of 1 characters"),
+        (lambda to: "\ud800", "of valid UTF-8 without NUL, got one of 1 characters"),
+        (lambda to: "a\0b", "of valid UTF-8 without NUL, got one of 3 characters"),
     ],
 )
 async def test_a_lane_that_cannot_be_had_is_refused_at_submit(lane: Any, words: str) -> None:

@@ -122,15 +122,16 @@ class TaskDef:
         if not is_lane(lane):
             got = f"one of {len(lane)} characters" if isinstance(lane, str) else type(lane).__name__
             raise PayloadError(
-                f"{self.name}(): lane= must return a string of at most {MAX_LANE_BYTES} bytes of valid UTF-8, got {got}"
+                f"{self.name}(): lane= must return a string of at most {MAX_LANE_BYTES} bytes of valid UTF-8 without "
+                f"NUL, got {got}"
             )
         return lane
 
 
 def is_lane(value: object) -> bool:
-    """Whether `value` can be a lane key: a string without lone surrogates, of at most `MAX_LANE_BYTES`."""
+    """Whether `value` can be a lane key: a string without lone surrogates and NUL, of at most `MAX_LANE_BYTES`."""
     try:
-        return isinstance(value, str) and len(value.encode()) <= MAX_LANE_BYTES
+        return isinstance(value, str) and len(value.encode()) <= MAX_LANE_BYTES and "\0" not in value
     except UnicodeEncodeError:
         return False
 

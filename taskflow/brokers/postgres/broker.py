@@ -14,6 +14,7 @@ from taskflow.brokers.postgres.borrowed import Borrowed
 from taskflow.brokers.postgres.connection import UPKEEP_S, Address, Pool, look
 from taskflow.brokers.postgres.listening import FINALS, WORK, Listening
 from taskflow.brokers.postgres.schema import STATE_NUMBER, VERSION
+from taskflow.brokers.postgres.submit import storable
 from taskflow.brokers.postgres.waiting import Waiters
 from taskflow.brokers.presence import presence_text, worker_infos
 from taskflow.brokers.waiting import closed_meanwhile, settled
@@ -239,13 +240,13 @@ class PostgresBroker:
 
     async def cancel(self, job_ids: Sequence[str]) -> list[Cancelled]:
         """As `Operator.cancel`."""
-        answers = await self._pool.value("SELECT ~.cancel_v1($1, $2)", list(job_ids), self._fixed_at())
+        answers = await self._pool.value("SELECT ~.cancel_v1($1, $2)", list(map(storable, job_ids)), self._fixed_at())
         self._waiters.finals.tell(job_ids)
         return [_CANCELLED[answer] for answer in answers]
 
     async def retry(self, job_ids: Sequence[str]) -> list[Retried]:
         """As `Operator.retry`."""
-        answers = await self._pool.value("SELECT ~.retry_v1($1, $2)", list(job_ids), self._fixed_at())
+        answers = await self._pool.value("SELECT ~.retry_v1($1, $2)", list(map(storable, job_ids)), self._fixed_at())
         self._waiters.tell_work()
         return [_RETRIED[answer] for answer in answers]
 
@@ -258,8 +259,8 @@ class PostgresBroker:
             ((n, next_after),) = await self._pool.fetch(
                 "SELECT * FROM ~.purge_v1($1, $2, $3, $4, $5, $6)",
                 STATE_NUMBER[state],
-                queue,
-                task,
+                None if queue is None else storable(queue),
+                None if task is None else storable(task),
                 after,
                 _PURGED_AT_ONCE,
                 self._fixed_at(),
@@ -272,11 +273,11 @@ class PostgresBroker:
 
     async def pause(self, queue: str) -> None:
         """As `Operator.pause`."""
-        await self._pool.fetch("SELECT ~.pause_v1($1, true, $2)", queue, self._fixed_at())
+        await self._pool.fetch("SELECT ~.pause_v1($1, true, $2)", storable(queue), self._fixed_at())
 
     async def resume(self, queue: str) -> None:
         """As `Operator.resume`."""
-        await self._pool.fetch("SELECT ~.pause_v1($1, false, $2)", queue, self._fixed_at())
+        await self._pool.fetch("SELECT ~.pause_v1($1, false, $2)", storable(queue), self._fixed_at())
         self._waiters.tell_work()
 
     async def gates(self) -> list[Gate]:
@@ -291,7 +292,7 @@ class PostgresBroker:
 
     async def finish_batch(self, batch: str) -> None:
         """As `Operator.finish_batch`."""
-        await self._pool.fetch("UPDATE ~.batch SET is_finished = true WHERE name = $1", batch)
+        await self._pool.fetch("UPDATE ~.batch SET is_finished = true WHERE name = $1", storable(batch))
 
     # ---- in the caller's own transaction ----
 

@@ -30,6 +30,8 @@ _PID = "SELECT pg_backend_pid()"
 # full one stays full for ever without the question.
 _DROP_READ = "SELECT pg_notification_queue_usage()"
 _TRIES = 5  # of a call that met a deadlock or another's id
+# A role or a database may have another default, and an older snapshot than a statement's own loses jobs.
+_SETTINGS = {"default_transaction_isolation": schema.ISOLATION}
 _HOSTS = re.compile(r"(([^\[\]:,]*|\[[^\]]*\])(:\d*)?(,|$))*")
 _ON = frozenset({"1", "on", "true", "yes"})
 _OFF = frozenset({"0", "off", "false", "no"})
@@ -63,18 +65,32 @@ class Address:
             named.append(("application_name", "taskflow"))
         self.dsn = urlunsplit(parts._replace(query=urlencode(named)))
         self.where = f"{hosts or dict(options).get('host', '')}{parts.path}"
+        # A pooler that shares its sessions refuses settings, or passes them over; so does one that keeps them.
+        self._sets = self.listens
 
-    async def connect(self) -> asyncpg.Connection:
-        """A connection of its own."""
-        return await _connect(self.dsn, **self.options())
+    async def connect(self, _dsn: None = None, **of_pool: Any) -> asyncpg.Connection:
+        """A connection of its own, or of a pool, which has more to say about it."""
+        if self._sets:
+            try:
+                return await self._connect(server_settings=_SETTINGS, **of_pool)
+            except errors.NotConnected as error:
+                if not errors.is_of_settings(error.said):
+                    raise
+                self._sets = False
+        return await self._connect(**of_pool)
 
-    def options(self) -> dict[str, Any]:
-        """What every connection is made with. A pooler that cannot LISTEN cannot keep prepared statements either."""
-        return {
-            "timeout": self._connect_s,
-            "command_timeout": CALL_S,
-            "statement_cache_size": 256 if self.listens else 0,
-        }
+    async def _connect(self, **more: Any) -> asyncpg.Connection:
+        try:
+            return await _connect(
+                self.dsn,
+                timeout=self._connect_s,
+                command_timeout=CALL_S,
+                # A pooler that cannot LISTEN cannot keep prepared statements either.
+                statement_cache_size=256 if self.listens else 0,
+                **more,
+            )
+        except asyncpg.PostgresError as error:
+            raise errors.NotConnected(error) from error
 
 
 class Pool:
@@ -94,13 +110,11 @@ class Pool:
     async def open(self) -> None:
         """Connect, and bring the schema up to date."""
         pool = asyncpg.create_pool(
-            self._address.dsn,
             min_size=0,
             max_size=_POOL,
-            connect=_connect,
+            connect=self._address.connect,
             init=None if self._address.listens else _learn_arrays,
             reset=_no_reset,
-            **self._address.options(),
         )
         try:
             with errors.in_our_words(self._address.where), _addressed():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from taskflow.brokers.postgres.reading import GATE
+from taskflow.brokers.postgres.submit import MOST, storable
 from taskflow.core import gate as gating
 from taskflow.core.gate import Declare, OverrideLimit, OverrideRate
 
@@ -26,14 +27,21 @@ async def change_gate(
     pool: Pool, name: str, change: GateChange, generation: int | None, fixed_at: float | None
 ) -> Gate:
     """As `Broker.gate`."""
+    name = storable(name)
     while True:
         ((now, *row),) = await pool.fetch(_GET, name, fixed_at)
         old = gating.from_row(row)
         if generation is not None and generation != old.generation:
             return old
-        new = gating.change(old, change, now=now)
+        row = [_storable(value) for value in gating.as_row(gating.change(old, change, now=now))]
         is_stored = await pool.value(
-            _PUT, _WHAT.get(type(change), 0), old.generation, old.era, old.word, *gating.as_row(new), fixed_at
+            _PUT, _WHAT.get(type(change), 0), old.generation, old.era, old.word, *row, fixed_at
         )
         if is_stored:
-            return new
+            return gating.from_row(row)
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, str):
+        return storable(value)
+    return min(value, MOST) if type(value) is int else value

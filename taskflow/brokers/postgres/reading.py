@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from taskflow.brokers.base import ErrorInfo, Final, JobInfo, QueueCounts
 from taskflow.brokers.postgres.schema import STATE_NUMBER, STATES
-from taskflow.brokers.postgres.submit import storable
+from taskflow.brokers.postgres.submit import MOST, storable
 from taskflow.brokers.texts import gates_from
 
 if TYPE_CHECKING:
@@ -81,24 +80,28 @@ _INFO = (
     " coalesce(f.attempts, j.attempts), j.snoozes, j.lost, j.submitted_at, j.due_at, j.expires_at,"
     " CASE WHEN r.seq IS NOT NULL THEN r.started_at ELSE coalesce(f.started_at, j.started_at) END, f.finished_at,"
     " w.name, j.reason, coalesce(f.was_cancelled, r.is_cancelled, false), n.progress, j.payload,"
-    " (SELECT json_agg(json_build_array(e.attempt, e.at, e.type, e.message, e.kind, e.stack) ORDER BY e.n)::text"
-    " FROM ~.error e WHERE e.seq = j.seq) FROM ~.job j JOIN ~.queue q ON q.id = j.queue"
+    " x.attempts, x.ats, x.types, x.messages, x.kinds, x.stacks FROM ~.job j JOIN ~.queue q ON q.id = j.queue"
     " LEFT JOIN ~.finished f ON f.seq = j.seq LEFT JOIN ~.running r ON r.seq = j.seq"
     " LEFT JOIN ~.scheduled s ON s.seq = j.seq"
     " LEFT JOIN ~.worker w ON w.id = r.worker LEFT JOIN ~.note n ON n.seq = j.seq"
+    # Arrays and not JSON, in which extra_float_digits may cut an instant.
+    " CROSS JOIN LATERAL (SELECT array_agg(e.attempt ORDER BY e.n) AS attempts, array_agg(e.at ORDER BY e.n) AS ats,"
+    " array_agg(e.type ORDER BY e.n) AS types, array_agg(e.message ORDER BY e.n) AS messages,"
+    " array_agg(e.kind ORDER BY e.n) AS kinds, array_agg(e.stack ORDER BY e.n) AS stacks"
+    " FROM ~.error e WHERE e.seq = j.seq) x"
 )
 
 
 async def show(pool: Pool, job_id: str) -> JobInfo | None:
     """As `Operator.show`."""
-    rows = await pool.fetch(f"{_INFO} WHERE j.id = $1", job_id)
+    rows = await pool.fetch(f"{_INFO} WHERE j.id = $1", storable(job_id))
     return _info(rows[0]) if rows else None
 
 
 async def jobs(pool: Pool, state: JobState | None, queue: str | None, task: str | None, limit: int) -> list[JobInfo]:
     """As `Operator.jobs`."""
     conditions = ["true"]
-    values: list[Any] = [limit]
+    values: list[Any] = [min(limit, MOST)]
     if state is not None:
         number = STATE_NUMBER[state]
         if number >= _ENDED:
@@ -113,7 +116,7 @@ async def jobs(pool: Pool, state: JobState | None, queue: str | None, task: str 
             return []
     for column, value in (("q.name", queue), ("j.task", task)):
         if value is not None:
-            values.append(value)
+            values.append(storable(value))
             conditions.append(f"{column} = ${len(values)}")
     rows = await pool.fetch(f"{_INFO} WHERE {' AND '.join(conditions)} ORDER BY j.seq DESC LIMIT $1", *values)
     return [_info(row) for row in rows]
@@ -121,7 +124,7 @@ async def jobs(pool: Pool, state: JobState | None, queue: str | None, task: str 
 
 def _info(row: Any) -> JobInfo:
     (job_id, task, queue, state, priority, lane, gates, key, attempts, snoozes, lost, submitted_at, *rest) = row
-    due_at, expires_at, started_at, finished_at, worker, reason, cancel_requested, progress, payload, errors = rest
+    due_at, expires_at, started_at, finished_at, worker, reason, cancel_requested, progress, payload, *errors = rest
     return JobInfo(
         id=job_id,
         task=task,
@@ -144,7 +147,7 @@ def _info(row: Any) -> JobInfo:
         cancel_requested=cancel_requested,
         progress=progress,
         payload=payload,
-        errors=tuple(ErrorInfo(*error) for error in json.loads(errors or "[]")),
+        errors=tuple(ErrorInfo(*error) for error in zip(*errors, strict=True)) if errors[0] else (),
     )
 
 
@@ -162,6 +165,6 @@ async def states(pool: Pool, job_ids: Sequence[str]) -> dict[str, JobState]:
         " THEN 0 ELSE 2 END FROM unnest($1::text[]) a(id) JOIN ~.job j ON j.id = a.id"
         " LEFT JOIN ~.finished f ON f.seq = j.seq LEFT JOIN ~.running r ON r.seq = j.seq"
         " LEFT JOIN ~.scheduled s ON s.seq = j.seq",
-        list(job_ids),
+        list(map(storable, job_ids)),
     )
     return {job_id: STATES[state] for job_id, state in rows}

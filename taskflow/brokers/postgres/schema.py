@@ -18,6 +18,8 @@ STATES = tuple(JobState)  # a state's number in SQL is its place in here, final 
 STATE_NUMBER = {state: number for number, state in enumerate(STATES)}
 
 LEAST_SERVER = 13
+ISOLATION = "read committed"  # of every statement: each sees what was committed before it began
+_ENCODING = "UTF8"
 _MOST_NAME_BYTES = 63  # PostgreSQL cuts longer names, and two namespaces would be one
 
 _SQL = Path(__file__).parent / "sql"
@@ -54,7 +56,7 @@ def quoted(namespace: str) -> str:
 async def version_of(connection: Connection, namespace: str) -> int:
     """The version of the tables in this schema, 0 where there are none.
 
-    Raises `ConfigError` for a newer one, and for tables that are not ours.
+    Raises `ConfigError` for a newer one, for tables that are not ours, and for a server that cannot keep jobs.
     """
     server = connection.get_server_version()
     if server.major < LEAST_SERVER:
@@ -62,10 +64,24 @@ async def version_of(connection: Connection, namespace: str) -> int:
     found = await connection.fetchrow(
         "SELECT to_regclass($1) IS NOT NULL AS is_ours, EXISTS (SELECT FROM pg_catalog.pg_class c"
         " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $2 AND c.relkind = 'r')"
-        " AS is_used",
+        " AS is_used, current_setting('server_encoding') AS encoding,"
+        " current_setting('default_transaction_isolation') AS isolation,"
+        " format('ALTER ROLE %I IN DATABASE %I SET default_transaction_isolation = %L',"
+        " session_user, current_database(), $3::text) AS remedy",
         f"{quoted(namespace)}.meta",
         namespace,
+        ISOLATION,
     )
+    if found["encoding"] != _ENCODING:  # an error's text that it cannot hold would never be stored
+        raise ConfigError(
+            f"the database has the encoding {found['encoding']}, and taskflow needs {_ENCODING}: make one with CREATE "
+            f"DATABASE NAME ENCODING '{_ENCODING}' TEMPLATE template0, and name it in TASKFLOW_BROKER__URL"
+        )
+    if found["isolation"] != ISOLATION:  # a direct connection has it by itself
+        raise ConfigError(
+            f"default_transaction_isolation is {found['isolation']!r} here, and with it jobs get lost; a pooler keeps "
+            f"taskflow from setting it. Say {found['remedy']}; then let the pooler connect again (PgBouncer: RECONNECT)"
+        )
     if not found["is_ours"]:
         if found["is_used"]:
             raise ConfigError(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from taskflow.core.job import Job
 
 MOST_S = 1e10  # three centuries: a longer wait is as good, and stays a number that SQL can add
+MOST = 2**63 - 1  # that a whole number can be in SQL: no limit is reached there
 _REFUSED = (
     Accepted.NEW,
     Accepted.SAME_ID,
@@ -55,7 +56,7 @@ async def submit(
         reasons,
         batches,
         list(bounds),
-        list(bounds.values()),
+        [min(bound, MOST) for bound in bounds.values()],
         is_borrowed,
         fixed_at,
     )

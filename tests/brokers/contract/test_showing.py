@@ -7,10 +7,23 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from taskflow.brokers.base import Accepted
+from taskflow.brokers.base import Accepted, Cancelled, Retried
 from taskflow.core.decision import Bury, Retry
 from taskflow.core.job import JobState
-from tests.brokers.words import AGAIN, BOOM, DONE, LONG_S, claim, claim_one, eventually, job, settle, shown, submit
+from taskflow.errors import JobNotFound
+from tests.brokers.words import (
+    AGAIN,
+    BOOM,
+    DONE,
+    LONG_S,
+    claim,
+    claim_one,
+    eventually,
+    job,
+    settle,
+    shown,
+    submit,
+)
 
 if TYPE_CHECKING:
     from taskflow.brokers.base import FullBroker
@@ -127,3 +140,20 @@ async def test_jobs_are_listed_by_state_queue_and_task(broker: FullBroker) -> No
     assert await listed(state=JobState.RUNNING) == {other_queue.id}
     assert await listed(state=JobState.READY, queue="q", task="mail") == {mail.id}
     assert await listed(state=JobState.DEAD) == set()
+
+
+async def test_text_with_nul_is_of_no_job(broker: FullBroker) -> None:
+    await submit(broker, job())
+    text = "a\0b"
+
+    assert await broker.show(text) is None
+    assert await broker.states([text]) == {}
+    assert await broker.cancel([text]) == [Cancelled.MISSING]
+    assert await broker.retry([text]) == [Retried.MISSING]
+    assert await broker.jobs(queue=text) == []
+    assert await broker.jobs(task=text) == []
+    assert await broker.purge(state=JobState.READY, queue=text) == 0
+    assert await broker.purge(state=JobState.READY, task=text) == 0
+    await broker.finish_batch(text)
+    with pytest.raises(JobNotFound):
+        await broker.finals([text], 0)

@@ -23,10 +23,10 @@ CREATE FUNCTION cancel_v1(job_ids text[], fixed_at float8) RETURNS integer[] LAN
 SET search_path FROM CURRENT SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
     now float8 := now_s(fixed_at);
-    answers integer[] := '{}'; one text; j job; finals text[] := '{}';
+    answers integer[] := '{}'; one text; j job; finals text[] := '{}'; looks integer;
 BEGIN
     FOREACH one IN ARRAY job_ids LOOP
-        j := NULL;
+        j := NULL; looks := 0;
         SELECT * INTO j FROM job WHERE id = one;
         IF j.seq IS NULL THEN answers := answers || 3; CONTINUE; END IF;
         LOOP  -- a claim or a settle may move it under our eyes
@@ -40,6 +40,13 @@ BEGIN
             IF FOUND THEN answers := answers || 2; EXIT; END IF;
             SELECT * INTO j FROM job WHERE id = one;
             IF NOT FOUND THEN answers := answers || 3; EXIT; END IF;
+            looks := looks + 1;
+            IF looks > 20 AND state_of(j.seq) = 2 THEN  -- it has no line: nobody would ever claim it
+                DELETE FROM ready WHERE expires_at = j.expires_at AND seq = j.seq;
+                PERFORM finish(j, 6, j.attempts, 0, j.started_at, now, 'ready', NULL, false);
+                answers := answers || 0; finals := finals || one;
+                EXIT;
+            END IF;
         END LOOP;
     END LOOP;
     IF cardinality(finals) > 0 THEN PERFORM tell_finals(finals, now); END IF;

@@ -1,7 +1,8 @@
 -- State is a table, not a column: a job's row is written once, and moves of its number between narrow tables are its
 -- life. `job` stands for what is kept; `ready`, `scheduled`, `running` and `finished` hold each job's number once.
+-- What has no primary key has all of a row for its identity: else a publication of all tables would refuse each DELETE.
 
-CREATE TABLE meta (version integer NOT NULL);
+CREATE TABLE meta (version integer PRIMARY KEY);
 
 CREATE TABLE queue (
     id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -169,6 +170,7 @@ CREATE TABLE gate (
 -- gives their room back.
 CREATE TABLE owed_room (gate text COLLATE "C" NOT NULL)
     WITH (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_cost_delay = 0);
+ALTER TABLE owed_room REPLICA IDENTITY FULL;
 
 -- Where lines of a queue wait, and when to look again.
 CREATE TABLE parking (
@@ -191,9 +193,11 @@ CREATE TABLE count_delta (
     per_s float8 NOT NULL DEFAULT 0,
     at float8 NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_cost_delay = 0);
+ALTER TABLE count_delta REPLICA IDENTITY FULL;
 
 CREATE TABLE gate_delta (queue integer NOT NULL, gate text COLLATE "C" NOT NULL, pending bigint NOT NULL)
     WITH (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_cost_delay = 0);
+ALTER TABLE gate_delta REPLICA IDENTITY FULL;
 CREATE INDEX gate_delta_gate ON gate_delta (gate, queue);
 
 -- Who wants to be told: bit 0 = of new work, bit 1 = of jobs that ended.
