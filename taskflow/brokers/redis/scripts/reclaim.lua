@@ -1,5 +1,5 @@
--- ARGV: time, max_lost, rows, result_s, finished_s, dead_s, batch_s.
--- Answers what moved: [state, lost, reason], JSON, and the bodies of these jobs.
+-- ARGV: time, max_lost, rows, result_s, finished_s, dead_s, batch_s, judged_at.
+-- Answers what moved: [state, lost, reason], JSON, the bodies of these jobs, and the time.
 
 local max_lost, most = tonumber(ARGV[2]), tonumber(ARGV[3])
 local moved, ids = {}, {}
@@ -30,7 +30,8 @@ local function lose(lost, reason) -- claims of one worker. If a suspect is among
 end
 
 local function take_back()
-  local gone = call('ZRANGEBYSCORE', P .. 'workers', '-inf', num(now), 'LIMIT', 0, most)
+  local lease_now = min(now, tonumber(ARGV[8])) -- a clock that was stepped forward ends no lease
+  local gone = call('ZRANGEBYSCORE', P .. 'workers', '-inf', num(lease_now), 'LIMIT', 0, most)
   for i = 1, #gone do
     if #moved >= most then return end
     lose(call('HKEYS', P .. 'claims:' .. gone[i]), 'lease_ended')
@@ -185,4 +186,4 @@ if #ids > 0 then
   bodies = many('HMGET', P .. 'body', ids)
   for i = 1, #bodies do bodies[i] = bodies[i] or '' end
 end
-return { '[' .. table.concat(moved, ',') .. ']', bodies }
+return { '[' .. table.concat(moved, ',') .. ']', bodies, num(now) }
