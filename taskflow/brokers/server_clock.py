@@ -33,15 +33,19 @@ class ServerClock:
         self._lease_s = 0.0
 
     def leased(self, lease_s: float) -> None:
-        """There is a lease of so many seconds. After a step the longest that is known has to pass."""
+        """A worker of this process has a lease of so many seconds."""
         self._lease_s = max(self._lease_s, lease_s)
 
     def judged_at(self, sent_at: float) -> float:
         """The latest instant at which a lease has surely ended, for a call that is sent at `sent_at` of `steady`."""
         return sent_at + self._trusted_s + _TOLERANCE_S
 
-    def heard(self, now: float, sent_at: float) -> None:
-        """In the answer to a call that was sent at `sent_at`, the server says that it was `now`."""
+    def heard(self, now: float, sent_at: float, longest_s: float = 0.0) -> None:
+        """In the answer to a call that was sent at `sent_at`, the server says that it was `now`.
+
+        `longest_s` is the longest lease that it knows of: after a step this one has to pass, or our own if that is
+        longer.
+        """
         answered_at = self.steady()
         least_s, most_s = now - answered_at, now - sent_at
         if self._ahead_s is None:
@@ -52,5 +56,5 @@ class ServerClock:
         elif most_s <= self._ahead_s + _TOLERANCE_S:
             self._ahead_s = most_s
         # Else the answer took too long to tell: the time that was known goes on.
-        if self._ahead_s <= self._trusted_s or answered_at - self._stepped_at >= self._lease_s:
+        if self._ahead_s <= self._trusted_s or answered_at - self._stepped_at >= max(self._lease_s, longest_s):
             self._trusted_s = self._ahead_s

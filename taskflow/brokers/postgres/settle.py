@@ -26,10 +26,10 @@ _DONE = SettleReply(Settled.APPLIED, JobState.SUCCEEDED)
 _ANSWERS = tuple(Settled)
 _KINDS = {Complete: 0, Retry: 1, Snooze: 2, Release: 3, Bury: 4, Expire: 5, Cancel: 6}
 _SETTLE = "SELECT * FROM ~.settle_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
-# Each row begins with the server's clock; without a job there is one row of it alone.
+# Each row begins with the server's clock and the longest lease; without a job there is one row of these alone.
 _RECLAIM = (
-    "SELECT * FROM ~.now_s($8) AS clock(now)"
-    " LEFT JOIN LATERAL ~.reclaim_v1($1, $2, $3, $4, $5, $6, $7, clock.now, $9) ON true"
+    "SELECT clock.now, (SELECT coalesce(max(p.lease_s), 0) FROM ~.presence p), moved.* FROM ~.now_s($8) AS clock(now)"
+    " LEFT JOIN LATERAL ~.reclaim_v1($1, $2, $3, $4, $5, $6, $7, clock.now, $9) AS moved ON true"
 )
 
 
@@ -108,9 +108,9 @@ async def reclaim(
         clock.judged_at(sent_at),
         within_s=UPKEEP_S,
     )
-    clock.heard(rows[0][0], sent_at)
+    clock.heard(rows[0][0], sent_at, rows[0][1])
     return [
         Reclaimed(job_id, task, queue, STATES[state], lost, reason)
-        for _, job_id, task, queue, state, lost, reason in rows
+        for _, _, job_id, task, queue, state, lost, reason in rows
         if job_id is not None
     ]

@@ -212,7 +212,7 @@ class RedisBroker:
         sent_at = self._clock.steady()
         judged_at = repr(self._clock.judged_at(sent_at))
         answer = await self._link.run("reclaim", max_lost, rows, *kept_s, judged_at)
-        self._clock.heard(float(answer[2]), sent_at)
+        self._clock.heard(float(answer[2]), sent_at, float(answer[3]))
         return wire.reclaimed(answer)
 
     async def counts(self) -> list[QueueCounts]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
 
 from taskflow.core.job import JobState
 from tests.brokers.conftest import BROKERS, TravelClock
-from tests.brokers.words import claim_one, job, reclaim, submit
+from tests.brokers.words import claim_one, job, presence, reclaim, submit
 
 if TYPE_CHECKING:
     from taskflow.brokers.base import FullBroker
@@ -138,6 +139,29 @@ async def test_a_step_back_kills_nobody_nor_does_its_correction(broker: FullBrok
 
     assert before == []
     assert fleet.taken == [fleet.dead.job_id]
+
+
+async def test_a_worker_with_a_longer_lease_has_its_own_time_to_beat_after_a_step(
+    broker: FullBroker, clock: TravelClock
+) -> None:
+    fleet = await Fleet(broker, clock).start()
+    await submit(broker, job())
+    patient = await claim_one(broker, "patient", lease_s=LEASE_S)
+    beats = broker.sync_beat()
+    assert beats is not None
+
+    def beat() -> None:  # as another process does
+        beats.beat("patient", {patient.job_id: patient.token}, 5 * LEASE_S, presence())
+
+    await asyncio.to_thread(beat)
+    clock.step(86_400)
+    await fleet.live_on(5 * LEASE_S - A_LITTLE_S)
+    before = list(fleet.taken)
+    await asyncio.to_thread(beat)
+    await fleet.live_on(2 * LEASE_S)
+    await asyncio.to_thread(beats.close)
+
+    assert before == fleet.taken == [fleet.dead.job_id]
 
 
 async def test_a_step_while_the_broker_was_closed_counts(broker: FullBroker, clock: TravelClock) -> None:

@@ -115,6 +115,7 @@ BEGIN
     END LOOP;
     IF is_work THEN PERFORM tell_work(now); END IF;
     IF cardinality(finals) > 0 THEN PERFORM tell_finals(finals, now); END IF;
+    PERFORM forget_workers(lease_now);
     PERFORM prune(result_s, finished_s, dead_s, batch_s, most, now);
 END $$;
 
@@ -159,7 +160,6 @@ BEGIN
             AND NOT EXISTS (SELECT FROM parking p WHERE p.gate = g.name)
         LIMIT most FOR UPDATE SKIP LOCKED);
     DELETE FROM listener WHERE expires_at <= now;
-    PERFORM forget_workers(now);
 END $$;
 
 -- In how many seconds `claim` may find something; NULL: never, as it looks.
