@@ -173,8 +173,8 @@ end
 local function longest_lease()
   local longest = 0
   if lease_now < now then
-    local said = call('HVALS', P .. 'said')
-    for i = 1, #said do longest = max(longest, tonumber(said[i]:match('^%S+ (%S+)'))) end
+    local said = call('HGETALL', P .. 'said')
+    for i = 2, #said, 2 do longest = max(longest, tonumber(said[i]:match('^%S+ (%S+)'))) end
   end
   return longest
 end
