@@ -8,7 +8,7 @@ Rules for every broker:
     very token settled it before) or *stale* (changes nothing).
 4.  A worker has one lease, renewed by each beat and by each claim. When it ends, `reclaim` makes the worker's jobs
     ready again, `lost` + 1, and their old tokens stale. If one of them is a suspect, only the suspect's count grows:
-    what it breaks is its own.
+    what it breaks is its own. A server's clock that is stepped forward ends no lease (`server_clock`).
 5.  Claims that are missing from two beats in a row are reclaimed too (the reply to the claim was lost on its way, or
     the worker no longer vouches for the job).
 6.  Order within a queue: strict priority (9 first); lanes in turn; within a lane, the instant at which a job became

@@ -28,8 +28,9 @@ _HURRY = 4  # times as often while no beat gets through: trust is running out
 # Stop trusting a little before the broker does: the reclaimer must find our handlers already cancelled.
 _TRUST = 0.9
 # A gap this long between two beats, in leases: in a shorter outage nobody's lease ended. After it, the others need a
-# moment to beat again before anybody may say that they are dead.
-_OUTAGE, _GRACE = 2 / 3, 1 / 4
+# moment to beat again before anybody may say that they are dead. Who has only just come needs to see all beat: it does
+# not know whether the server's clock was stepped a moment ago, and their leases stand in the old time.
+_OUTAGE, _GRACE, _NEW = 2 / 3, 1 / 4, 2 / 5
 _TURN_S = 0.01
 _JOIN_S = 5.0
 
@@ -68,7 +69,7 @@ class Leases:
         self.claims: dict[str, Walk] = {}
         self.trusted_until = 0.0
         self._beat_at = float("-inf")  # when the last beat that was answered was sent
-        self._steady_since = 0.0
+        self._judges_from = 0.0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -86,7 +87,7 @@ class Leases:
         were no better off. Each needs the time to beat again, or what it holds, and what ended meanwhile, runs twice.
         """
         now = self._clock.now()
-        return now - self._beat_at <= self._lease_s * _OUTAGE and now - self._steady_since >= self._lease_s * _GRACE
+        return now - self._beat_at <= self._lease_s * _OUTAGE and now >= self._judges_from
 
     def drop(self, walks: Iterable[Walk]) -> None:
         """They are settled, or lost."""
@@ -137,7 +138,8 @@ class Leases:
     def _trust(self, sent_at: float) -> None:
         """A beat that was sent then was answered. For the thread, too: a loop that is blocked does not lose trust."""
         if sent_at - self._beat_at > self._lease_s * _OUTAGE:
-            self._steady_since = self._clock.now()
+            is_new = self._beat_at == float("-inf")
+            self._judges_from = self._clock.now() + self._lease_s * (_NEW if is_new else _GRACE)
         self._beat_at = sent_at
         self.trusted_until = sent_at + self._lease_s * _TRUST
 

@@ -19,7 +19,7 @@ from tests.servers.postgres import PostgresServer
 from tests.servers.valkey import forget_namespace, new_namespace, valkey_url
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from taskflow.brokers.base import FullBroker
@@ -31,19 +31,28 @@ BROKERS = [name for name in _NAMES if find_spec(f"taskflow.brokers.{name}") is n
 
 
 class TravelClock(LoopClock):
-    """The real time, and as far ahead of it as a test has travelled."""
+    """The real time, and as far ahead of it as a test has travelled. `stepped_s` of that, no time has passed."""
 
     def __init__(self) -> None:
         super().__init__()
         self.ahead_s = 0.0
+        self.stepped_s = 0.0
 
     def wall(self) -> float:
         return time.time() + self.ahead_s
 
+    def steady(self) -> float:
+        return time.monotonic() + self.ahead_s - self.stepped_s
+
+    def step(self, by_s: float) -> None:
+        """As a clock that is corrected, or a failover to one that shows another time."""
+        self.ahead_s += by_s
+        self.stepped_s += by_s
+
 
 def made(name: str, folder: Path, clock: TravelClock | None = None) -> FullBroker:
     """A broker of this name with nothing in it, not open yet. `clock` stands for the server's own."""
-    wall: Callable[[], float] | None = None if clock is None else clock.wall
+    wall, steady = (None, None) if clock is None else (clock.wall, clock.steady)
     if name == "memory":
         from taskflow.brokers.memory import MemoryBroker
 
@@ -55,12 +64,12 @@ def made(name: str, folder: Path, clock: TravelClock | None = None) -> FullBroke
     if name == "redis":
         from taskflow.brokers.redis import RedisBroker
 
-        return RedisBroker(valkey_url(), namespace=new_namespace(), wall=wall)
+        return RedisBroker(valkey_url(), namespace=new_namespace(), wall=wall, steady=steady)
     if name == "postgres":
         from taskflow.brokers.postgres import PostgresBroker
 
         url = f"{pooler().url}?listen=off" if pgbouncer.is_chosen() else postgres().url
-        return PostgresBroker(url, namespace=f"test_{os.getpid()}_{next(_numbers)}", wall=wall)
+        return PostgresBroker(url, namespace=f"test_{os.getpid()}_{next(_numbers)}", wall=wall, steady=steady)
     raise AssertionError(name)
 
 

@@ -628,7 +628,7 @@ async def test_the_note_of_a_claim_that_is_lost_is_refused_and_changes_nothing()
             raised.append(error)
 
     async with flow.test() as t:
-        await t.advance(3)  # only now is this worker a judge of who is dead
+        await t.advance(5)  # only now is this worker a judge of who is dead
         job = await work.submit()
         await all_blocked()
         await t.broker.leave(t.running.worker.name)

@@ -207,6 +207,30 @@ async def test_a_cancel_is_told_to_the_worker_that_runs_the_job() -> None:
     await bench.leases.close()
 
 
+async def test_who_has_only_just_come_judges_nobody_before_all_have_beaten_again() -> None:
+    bench = Bench()
+    await bench.claim("a", worker="other")
+    taken: list[str] = []
+    bench.clock._wall += 3_600  # the broker's clock is stepped just after the other's beat
+    await bench.leases.start()
+
+    async def judge_for(seconds: float) -> None:
+        for _ in range(round(seconds / 0.1)):
+            await bench.clock.advance(0.1)
+            if bench.leases.is_judge:
+                taken.extend(await bench.reclaim())
+
+    await judge_for(LEASE_S / 3)
+    await bench.memory.beat("other", {"a": 1}, LEASE_S)
+    await judge_for(LEASE_S / 3)
+    before = list(taken)
+    await judge_for(LEASE_S)
+
+    assert before == []
+    assert taken == ["a"]
+    await bench.leases.close()
+
+
 async def test_a_job_that_runs_for_too_long_is_no_longer_vouched_for() -> None:
     bench = Bench()
     await bench.leases.start()

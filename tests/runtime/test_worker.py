@@ -540,7 +540,7 @@ async def test_a_lost_job_is_stopped_and_what_it_says_then_counts_for_nothing() 
 
     lost, stale = heard(flow, events.LeaseLost), heard(flow, events.SettlementStale)
     async with flow.test() as t:
-        await t.advance(3)  # only now is this worker a judge of who is dead
+        await t.advance(5)  # only now is this worker a judge of who is dead
         job = await work.submit()
         await all_blocked()
         t.running.worker.pause()
@@ -596,6 +596,7 @@ async def test_the_next_claim_of_a_job_whose_old_handler_goes_on_here_is_a_job_o
         return mine
 
     async with flow.test() as t:
+        await t.advance(5)  # only now is this worker a judge of who is dead
         job = await work.submit()
         await all_blocked()
         await t.broker.leave(t.running.worker.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 from taskflow.brokers.base import BeatReply, Cancelled, Reclaimed, Retried, Settlement
@@ -17,6 +18,7 @@ from taskflow.brokers.postgres.schema import STATE_NUMBER, VERSION
 from taskflow.brokers.postgres.submit import storable
 from taskflow.brokers.postgres.waiting import Waiters
 from taskflow.brokers.presence import presence_text, worker_infos
+from taskflow.brokers.server_clock import ServerClock
 from taskflow.brokers.waiting import closed_meanwhile, settled
 from taskflow.core import gate as gating
 from taskflow.core.decision import Complete, Release
@@ -53,14 +55,22 @@ class PostgresBroker:
 
     `url` is libpq's: `postgresql://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=…`. With `listen=off` in it nothing needs a
     session (behind PgBouncer's transaction pooling): waiting polls four times a second then. The schema `namespace` is
-    made, and brought up to date, by `open`. The server's clock makes the instants, unless a test's `wall` does.
+    made, and brought up to date, by `open`. The server's clock makes the instants, unless a test's `wall` does; time
+    passes by this machine's, which is never set, or by a test's `steady`: by its `wall`, if it says nothing else.
     """
 
     name = "postgres"
     is_durable = True
     newest_version = VERSION
 
-    def __init__(self, url: str, *, namespace: str = "taskflow", wall: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        namespace: str = "taskflow",
+        wall: Callable[[], float] | None = None,
+        steady: Callable[[], float] | None = None,
+    ) -> None:
         self._address = Address(url)
         self._namespace = namespace
         self._pool = Pool(self._address, namespace)
@@ -71,6 +81,7 @@ class PostgresBroker:
         self._is_open = False
         self._entered: set[str] = set()  # queues that are known to be there
         self._wall = wall
+        self._clock = ServerClock(steady or wall or time.monotonic)
 
     @property
     def doubts(self) -> tuple[str, ...]:
@@ -82,8 +93,18 @@ class PostgresBroker:
         if self._is_open:
             return
         await self._pool.open()
+        await self._hear_clock()
         self._listening = Listening(self._address, self._namespace, self._pool, self._waiters)
         self._is_open = True
+
+    async def _hear_clock(self) -> None:
+        sent_at = self._clock.steady()
+        try:
+            now = await self._pool.value("SELECT ~.now_s($1)", self._fixed_at())
+        except BaseException:  # cancelled, too: what was opened is closed
+            await self._pool.close()
+            raise
+        self._clock.heard(now, sent_at)
 
     async def version(self) -> int:
         """As `Versioned.version`."""
@@ -113,6 +134,7 @@ class PostgresBroker:
 
     async def claim(self, request: ClaimRequest) -> list[Claim]:
         """As `Broker.claim`. Never repeated by itself: what a lost reply claimed is taken back by the beats."""
+        self._clock.leased(request.lease_s)
         return await claiming.claim(self._pool, request, self._turns, self._fixed_at())
 
     async def wait(self, request: ClaimRequest, timeout_s: float) -> None:
@@ -155,6 +177,7 @@ class PostgresBroker:
         self, worker: str, tokens: Mapping[str, int], lease_s: float, presence: Presence | None = None
     ) -> BeatReply:
         """As `Broker.beat`."""
+        self._clock.leased(lease_s)
         ((lost, cancelled),) = await self._pool.fetch(
             "SELECT * FROM ~.beat_v1($1, $2, $3, $4, $5, $6)",
             worker,
@@ -211,7 +234,7 @@ class PostgresBroker:
 
     async def reclaim(self, *, max_lost: int, retention: Retention) -> list[Reclaimed]:
         """As `Broker.reclaim`."""
-        moved = await settle.reclaim(self._pool, max_lost, retention, self._fixed_at())
+        moved = await settle.reclaim(self._pool, self._clock, max_lost, retention, self._fixed_at())
         if moved:
             self._turns.forget_marks()
             self._waiters.tell_work()

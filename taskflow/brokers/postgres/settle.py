@@ -20,11 +20,17 @@ if TYPE_CHECKING:
     from taskflow.brokers.base import Note, Retention, Settlement
     from taskflow.brokers.postgres.borrowed import Borrowed
     from taskflow.brokers.postgres.connection import Pool
+    from taskflow.brokers.server_clock import ServerClock
 
 _DONE = SettleReply(Settled.APPLIED, JobState.SUCCEEDED)
 _ANSWERS = tuple(Settled)
 _KINDS = {Complete: 0, Retry: 1, Snooze: 2, Release: 3, Bury: 4, Expire: 5, Cancel: 6}
 _SETTLE = "SELECT * FROM ~.settle_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+# Each row begins with the server's clock and the longest lease; without a job there is one row of these alone.
+_RECLAIM = (
+    "SELECT clock.now, (SELECT coalesce(max(p.lease_s), 0) FROM ~.presence p), moved.* FROM ~.now_s($8) AS clock(now)"
+    " LEFT JOIN LATERAL ~.reclaim_v1($1, $2, $3, $4, $5, $6, $7, clock.now, $9) AS moved ON true"
+)
 
 
 async def settle(
@@ -84,10 +90,13 @@ async def note(pool: Pool, notes: Sequence[Note]) -> list[Settled]:
     return [_ANSWERS[answer] for answer in answers]
 
 
-async def reclaim(pool: Pool, max_lost: int, retention: Retention, fixed_at: float | None) -> list[Reclaimed]:
+async def reclaim(
+    pool: Pool, clock: ServerClock, max_lost: int, retention: Retention, fixed_at: float | None
+) -> list[Reclaimed]:
     """As `Broker.reclaim`."""
+    sent_at = clock.steady()
     rows = await pool.fetch(
-        "SELECT * FROM ~.reclaim_v1($1, $2, $3, $4, $5, $6, $7, $8)",
+        _RECLAIM,
         max_lost,
         retention.result_s,
         retention.finished_s,
@@ -96,8 +105,12 @@ async def reclaim(pool: Pool, max_lost: int, retention: Retention, fixed_at: flo
         retention.rows,
         ERRORS_KEPT,
         fixed_at,
+        clock.judged_at(sent_at),
         within_s=UPKEEP_S,
     )
+    clock.heard(rows[0][0], sent_at, rows[0][1])
     return [
-        Reclaimed(job_id, task, queue, STATES[state], lost, reason) for job_id, task, queue, state, lost, reason in rows
+        Reclaimed(job_id, task, queue, STATES[state], lost, reason)
+        for _, _, job_id, task, queue, state, lost, reason in rows
+        if job_id is not None
     ]

@@ -16,6 +16,7 @@ from taskflow.brokers.redis import wire
 from taskflow.brokers.redis.doubts import doubts_about
 from taskflow.brokers.redis.link import Link, SyncLink
 from taskflow.brokers.redis.listening import Listening
+from taskflow.brokers.server_clock import ServerClock
 from taskflow.brokers.waiting import closed_meanwhile, settled
 from taskflow.core import gate as gating
 from taskflow.core.job import JobState
@@ -51,17 +52,26 @@ class RedisBroker:
     """Jobs on one Redis (6.2 or newer) or Valkey server, shared by any number of machines.
 
     All keys begin with `{namespace}:`. As durable as the server: with `appendonly yes` jobs survive its restart.
-    `wall` gives scripts another time than the server's: for tests alone.
+    For tests alone: `wall` gives scripts another time than the server's, and `steady` is what time passes by, `wall` if
+    it is not said, instead of this machine's clock that is never set.
     """
 
     name = "redis"
     is_durable = True
 
-    def __init__(self, url: str, *, namespace: str = "taskflow", wall: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        namespace: str = "taskflow",
+        wall: Callable[[], float] | None = None,
+        steady: Callable[[], float] | None = None,
+    ) -> None:
         self._link = Link(url, namespace, wall)
         self._listening = Listening(self._link)
         self._reader = FinalsReader(self._ask_finals, self._link.where)
         self._doubts: tuple[str, ...] = ()
+        self._clock = ServerClock(steady or wall or time.monotonic)
 
     @property
     def doubts(self) -> tuple[str, ...]:
@@ -75,7 +85,8 @@ class RedisBroker:
         self._link.open()
         try:
             self._doubts = await doubts_about(self._link)
-            await self._link.run("hello")
+            sent_at = self._clock.steady()
+            self._clock.heard(float(await self._link.run("hello")), sent_at)
         except BaseException:  # cancelled, too: what was opened is closed
             await self.close()
             raise
@@ -100,6 +111,7 @@ class RedisBroker:
     async def claim(self, request: ClaimRequest) -> list[Claim]:
         """As `Broker.claim`."""
         worker, queues, limit, gated, suspects, lease_s = request
+        self._clock.leased(lease_s)
         answer = await self._link.run("claim", worker, wire.text(queues), limit, gated, suspects, repr(lease_s))
         return wire.claims(answer)
 
@@ -133,6 +145,7 @@ class RedisBroker:
         self, worker: str, tokens: Mapping[str, int], lease_s: float, presence: Presence | None = None
     ) -> BeatReply:
         """As `Broker.beat`."""
+        self._clock.leased(lease_s)
         return _beat_reply(tokens, await self._link.run("beat", *_beat_words(worker, tokens, lease_s, presence)))
 
     def sync_beat(self) -> SyncBeat | None:
@@ -194,7 +207,11 @@ class RedisBroker:
         """As `Broker.reclaim`."""
         result_s, finished_s, dead_s, rows, batch_s = retention
         kept_s = (repr(float(seconds)) for seconds in (result_s, finished_s, dead_s, batch_s))
-        return wire.reclaimed(await self._link.run("reclaim", max_lost, rows, *kept_s))
+        sent_at = self._clock.steady()
+        judged_at = repr(self._clock.judged_at(sent_at))
+        answer = await self._link.run("reclaim", max_lost, rows, *kept_s, judged_at)
+        self._clock.heard(float(answer[2]), sent_at, float(answer[3]))
+        return wire.reclaimed(answer)
 
     async def counts(self) -> list[QueueCounts]:
         """As `Broker.counts`."""

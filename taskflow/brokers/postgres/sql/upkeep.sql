@@ -42,21 +42,22 @@ BEGIN
 END $$;
 
 CREATE FUNCTION reclaim_v1(max_lost integer, result_s float8, finished_s float8, dead_s float8, batch_s float8,
-    most integer, errors_kept integer, fixed_at float8)
+    most integer, errors_kept integer, fixed_at float8, judged_at float8)
 RETURNS TABLE (job_id text, task text, queue text, state integer, lost integer, reason text)
 LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_hashjoin = off
 SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     now float8 := now_s(fixed_at);
+    lease_now float8 := least(now, judged_at); -- a clock that was stepped forward ends no lease
     w record; j job; r record;
     moved integer := 0; is_suspected boolean; is_work boolean := false;
     names text[] := '{}'; finals text[] := '{}';
 BEGIN
     PERFORM fold(now);
     -- Claims of workers whose lease ended, and claims that two beats in a row did not name.
-    FOR w IN SELECT x.id, x.expires_at <= now AS is_gone FROM worker x WHERE x.expires_at <= now OR x.has_missed
-            ORDER BY x.expires_at FOR UPDATE SKIP LOCKED LOOP
+    FOR w IN SELECT x.id, x.expires_at <= lease_now AS is_gone FROM worker x
+            WHERE x.expires_at <= lease_now OR x.has_missed ORDER BY x.expires_at FOR UPDATE SKIP LOCKED LOOP
         EXIT WHEN moved >= most;
         is_suspected := EXISTS (SELECT FROM running x JOIN job y ON y.seq = x.seq WHERE x.worker = w.id
             AND (w.is_gone OR x.missed > 1) AND y.lost >= 2);
@@ -114,6 +115,7 @@ BEGIN
     END LOOP;
     IF is_work THEN PERFORM tell_work(now); END IF;
     IF cardinality(finals) > 0 THEN PERFORM tell_finals(finals, now); END IF;
+    PERFORM forget_workers(lease_now);
     PERFORM prune(result_s, finished_s, dead_s, batch_s, most, now);
 END $$;
 
@@ -158,7 +160,6 @@ BEGIN
             AND NOT EXISTS (SELECT FROM parking p WHERE p.gate = g.name)
         LIMIT most FOR UPDATE SKIP LOCKED);
     DELETE FROM listener WHERE expires_at <= now;
-    PERFORM forget_workers(now);
 END $$;
 
 -- In how many seconds `claim` may find something; NULL: never, as it looks.

@@ -1,7 +1,9 @@
--- ARGV: time, max_lost, rows, result_s, finished_s, dead_s, batch_s.
--- Answers what moved: [state, lost, reason], JSON, and the bodies of these jobs.
+-- ARGV: time, max_lost, rows, result_s, finished_s, dead_s, batch_s, judged_at.
+-- Answers what moved: [state, lost, reason], JSON, the bodies of these jobs, the time, and, if leases go
+-- by an older one, the longest lease of all, or 0.
 
 local max_lost, most = tonumber(ARGV[2]), tonumber(ARGV[3])
+local lease_now = min(now, tonumber(ARGV[8])) -- a clock that was stepped forward ends no lease
 local moved, ids = {}, {}
 
 local function tell(id, row, reason)
@@ -30,7 +32,7 @@ local function lose(lost, reason) -- claims of one worker. If a suspect is among
 end
 
 local function take_back()
-  local gone = call('ZRANGEBYSCORE', P .. 'workers', '-inf', num(now), 'LIMIT', 0, most)
+  local gone = call('ZRANGEBYSCORE', P .. 'workers', '-inf', num(lease_now), 'LIMIT', 0, most)
   for i = 1, #gone do
     if #moved >= most then return end
     lose(call('HKEYS', P .. 'claims:' .. gone[i]), 'lease_ended')
@@ -161,11 +163,20 @@ local function prune_gates() -- some at a time, in rounds
 end
 
 local function forget_workers()
-  local silent = call('ZRANGEBYSCORE', P .. 'presences', '-inf', num(now), 'LIMIT', 0, most)
+  local silent = call('ZRANGEBYSCORE', P .. 'presences', '-inf', num(lease_now), 'LIMIT', 0, most)
   for i = 1, #silent do
     add('ZREM', P .. 'presences', silent[i])
     add('HDEL', P .. 'said', silent[i])
   end
+end
+
+local function longest_lease()
+  local longest = 0
+  if lease_now < now then
+    local said = call('HGETALL', P .. 'said')
+    for i = 2, #said, 2 do longest = max(longest, tonumber(said[i]:match('^%S+ (%S+)'))) end
+  end
+  return longest
 end
 
 even_when_full()
@@ -185,4 +196,4 @@ if #ids > 0 then
   bodies = many('HMGET', P .. 'body', ids)
   for i = 1, #bodies do bodies[i] = bodies[i] or '' end
 end
-return { '[' .. table.concat(moved, ',') .. ']', bodies }
+return { '[' .. table.concat(moved, ',') .. ']', bodies, num(now), num(longest_lease()) }
