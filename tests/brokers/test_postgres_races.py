@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import time
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +124,40 @@ async def test_claim_that_a_failover_forgot_cannot_settle_the_next(broker: Postg
     again = await claim_one(broker, "w2")
     assert (await settle(broker, again._replace(token=token), Complete(b'"old"'))).answer is Settled.STALE
     assert (await settle(broker, again, Complete(b'"new"'))).answer is Settled.APPLIED
+
+
+async def test_tokens_grow_though_the_servers_clock_is_set_back(broker: PostgresBroker, namespace: str) -> None:
+    before = int((time.time() + 3_600) * 1_000) * 4_096  # of a claim when the clock was an hour ahead
+    postgres().execute(f"SELECT setval('{namespace}.token_seq', {before})")
+    await submit(broker, *(job() for _ in range(3)))
+
+    tokens = [(await claim(broker, limit=1))[0].token for _ in range(3)]
+
+    assert before < tokens[0] < tokens[1] < tokens[2] < 2**63
+
+
+async def test_tokens_grow_within_a_millisecond(broker: PostgresBroker, namespace: str) -> None:
+    with under_way(f"SET search_path = {namespace}") as mine:
+        drawn = mine.execute("SELECT new_token() FROM generate_series(1, 20000)").fetchall()
+
+    tokens = [token for (token,) in drawn]
+    assert len(tokens) == 20_000
+    assert tokens == sorted(set(tokens))
+
+
+async def test_two_claims_behind_the_clock_do_not_set_the_tokens_back(broker: PostgresBroker, namespace: str) -> None:
+    """A failover forgot how far the sequence was. Another claim is about to raise it, and its clock is ahead of ours."""
+    await submit(broker, job())
+    postgres().execute(f"ALTER SEQUENCE {namespace}.token_seq RESTART")
+    before = int((time.time() + 3_600) * 1_000) * 4_096
+    with under_way(f"SELECT pg_advisory_xact_lock('{namespace}.token_seq'::regclass::oid::integer, 0)") as first:
+        claiming = asyncio.create_task(claim_one(broker))
+        await is_blocked(namespace)
+        first.execute(f"SELECT setval('{namespace}.token_seq', {before})".encode())
+        first.commit()
+        one = await claiming
+
+    assert one.token > before
 
 
 # ---- the caller's own transaction ----

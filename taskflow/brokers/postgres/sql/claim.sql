@@ -52,11 +52,26 @@ BEGIN
     PERFORM line_up(j.queues, j.kinds, j.priorities, j.lanes, j.gates, j.dues, j.seqs, j.expires, true);
 END $$;
 
--- Of the clock's milliseconds, and of a sequence within one: what a failover or a backup forgot is not given out again,
--- or who claimed before it would pass for who claims after it.
-CREATE FUNCTION new_token() RETURNS bigint LANGUAGE sql VOLATILE AS $$
-    SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint * 4096 + nextval('token_seq') % 4096
-$$;
+-- Greater than every token before it: of a sequence, which no clock that is set back takes back. It is kept up with the
+-- clock (4096 to a millisecond, at most 16 ms behind): what a failover or a backup forgot is not given out again, or who
+-- claimed before it would pass for who claims after it. One transaction at once raises it, by more than others can take
+-- meanwhile: each that finds it behind waits here.
+CREATE FUNCTION new_token() RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    token bigint := nextval('token_seq');
+    clock bigint := floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint * 4096;
+    is_behind boolean := token < clock - 16 * 4096;
+BEGIN
+    IF is_behind THEN
+        PERFORM pg_advisory_xact_lock('token_seq'::regclass::oid::integer, 0);
+        token := nextval('token_seq');
+        IF token < clock - 16 * 4096 THEN
+            PERFORM setval('token_seq', clock);
+            token := nextval('token_seq');
+        END IF;
+    END IF;
+    RETURN token;
+END $$;
 
 -- The worker's number. Its row stays until we commit, and its lease is renewed.
 CREATE FUNCTION renew(worker_name text, lease_s float8, now float8) RETURNS integer LANGUAGE plpgsql AS $$
