@@ -20,7 +20,7 @@ from taskflow.core.job import JobState
 from taskflow.errors import ConfigError
 
 from .conftest import postgres
-from .words import BOOM, claim, claim_one, eventually, ids, job, reclaim, settle, state, submit
+from .words import BOOM, PATIENCE_S, claim, claim_one, eventually, ids, job, reclaim, settle, state, submit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -69,9 +69,9 @@ async def mine() -> AsyncIterator[asyncpg.Connection]:
         await connection.close()
 
 
-async def is_blocked(namespace: str) -> None:
+async def is_blocked(namespace: str, waits_for: str = "wait_event_type = 'Lock'") -> None:
     """Wait until a call of this namespace's broker waits for a lock."""
-    statement = f"SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%{namespace}%'"
+    statement = f"SELECT count(*) FROM pg_stat_activity WHERE {waits_for} AND query LIKE '%{namespace}%'"
 
     async def waits() -> bool:
         return postgres().execute(statement) != [(0,)]
@@ -152,12 +152,58 @@ async def test_two_claims_behind_the_clock_do_not_set_the_tokens_back(broker: Po
     before = int((time.time() + 3_600) * 1_000) * 4_096
     with under_way(f"SELECT pg_advisory_xact_lock('{namespace}.token_seq'::regclass::oid::integer, 0)") as first:
         claiming = asyncio.create_task(claim_one(broker))
-        await is_blocked(namespace)
+        await is_blocked(namespace, "wait_event = 'PgSleep'")
         first.execute(f"SELECT setval('{namespace}.token_seq', {before})".encode())
         first.commit()
         one = await claiming
 
     assert one.token > before
+
+
+async def test_claim_does_not_wait_for_another_that_has_just_raised_the_tokens(
+    broker: PostgresBroker, namespace: str
+) -> None:
+    """It may take long to commit, on a slow disk or with a standby that must answer."""
+    one = job()
+    await submit(broker, job(), one)
+    with under_way(f"SELECT * FROM {namespace}.{_CLAIM.replace('10, 10, 1', '1, 1, 1')}") as first:
+        ((before,),) = first.execute(f"SELECT token FROM {namespace}.running".encode())
+        await asyncio.sleep(0.02)  # of the server's clock, too: the tokens are behind it again
+        async with asyncio.timeout(PATIENCE_S):
+            two = await claim_one(broker, "w2")
+
+    assert two.job_id == one.id
+    assert two.token > before
+
+
+async def test_claim_does_not_wait_for_another_that_has_just_made_its_gate(
+    broker: PostgresBroker, namespace: str
+) -> None:
+    """Each would have gates that the other waits for."""
+    await submit(broker, *(job(lane=lane, gates=("smtp",)) for lane in "ab"))
+    with under_way(f"SELECT * FROM {namespace}.{_CLAIM.replace('10, 10, 1', '1, 1, 1')}") as first:
+        async with asyncio.timeout(PATIENCE_S):
+            assert await claim(broker, "w2") == []
+        first.commit()
+
+    assert len(await claim(broker, "w2")) == 1
+
+
+async def test_claim_that_waits_for_a_line_holds_nothing_that_others_need(
+    broker: PostgresBroker, namespace: str
+) -> None:
+    """Jobs are due in a line that another claim has just closed. Of its other queue it has taken nothing yet."""
+    other = job(queue="other", gates=("smtp",))
+    await submit(broker, job(), other)
+    with under_way(f"SELECT * FROM {namespace}.{_CLAIM}") as closes:
+        due = job(delay_s=0.001)
+        await submit(broker, due)
+        await asyncio.sleep(0.002)  # by the server's clock
+        waits = asyncio.create_task(claim(broker, "w2", queues=("other", "q")))
+        await is_blocked(namespace)
+        assert ids(await claim(broker, "w3", queues=("other",))) == [other.id]
+        closes.commit()
+        assert ids(await waits) == [due.id]
 
 
 # ---- the caller's own transaction ----

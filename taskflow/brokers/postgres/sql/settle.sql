@@ -103,7 +103,8 @@ BEGIN
     END IF;
 END $$;
 
--- The job, which ran, runs again: at its old place without a delay, else as due in `delay_s`. Its row is up to date.
+-- The job, which ran, runs again: at its old place without a delay, else as due in `delay_s`. Its row is up to date. What
+-- is ready (2) is for the caller to `place`: all of them at once, or two who do so would wait for each other's lines.
 CREATE FUNCTION requeue(job_seq bigint, delay_s float8, now float8) RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
     j job;
@@ -118,7 +119,6 @@ BEGIN
         INSERT INTO count_delta (queue, scheduled, running, at) VALUES (j.queue, 1, -1, now);
         RETURN 0;
     END IF;
-    PERFORM place(ARRAY[job_seq]);
     INSERT INTO count_delta (queue, ready, running, at) VALUES (j.queue, 1, -1, now);
     RETURN 2;
 END $$;
@@ -136,6 +136,7 @@ DECLARE
     now float8 := now_s(fixed_at);
     i integer; j job; r running; ended integer; kind integer;
     names text[] := '{}'; unused bigint[] := '{}'; finals text[] := '{}'; owed text[];
+    back bigint[] := '{}';
     is_work boolean := false;
 BEGIN
     PERFORM 1 FROM running x WHERE x.seq IN (SELECT y.seq FROM job y WHERE y.id = ANY (job_ids))
@@ -174,6 +175,7 @@ BEGIN
                 state := 6;
             ELSE
                 state := requeue(j.seq, CASE WHEN kind < 3 THEN delays_s[i] END, now);
+                IF state = 2 THEN back := back || j.seq; END IF;
                 is_work := true;
             END IF;
         ELSE
@@ -188,6 +190,7 @@ BEGIN
         answer := 0;
         RETURN NEXT;
     END LOOP;
+    IF cardinality(back) > 0 THEN PERFORM place(back); END IF;
     IF cardinality(names) > 0 THEN
         is_work := give_room(names, ARRAY(SELECT 1::bigint FROM unnest(names)), unused, now) OR is_work;
     END IF;

@@ -50,8 +50,8 @@ SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = of
 DECLARE
     now float8 := now_s(fixed_at);
     w record; j job; r record;
-    moved integer := 0; is_suspected boolean; is_work boolean := false;
-    names text[] := '{}'; finals text[] := '{}';
+    moved integer := 0; is_suspected boolean; is_work boolean;
+    names text[] := '{}'; finals text[] := '{}'; back bigint[] := '{}';
 BEGIN
     PERFORM fold(now);
     -- Claims of workers whose lease ended, and claims that two beats in a row did not name.
@@ -77,7 +77,7 @@ BEGIN
                 state := 6;
             ELSE
                 state := requeue(j.seq, NULL, now);
-                is_work := true;
+                back := back || j.seq;
             END IF;
             IF state > 3 THEN finals := finals || j.id; END IF;
             job_id := j.id; task := j.task; lost := j.lost;
@@ -92,26 +92,29 @@ BEGIN
             UPDATE worker x SET has_missed = false WHERE x.id = w.id;
         END IF;
     END LOOP;
-    names := names || take_owed(NULL);
-    IF cardinality(names) > 0 THEN
-        is_work := give_room(names, ARRAY(SELECT 1::bigint FROM unnest(names)),
-            ARRAY(SELECT 0::bigint FROM unnest(names)), now) OR is_work;
-    END IF;
+    is_work := cardinality(back) > 0;
+    IF is_work THEN PERFORM place(back); END IF;
     -- Jobs that waited too long.
     FOR r IN SELECT x.seq FROM (
-            (SELECT a.seq, a.expires_at FROM ready a WHERE a.expires_at <= now ORDER BY a.expires_at
-                LIMIT greatest(0, most - moved))
+            SELECT * FROM (SELECT a.seq, a.expires_at FROM ready a WHERE a.expires_at <= now ORDER BY a.expires_at
+                LIMIT greatest(0, most - moved) FOR UPDATE SKIP LOCKED) b
             UNION ALL
-            (SELECT a.seq, a.expires_at FROM scheduled a WHERE a.expires_at <= now ORDER BY a.expires_at
-                LIMIT greatest(0, most - moved))) x ORDER BY x.expires_at LIMIT greatest(0, most - moved) LOOP
-        SELECT * INTO j FROM job y WHERE y.seq = r.seq FOR UPDATE SKIP LOCKED;
-        CONTINUE WHEN NOT FOUND OR NOT leave_line(j, 7, now);
+            SELECT * FROM (SELECT a.seq, a.expires_at FROM scheduled a WHERE a.expires_at <= now ORDER BY a.expires_at
+                LIMIT greatest(0, most - moved) FOR UPDATE SKIP LOCKED) c
+            ) x ORDER BY x.expires_at LIMIT greatest(0, most - moved) LOOP
+        SELECT * INTO j FROM job y WHERE y.seq = r.seq;
+        CONTINUE WHEN NOT leave_line(j, 7, now);
         UPDATE job y SET reason = j.expire_reason WHERE y.seq = j.seq;
         finals := finals || j.id;
         job_id := j.id; task := j.task; lost := j.lost; state := 7; reason := j.expire_reason;
         queue := (SELECT q.name FROM queue q WHERE q.id = j.queue);
         RETURN NEXT;
     END LOOP;
+    names := names || take_owed(NULL);
+    IF cardinality(names) > 0 THEN
+        is_work := give_room(names, ARRAY(SELECT 1::bigint FROM unnest(names)),
+            ARRAY(SELECT 0::bigint FROM unnest(names)), now) OR is_work;
+    END IF;
     IF is_work THEN PERFORM tell_work(now); END IF;
     IF cardinality(finals) > 0 THEN PERFORM tell_finals(finals, now); END IF;
     PERFORM prune(result_s, finished_s, dead_s, batch_s, most, now);
