@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
+from taskflow.brokers.base import Note
 from taskflow.brokers.postgres import PostgresBroker
-from taskflow.core.decision import Complete, Release
+from taskflow.core.decision import Bury, Complete, Release, Retry
+from taskflow.core.job import JobState
 from tests.servers.postgres import PostgresServer
 
-from .words import claim, job, reclaim, settle_all, submit
+from .words import BOOM, LONG_S, claim, job, reclaim, settle_all, submit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -99,3 +101,48 @@ async def test_lost_jobs_of_many_lanes_beside_submits_and_releases(brokers: list
         await a.leave("w0")
         await asyncio.gather(reclaim(c), settle_all(b, shuffled(held), Release()), submit(a, *shuffled(of_lanes())))
         await settle_all(a, await claim(a, limit=1_000), Complete(None))
+
+
+async def test_cancel_of_jobs_that_are_settled_or_noted(brokers: list[PostgresBroker]) -> None:
+    a, b, c, d = brokers
+    for _ in range(ROUNDS):
+        await submit(a, *(job() for _ in range(200)))
+        held = await claim(a, limit=200)
+        some = [one.job_id for one in held]
+        await asyncio.gather(
+            b.cancel(shuffled(some)),
+            settle_all(a, shuffled(held[:100]), Complete(None)),
+            settle_all(c, shuffled(held[50:]), Retry(0.0, BOOM)),
+            d.note([Note(one.job_id, one.token, b"1", None) for one in shuffled(held)]),
+        )
+
+
+async def test_cancel_of_jobs_that_wait_too_long_and_that_another_cancels(brokers: list[PostgresBroker]) -> None:
+    a, b, c, d = brokers
+    for _ in range(ROUNDS):
+        jobs = [job(expires_s=0.001, delay_s=LONG_S * (n % 2)) for n in range(200)]
+        await submit(a, *jobs)
+        some = [one.id for one in jobs]
+        await asyncio.gather(b.cancel(shuffled(some)), c.cancel(shuffled(some)), reclaim(a), claim(d, limit=50))
+
+
+async def test_dead_jobs_that_two_retry_and_a_third_submits_again_or_purges(brokers: list[PostgresBroker]) -> None:
+    a, b, c, d = brokers
+    for _ in range(ROUNDS):
+        jobs = [job(key=f"Key{n}" if n % 2 else f"key{n}", lane=f"l{n % LANES}") for n in range(100)]
+        await submit(a, *jobs)
+        await settle_all(a, await claim(a), Bury(BOOM))
+        some = [one.id for one in jobs]
+        await asyncio.gather(
+            a.retry(shuffled(some)),
+            b.retry(shuffled(some)),
+            submit(c, *(one._replace(id=job().id) for one in shuffled(jobs))),
+            d.purge(state=JobState.DEAD),
+        )
+        await settle_all(a, await claim(a, limit=1_000), Complete(None))
+
+
+async def test_submits_of_the_same_jobs(brokers: list[PostgresBroker]) -> None:
+    for number in range(ROUNDS):
+        jobs = [job(key=f"{number}-{n}") for n in range(200)]
+        await asyncio.gather(*(submit(one, *shuffled(jobs)) for one in brokers))

@@ -36,6 +36,7 @@ BEGIN
     WITH found AS MATERIALIZED (
         SELECT a.n, a.token, j.seq, j.queue, j.batch, j.attempts, j.gates, j.key
         FROM unnest(job_ids, tokens) WITH ORDINALITY a(job_id, token, n) JOIN job j ON j.id = a.job_id
+        ORDER BY j.seq  -- as their locks are taken
     ), gone AS (
         DELETE FROM running r USING found f WHERE r.seq = f.seq AND r.token = f.token
         RETURNING f.n, f.seq, f.queue, f.batch, r.started_at, r.is_cancelled, f.attempts, f.gates, f.key
@@ -223,7 +224,8 @@ RETURNS integer[] LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
     answers integer[] := '{}'; i integer; j job;
 BEGIN
-    FOR i IN 1 .. cardinality(job_ids) LOOP
+    FOR i IN SELECT a.n FROM unnest(job_ids) WITH ORDINALITY a(id, n) LEFT JOIN job x ON x.id = a.id
+            ORDER BY x.seq, a.n LOOP
         j := NULL;
         SELECT * INTO j FROM job WHERE id = job_ids[i];
         PERFORM 1 FROM running r WHERE r.seq = j.seq AND r.token = tokens[i] FOR KEY SHARE;
@@ -231,9 +233,9 @@ BEGIN
             INSERT INTO note AS n (seq, progress, checkpoint) VALUES (j.seq, progresses[i], checkpoints[i])
             ON CONFLICT (seq) DO UPDATE SET progress = coalesce(excluded.progress, n.progress),
                 checkpoint = coalesce(excluded.checkpoint, n.checkpoint);
-            answers := answers || 0;
+            answers[i] := 0;
         ELSE
-            answers := answers || (SELECT l.answer FROM late(j, tokens[i]) l);
+            answers[i] := (SELECT l.answer FROM late(j, tokens[i]) l);
         END IF;
     END LOOP;
     RETURN answers;
