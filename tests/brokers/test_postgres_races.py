@@ -17,10 +17,24 @@ from taskflow.brokers.base import Settled
 from taskflow.brokers.postgres import PostgresBroker
 from taskflow.core.decision import Bury, Complete
 from taskflow.core.job import JobState
-from taskflow.errors import ConfigError
+from taskflow.errors import BrokerError, ConfigError
 
 from .conftest import postgres
-from .words import BOOM, PATIENCE_S, claim, claim_one, eventually, ids, job, reclaim, settle, state, submit
+from .words import (
+    BOOM,
+    NOTHING_KEPT,
+    PATIENCE_S,
+    claim,
+    claim_one,
+    eventually,
+    ids,
+    job,
+    reclaim,
+    settle,
+    settle_all,
+    state,
+    submit,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -225,3 +239,39 @@ async def test_connection_that_its_pool_has_back_is_refused(broker: PostgresBrok
         await pool.release(connection)
         with pytest.raises(ConfigError, match="given back"):
             await submit_in(broker, connection, job())
+
+
+async def test_open_transaction_that_names_a_finished_batch_keeps_no_upkeep_waiting(broker: PostgresBroker) -> None:
+    one, late = job(batch="import"), job(batch="import")
+    await submit(broker, one)
+    await settle(broker, await claim_one(broker), Complete(None))
+    await broker.finish_batch("import")
+    await submit(broker, job(gates=("smtp",)), job(gates=("smtp",)))
+    await claim_one(broker, "dies", limit=1)
+    gated = await claim_one(broker, "lives", limit=1)
+    await broker.leave("dies")
+    async with mine() as connection, connection.transaction():
+        await submit_in(broker, connection, late)
+        async with asyncio.timeout(PATIENCE_S):
+            (back,) = await reclaim(broker, retention=NOTHING_KEPT)
+            settled = await settle(broker, gated, Complete(None))
+
+    assert back.reason == "lease_ended"
+    assert settled.answer is Settled.APPLIED
+    await settle_all(broker, await claim(broker), Complete(None))
+    await reclaim(broker, retention=NOTHING_KEPT)
+    assert await state(broker, late.id) is JobState.SUCCEEDED  # its batch is not finished any more
+
+
+async def test_what_was_taken_back_is_told_though_nothing_can_be_forgotten(
+    broker: PostgresBroker, namespace: str
+) -> None:
+    one = job()
+    await submit(broker, one)
+    await claim_one(broker, "dies")
+    await broker.leave("dies")
+    postgres().execute(f"DROP FUNCTION {namespace}.prune_v1")
+
+    assert [moved.job_id for moved in await reclaim(broker)] == [one.id]
+    with pytest.raises(BrokerError):
+        await reclaim(broker)

@@ -85,19 +85,24 @@ async def note(pool: Pool, notes: Sequence[Note]) -> list[Settled]:
 
 
 async def reclaim(pool: Pool, max_lost: int, retention: Retention, fixed_at: float | None) -> list[Reclaimed]:
-    """As `Broker.reclaim`."""
+    """As `Broker.reclaim`, but for what is not kept."""
     rows = await pool.fetch(
-        "SELECT * FROM ~.reclaim_v1($1, $2, $3, $4, $5, $6, $7, $8)",
-        max_lost,
+        "SELECT * FROM ~.reclaim_v1($1, $2, $3, $4)", max_lost, retention.rows, ERRORS_KEPT, fixed_at, within_s=UPKEEP_S
+    )
+    return [
+        Reclaimed(job_id, task, queue, STATES[state], lost, reason) for job_id, task, queue, state, lost, reason in rows
+    ]
+
+
+async def prune(pool: Pool, retention: Retention, fixed_at: float | None) -> None:
+    """Forget what was kept long enough: a transaction of its own, so that nobody waits for it at a gate."""
+    await pool.fetch(
+        "SELECT ~.prune_v1($1, $2, $3, $4, $5, $6)",
         retention.result_s,
         retention.finished_s,
         retention.dead_s,
         retention.batch_s,
         retention.rows,
-        ERRORS_KEPT,
         fixed_at,
         within_s=UPKEEP_S,
     )
-    return [
-        Reclaimed(job_id, task, queue, STATES[state], lost, reason) for job_id, task, queue, state, lost, reason in rows
-    ]

@@ -11,7 +11,7 @@
 --     6. `line`: by its key, all of one transaction at once (`line_up`; so `place` is called once)
 --     7. `gate`, each with its `parking`: by name in "C"
 -- What is taken without a wait (SKIP LOCKED, a try, a row that only its holder may touch) may be taken whenever. `claim`
--- takes all so from the lines of its due jobs on, and `reclaim` and `prune` all but lines and gates.
+-- takes all so once its due jobs have their lines, `reclaim` all but lines and gates, `prune` all.
 
 CREATE TABLE meta (version integer NOT NULL);
 

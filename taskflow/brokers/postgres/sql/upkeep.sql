@@ -41,8 +41,7 @@ BEGIN
     DELETE FROM worker w WHERE w.name = worker_name AND NOT EXISTS (SELECT FROM running r WHERE r.worker = w.id);
 END $$;
 
-CREATE FUNCTION reclaim_v1(max_lost integer, result_s float8, finished_s float8, dead_s float8, batch_s float8,
-    most integer, errors_kept integer, fixed_at float8)
+CREATE FUNCTION reclaim_v1(max_lost integer, most integer, errors_kept integer, fixed_at float8)
 RETURNS TABLE (job_id text, task text, queue text, state integer, lost integer, reason text)
 LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_hashjoin = off
 SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
@@ -117,14 +116,15 @@ BEGIN
     END IF;
     IF is_work THEN PERFORM tell_work(now); END IF;
     IF cardinality(finals) > 0 THEN PERFORM tell_finals(finals, now); END IF;
-    PERFORM prune(result_s, finished_s, dead_s, batch_s, most, now);
 END $$;
 
 -- Forget results, jobs, batches and gates that were kept long enough. Those of unfinished batches stay. One transaction
--- at once does it.
-CREATE FUNCTION prune(result_s float8, finished_s float8, dead_s float8, batch_s float8, most integer, now float8)
-RETURNS void LANGUAGE plpgsql AS $$
+-- at once does it, and it waits for nobody.
+CREATE FUNCTION prune_v1(result_s float8, finished_s float8, dead_s float8, batch_s float8, most integer,
+    fixed_at float8) RETURNS void LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 DECLARE
+    now float8 := now_s(fixed_at);
     b integer; s integer; old bigint[]; n integer; left_results integer := most; left_jobs integer := most;
 BEGIN
     IF NOT pg_try_advisory_xact_lock('finished'::regclass::oid::integer, 0) THEN RETURN; END IF;
@@ -149,7 +149,9 @@ BEGIN
             END IF;
         END LOOP;
         IF b > 0 THEN
-            DELETE FROM batch x WHERE x.id = b AND x.is_finished
+            -- A submit that names it has locked it, perhaps for long.
+            DELETE FROM batch WHERE id IN (
+                SELECT x.id FROM batch x WHERE x.id = b AND x.is_finished FOR UPDATE SKIP LOCKED)
                 AND NOT EXISTS (SELECT FROM job j WHERE j.batch = b AND j.batch > 0);
         END IF;
     END LOOP;
@@ -160,7 +162,7 @@ BEGIN
             AND NOT EXISTS (SELECT FROM gate_delta d WHERE d.gate = g.name)
             AND NOT EXISTS (SELECT FROM parking p WHERE p.gate = g.name)
         LIMIT most FOR UPDATE SKIP LOCKED);
-    DELETE FROM listener WHERE expires_at <= now;
+    DELETE FROM listener WHERE id IN (SELECT l.id FROM listener l WHERE l.expires_at <= now FOR UPDATE SKIP LOCKED);
     PERFORM forget_workers(now);
 END $$;
 
