@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ _DROP_READ = "SELECT pg_notification_queue_usage()"
 _TRIES = 5  # of a call that met a deadlock or another's id
 # A role or a database may have another default, and an older snapshot than a statement's own loses jobs.
 _SETTINGS = {"default_transaction_isolation": schema.ISOLATION}
+_PAUSE_S = 0.05  # before the second of them, at most; before each one more twice that. Who met parts
 _HOSTS = re.compile(r"(([^\[\]:,]*|\[[^\]]*\])(:\d*)?(,|$))*")
 _ON = frozenset({"1", "on", "true", "yes"})
 _OFF = frozenset({"0", "off", "false", "no"})
@@ -237,6 +239,7 @@ async def _again(call: Callable[[], Awaitable[Any]]) -> Any:
         except asyncpg.PostgresError as error:
             if left == 0 or not errors.is_retried(error):
                 raise
+        await asyncio.sleep(random.uniform(0, _PAUSE_S * 2 ** (_TRIES - 1 - left)))  # noqa: S311 - no secret
     raise AssertionError("unreachable")
 
 

@@ -28,8 +28,8 @@ _KINDS = {Complete: 0, Retry: 1, Snooze: 2, Release: 3, Bury: 4, Expire: 5, Canc
 _SETTLE = "SELECT * FROM ~.settle_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
 # Each row begins with the server's clock and the longest lease; without a job there is one row of these alone.
 _RECLAIM = (
-    "SELECT clock.now, (SELECT coalesce(max(p.lease_s), 0) FROM ~.presence p), moved.* FROM ~.now_s($8) AS clock(now)"
-    " LEFT JOIN LATERAL ~.reclaim_v1($1, $2, $3, $4, $5, $6, $7, clock.now, $9) AS moved ON true"
+    "SELECT clock.now, (SELECT coalesce(max(p.lease_s), 0) FROM ~.presence p), moved.* FROM ~.now_s($4) AS clock(now)"
+    " LEFT JOIN LATERAL ~.reclaim_v1($1, $2, $3, clock.now, $5) AS moved ON true"
 )
 
 
@@ -93,20 +93,10 @@ async def note(pool: Pool, notes: Sequence[Note]) -> list[Settled]:
 async def reclaim(
     pool: Pool, clock: ServerClock, max_lost: int, retention: Retention, fixed_at: float | None
 ) -> list[Reclaimed]:
-    """As `Broker.reclaim`."""
+    """As `Broker.reclaim`, but for what is not kept."""
     sent_at = clock.steady()
     rows = await pool.fetch(
-        _RECLAIM,
-        max_lost,
-        retention.result_s,
-        retention.finished_s,
-        retention.dead_s,
-        retention.batch_s,
-        retention.rows,
-        ERRORS_KEPT,
-        fixed_at,
-        clock.judged_at(sent_at),
-        within_s=UPKEEP_S,
+        _RECLAIM, max_lost, retention.rows, ERRORS_KEPT, fixed_at, clock.judged_at(sent_at), within_s=UPKEEP_S
     )
     clock.heard(rows[0][0], sent_at, rows[0][1])
     return [
@@ -114,3 +104,17 @@ async def reclaim(
         for _, _, job_id, task, queue, state, lost, reason in rows
         if job_id is not None
     ]
+
+
+async def prune(pool: Pool, retention: Retention, fixed_at: float | None) -> None:
+    """Forget what was kept long enough: a transaction of its own, so that nobody waits for it at a gate."""
+    await pool.fetch(
+        "SELECT ~.prune_v1($1, $2, $3, $4, $5, $6)",
+        retention.result_s,
+        retention.finished_s,
+        retention.dead_s,
+        retention.batch_s,
+        retention.rows,
+        fixed_at,
+        within_s=UPKEEP_S,
+    )

@@ -52,11 +52,31 @@ BEGIN
     PERFORM line_up(j.queues, j.kinds, j.priorities, j.lanes, j.gates, j.dues, j.seqs, j.expires, true);
 END $$;
 
--- Of the clock's milliseconds, and of a sequence within one: what a failover or a backup forgot is not given out again,
--- or who claimed before it would pass for who claims after it.
-CREATE FUNCTION new_token() RETURNS bigint LANGUAGE sql VOLATILE AS $$
-    SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint * 4096 + nextval('token_seq') % 4096
-$$;
+-- Greater than every token before it: of a sequence, which no clock that is set back takes back. It is kept up with the
+-- clock (4096 to a millisecond), or 16 ms behind: what a failover or a backup forgot is not given out again, or who
+-- claimed before it would pass for who claims after it. One transaction at once raises it, by more than others can draw
+-- meanwhile, or it might set back what another has raised. The others do not wait until that one commits: it raises as
+-- soon as it has the lock.
+CREATE FUNCTION new_token() RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    token bigint := nextval('token_seq');
+    clock bigint := floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint * 4096;
+    is_ours boolean;
+BEGIN
+    IF token >= clock - 16 * 4096 THEN RETURN token; END IF;
+    FOR n IN 1 .. 1000 LOOP
+        is_ours := pg_try_advisory_xact_lock('token_seq'::regclass::oid::integer, 0);
+        token := nextval('token_seq');
+        EXIT WHEN token >= clock - 16 * 4096;
+        IF is_ours THEN
+            PERFORM setval('token_seq', clock);
+            RETURN nextval('token_seq');
+        END IF;
+        EXIT WHEN token >= clock - 1000 * 4096;
+        PERFORM pg_sleep(0.001);
+    END LOOP;
+    RETURN token;
+END $$;
 
 -- The worker's number. Its row stays until we commit, and its lease is renewed.
 CREATE FUNCTION renew(worker_name text, lease_s float8, now float8) RETURNS integer LANGUAGE plpgsql AS $$
@@ -74,22 +94,24 @@ BEGIN
     RETURN number;
 END $$;
 
--- Scheduled jobs that are due become ready, at most `most`: how many.
-CREATE FUNCTION promote(queue_id integer, most integer, now float8) RETURNS integer LANGUAGE plpgsql AS $$
+-- Scheduled jobs of these queues that are due become ready, at most `most`: how many.
+CREATE FUNCTION promote(queues text[], most integer, now float8) RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
-    due bigint[]; n integer;
+    due bigint[];
 BEGIN
     WITH picked AS MATERIALIZED (
-        SELECT s.ctid AS tid, s.seq FROM scheduled s WHERE s.queue = queue_id AND s.due_at <= now
-        ORDER BY s.due_at, s.seq LIMIT most FOR UPDATE SKIP LOCKED
+        SELECT x.tid, x.seq FROM unnest(queues) a(name) JOIN queue q ON q.name = a.name AND NOT q.is_paused
+        CROSS JOIN LATERAL (
+            SELECT s.ctid AS tid, s.seq FROM scheduled s WHERE s.queue = q.id AND s.due_at <= now
+            ORDER BY s.due_at, s.seq LIMIT most FOR UPDATE SKIP LOCKED) x
+        LIMIT most
     ), gone AS (DELETE FROM scheduled WHERE ctid = ANY (ARRAY(SELECT tid FROM picked)))
-    SELECT array_agg(seq) INTO due FROM picked;
-    n := coalesce(cardinality(due), 0);
-    IF n > 0 THEN
-        PERFORM place(due);
-        INSERT INTO count_delta (queue, ready, scheduled, at) VALUES (queue_id, n, -n, now);
-    END IF;
-    RETURN n;
+    SELECT array_agg(p.seq) INTO due FROM picked p;
+    IF due IS NULL THEN RETURN 0; END IF;
+    PERFORM place(due);
+    INSERT INTO count_delta (queue, ready, scheduled, at)
+    SELECT j.queue, count(*), -count(*), now FROM job j WHERE j.seq = ANY (due) GROUP BY j.queue;
+    RETURN cardinality(due);
 END $$;
 
 -- Open the lines of the queue whose gate has opened, at most `most`: how many more it may be.
@@ -139,12 +161,16 @@ BEGIN
     FOREACH one IN ARRAY names LOOP
         SELECT * INTO g FROM gate WHERE name = one FOR NO KEY UPDATE SKIP LOCKED;
         IF NOT FOUND THEN
-            IF EXISTS (SELECT FROM gate WHERE name = one) THEN
+            -- To insert what another claim has inserted would be to wait for it.
+            IF NOT EXISTS (SELECT FROM gate WHERE name = one)
+                    AND pg_try_advisory_xact_lock('gate'::regclass::oid::integer, hashtext(one)) THEN
+                INSERT INTO gate (name) VALUES (one) ON CONFLICT DO NOTHING;
+                SELECT * INTO g FROM gate WHERE name = one FOR NO KEY UPDATE SKIP LOCKED;
+            END IF;
+            IF g.name IS NULL THEN
                 is_ours := false;
                 RETURN;
             END IF;
-            INSERT INTO gate (name) VALUES (one) ON CONFLICT DO NOTHING;
-            SELECT * INTO g FROM gate WHERE name = one FOR NO KEY UPDATE;
         END IF;
         p := parent_of(one);
         a := admit(g, p, now);

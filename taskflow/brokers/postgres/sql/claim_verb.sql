@@ -23,21 +23,20 @@ DECLARE
     got_lines bigint[]; got_dues float8[]; got_seqs bigint[];
     all_lines bigint[] := '{}'; all_dues float8[] := '{}'; all_seqs bigint[] := '{}';
     n_got integer; n_queue integer; wanted integer;
-    short bigint[]; skipped bigint[] := '{}';
-    names text[]; r record; is_parker boolean; promoted integer;
+    short bigint[]; closing bigint[] := '{}'; skipped bigint[] := '{}';
+    names text[]; r record; is_parker boolean;
     is_whole_look boolean := cardinality(mark_lines) = 0;
 BEGIN
+    IF promote(queues, promotes, now) > 0 THEN
+        is_whole_look := true;  -- they may be due since long
+        mark_lines := '{}'; mark_dues := '{}'; mark_seqs := '{}';
+    END IF;
+    -- From here on this waits for nobody: see the order of locks in `tables.sql`.
     FOR q IN SELECT x.id, x.name FROM unnest(queues) WITH ORDINALITY a(name, n) JOIN queue x ON x.name = a.name
             WHERE NOT x.is_paused ORDER BY a.n LOOP
         EXIT WHEN most <= 0;
         n_queue := 0;
         is_parker := NULL;
-        promoted := promote(q.id, promotes, now);
-        IF promoted > 0 THEN
-            promotes := promotes - promoted;
-            is_whole_look := true;  -- they may be due since long
-            mark_lines := '{}'; mark_dues := '{}'; mark_seqs := '{}';
-        END IF;
         IF gated > 0 AND EXISTS (SELECT FROM parking p WHERE p.queue = q.id AND p.wake_at <= now) THEN
             is_parker := pg_try_advisory_xact_lock('parking'::regclass::oid::integer, q.id);
             IF is_parker THEN wakes := wake(q.id, wakes, now); END IF;
@@ -154,15 +153,14 @@ BEGIN
             -- The turn goes on from here within this claim too; the last word is the one that counts.
             cursor_queues := q.name || cursor_queues; cursor_priorities := top::integer || cursor_priorities;
             cursor_lines := turn || cursor_lines;
-            IF cardinality(short) > 0 THEN
-                PERFORM close_lines(short);
-                skipped := skipped || short;
-            END IF;
+            closing := closing || short;
+            skipped := skipped || short;
         END LOOP;
         IF n_queue > 0 THEN
             INSERT INTO count_delta (queue, ready, running, at) VALUES (q.id, -n_queue, n_queue, now);
         END IF;
     END LOOP;
+    IF cardinality(closing) > 0 THEN PERFORM close_lines(closing); END IF;
     IF cardinality(all_seqs) = 0 THEN RETURN; END IF;
     claim_token := new_token();  -- now that the rows are ours: a later claim of them has a greater one
     INSERT INTO running (seq, token, worker, started_at) SELECT s, claim_token, worker_id, now FROM unnest(all_seqs) s;

@@ -73,7 +73,7 @@ BEGIN
     WHERE name = gate_name;
 END $$;
 
--- Claims of these gates ended, in order of the names: of each `ended`, of which `unused` never started. Lines that wait
+-- Claims of these gates ended: of each `ended`, of which `unused` never started. Lines that wait
 -- there may go on. Whether any does.
 CREATE FUNCTION give_room(names text[], ended bigint[], unused bigint[], now float8) RETURNS boolean
 LANGUAGE plpgsql AS $$
@@ -81,7 +81,7 @@ DECLARE
     one record; g gate; p gate; rate record; is_any boolean := false;
 BEGIN
     FOR one IN SELECT name, sum(e)::bigint AS ended, sum(u)::bigint AS unused FROM unnest(names, ended, unused) t(name, e, u)
-            GROUP BY name ORDER BY name LOOP
+            GROUP BY name ORDER BY name COLLATE "C" LOOP
         SELECT * INTO g FROM gate WHERE name = one.name FOR NO KEY UPDATE;
         CONTINUE WHEN NOT FOUND;
         p := parent_of(one.name);

@@ -23,28 +23,28 @@ CREATE FUNCTION cancel_v1(job_ids text[], fixed_at float8) RETURNS integer[] LAN
 SET search_path FROM CURRENT SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
     now float8 := now_s(fixed_at);
-    answers integer[] := '{}'; one text; j job; finals text[] := '{}'; looks integer;
+    answers integer[] := array_fill(3, ARRAY[cardinality(job_ids)]);
+    one record; j job; finals text[] := '{}'; looks integer;
 BEGIN
-    FOREACH one IN ARRAY job_ids LOOP
-        j := NULL; looks := 0;
-        SELECT * INTO j FROM job WHERE id = one;
-        IF j.seq IS NULL THEN answers := answers || 3; CONTINUE; END IF;
+    FOR one IN SELECT a.n, x.seq, x.id FROM unnest(job_ids) WITH ORDINALITY a(id, n) JOIN job x ON x.id = a.id
+            ORDER BY x.seq, a.n LOOP
+        looks := 0;
         LOOP  -- a claim or a settle may move it under our eyes
+            SELECT * INTO j FROM job WHERE seq = one.seq;
+            EXIT WHEN NOT FOUND;
             IF leave_line(j, 6, now) THEN
-                answers := answers || 0; finals := finals || one;
+                answers[one.n] := 0; finals := finals || one.id;
                 EXIT;
             END IF;
             UPDATE running SET is_cancelled = true WHERE seq = j.seq;
-            IF FOUND THEN answers := answers || 1; EXIT; END IF;
+            IF FOUND THEN answers[one.n] := 1; EXIT; END IF;
             PERFORM 1 FROM finished WHERE seq = j.seq;
-            IF FOUND THEN answers := answers || 2; EXIT; END IF;
-            SELECT * INTO j FROM job WHERE id = one;
-            IF NOT FOUND THEN answers := answers || 3; EXIT; END IF;
+            IF FOUND THEN answers[one.n] := 2; EXIT; END IF;
             looks := looks + 1;
             IF looks > 20 AND state_of(j.seq) = 2 THEN  -- it has no line: nobody would ever claim it
                 DELETE FROM ready WHERE expires_at = j.expires_at AND seq = j.seq;
                 PERFORM finish(j, 6, j.attempts, 0, j.started_at, now, 'ready', NULL, false);
-                answers := answers || 0; finals := finals || one;
+                answers[one.n] := 0; finals := finals || one.id;
                 EXIT;
             END IF;
         END LOOP;
@@ -58,34 +58,38 @@ CREATE FUNCTION retry_v1(job_ids text[], fixed_at float8) RETURNS integer[] LANG
 SET search_path FROM CURRENT SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
     now float8 := now_s(fixed_at);
-    answers integer[] := '{}'; one text; j job; f finished; is_any boolean := false;
+    answers integer[] := array_fill(3, ARRAY[cardinality(job_ids)]);
+    one record; f finished; back bigint[] := '{}';
 BEGIN
-    FOREACH one IN ARRAY job_ids LOOP
-        j := NULL; f := NULL;
-        SELECT * INTO j FROM job WHERE id = one;
-        IF j.seq IS NULL THEN answers := answers || 3; CONTINUE; END IF;
-        SELECT * INTO f FROM finished x WHERE x.seq = j.seq FOR UPDATE;
-        IF f.seq IS NULL OR f.state <> 5 THEN answers := answers || 1; CONTINUE; END IF;
-        IF j.key IS NOT NULL THEN
-            INSERT INTO job_key (task, key, seq) VALUES (j.task, j.key, j.seq) ON CONFLICT DO NOTHING;
-            IF NOT FOUND THEN answers := answers || 2; CONTINUE; END IF;
+    PERFORM 1 FROM finished x WHERE x.seq IN (SELECT j.seq FROM job j WHERE j.id = ANY (job_ids))
+        ORDER BY x.seq FOR UPDATE;
+    FOR one IN SELECT a.n, x.seq, x.task, x.key, x.expires_s, x.queue, x.gates
+            FROM unnest(job_ids) WITH ORDINALITY a(id, n) JOIN job x ON x.id = a.id ORDER BY x.task, x.key, a.n LOOP
+        SELECT * INTO f FROM finished x WHERE x.seq = one.seq;
+        IF f.seq IS NULL OR f.state <> 5 THEN answers[one.n] := 1; CONTINUE; END IF;
+        IF one.key IS NOT NULL THEN
+            INSERT INTO job_key (task, key, seq) VALUES (one.task, one.key, one.seq) ON CONFLICT DO NOTHING;
+            IF NOT FOUND THEN answers[one.n] := 2; CONTINUE; END IF;
         END IF;
-        DELETE FROM finished x WHERE x.seq = j.seq;
+        DELETE FROM finished x WHERE x.seq = one.seq;
         UPDATE job SET attempts = 0, snoozes = 0, lost = 0, settled = f.token, due_at = now, ready_at = NULL,
-            expires_at = now + j.expires_s, started_at = f.started_at, reason = NULL WHERE seq = j.seq;
-        PERFORM place(ARRAY[j.seq]);
-        INSERT INTO count_delta (queue, ready, dead, at) VALUES (j.queue, 1, -1, now);
-        IF j.gates <> '' THEN
-            INSERT INTO gate_delta (queue, gate, pending) SELECT j.queue, g, 1 FROM unnest(gates_of(j.gates)) g;
+            expires_at = now + one.expires_s, started_at = f.started_at, reason = NULL WHERE seq = one.seq;
+        INSERT INTO count_delta (queue, ready, dead, at) VALUES (one.queue, 1, -1, now);
+        IF one.gates <> '' THEN
+            INSERT INTO gate_delta (queue, gate, pending) SELECT one.queue, g, 1 FROM unnest(gates_of(one.gates)) g;
         END IF;
-        answers := answers || 0;
-        is_any := true;
+        answers[one.n] := 0;
+        back := back || one.seq;
     END LOOP;
-    IF is_any THEN PERFORM tell_work(now); END IF;
+    IF cardinality(back) > 0 THEN
+        PERFORM place(back);
+        PERFORM tell_work(now);
+    END IF;
     RETURN answers;
 END $$;
 
--- Forget those of these jobs that are still final (a person may have had one retried meanwhile): how many.
+-- Forget those of these jobs that are still final (a person may have had one retried meanwhile): how many. The caller has
+-- locked them.
 CREATE FUNCTION forget(seqs bigint[], now float8) RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
     ended bigint[];
@@ -124,6 +128,7 @@ BEGIN
     n := cardinality(found);
     IF n = most THEN next_after := found[n]; END IF;
     IF wanted > 3 THEN
+        PERFORM 1 FROM finished x WHERE x.seq = ANY (found) ORDER BY x.seq FOR UPDATE;
         n := forget(found, now);
     ELSE
         PERFORM cancel_v1(ARRAY(SELECT j.id FROM job j WHERE j.seq = ANY (found)), fixed_at);

@@ -42,6 +42,7 @@ BEGIN
     WITH found AS MATERIALIZED (
         SELECT a.n, a.token, j.seq, j.queue, j.batch, j.attempts, j.gates, j.key
         FROM unnest(job_ids, tokens) WITH ORDINALITY a(job_id, token, n) JOIN job j ON j.id = a.job_id
+        ORDER BY j.seq  -- as their locks are taken
     ), gone AS (
         DELETE FROM running r USING found f WHERE r.seq = f.seq AND r.token = f.token
         RETURNING f.n, f.seq, f.queue, f.batch, r.started_at, r.is_cancelled, f.attempts, f.gates, f.key
@@ -109,7 +110,8 @@ BEGIN
     END IF;
 END $$;
 
--- The job, which ran, runs again: at its old place without a delay, else as due in `delay_s`. Its row is up to date.
+-- The job, which ran, runs again: at its old place without a delay, else as due in `delay_s`. Its row is up to date. What
+-- is ready (2) is for the caller to `place`: all of them at once, or two who do so would wait for each other's lines.
 CREATE FUNCTION requeue(job_seq bigint, delay_s float8, now float8) RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
     j job;
@@ -124,7 +126,6 @@ BEGIN
         INSERT INTO count_delta (queue, scheduled, running, at) VALUES (j.queue, 1, -1, now);
         RETURN 0;
     END IF;
-    PERFORM place(ARRAY[job_seq]);
     INSERT INTO count_delta (queue, ready, running, at) VALUES (j.queue, 1, -1, now);
     RETURN 2;
 END $$;
@@ -142,6 +143,7 @@ DECLARE
     now float8 := now_s(fixed_at);
     i integer; j job; r running; ended integer; kind integer;
     names text[] := '{}'; unused bigint[] := '{}'; finals text[] := '{}'; owed text[];
+    back bigint[] := '{}';
     is_work boolean := false;
 BEGIN
     PERFORM 1 FROM running x WHERE x.seq IN (SELECT y.seq FROM job y WHERE y.id = ANY (job_ids))
@@ -180,6 +182,7 @@ BEGIN
                 state := 6;
             ELSE
                 state := requeue(j.seq, CASE WHEN kind < 3 THEN delays_s[i] END, now);
+                IF state = 2 THEN back := back || j.seq; END IF;
                 is_work := true;
             END IF;
         ELSE
@@ -194,6 +197,7 @@ BEGIN
         answer := 0;
         RETURN NEXT;
     END LOOP;
+    IF cardinality(back) > 0 THEN PERFORM place(back); END IF;
     IF cardinality(names) > 0 THEN
         is_work := give_room(names, ARRAY(SELECT 1::bigint FROM unnest(names)), unused, now) OR is_work;
     END IF;
@@ -226,7 +230,8 @@ RETURNS integer[] LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
     answers integer[] := '{}'; i integer; j job;
 BEGIN
-    FOR i IN 1 .. cardinality(job_ids) LOOP
+    FOR i IN SELECT a.n FROM unnest(job_ids) WITH ORDINALITY a(id, n) LEFT JOIN job x ON x.id = a.id
+            ORDER BY x.seq, a.n LOOP
         j := NULL;
         SELECT * INTO j FROM job WHERE id = job_ids[i];
         PERFORM 1 FROM running r WHERE r.seq = j.seq AND r.token = tokens[i] FOR KEY SHARE;
@@ -234,9 +239,9 @@ BEGIN
             INSERT INTO note AS n (seq, progress, checkpoint) VALUES (j.seq, progresses[i], checkpoints[i])
             ON CONFLICT (seq) DO UPDATE SET progress = coalesce(excluded.progress, n.progress),
                 checkpoint = coalesce(excluded.checkpoint, n.checkpoint);
-            answers := answers || 0;
+            answers[i] := 0;
         ELSE
-            answers := answers || (SELECT l.answer FROM late(j, tokens[i]) l);
+            answers[i] := (SELECT l.answer FROM late(j, tokens[i]) l);
         END IF;
     END LOOP;
     RETURN answers;

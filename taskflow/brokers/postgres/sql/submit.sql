@@ -37,8 +37,9 @@ END $$;
 -- These queues are there, and have had jobs.
 CREATE FUNCTION enter_v1(queues text[]) RETURNS void LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
-    PERFORM queue_named(x.name) FROM (SELECT DISTINCT name FROM unnest(queues) y(name) ORDER BY name) x;
-    UPDATE queue SET had_jobs = true WHERE queue.name = ANY (queues) AND NOT queue.had_jobs;
+    PERFORM queue_named(x.name) FROM (SELECT DISTINCT name COLLATE "C" AS name FROM unnest(queues) y(name) ORDER BY 1) x;
+    UPDATE queue SET had_jobs = true WHERE id IN (
+        SELECT q.id FROM queue q WHERE q.name = ANY (queues) AND NOT q.had_jobs ORDER BY q.name FOR NO KEY UPDATE);
 END $$;
 
 -- With `is_borrowed` the transaction is a caller's, who may hold it open for long: it must make no row that others want to
@@ -149,8 +150,9 @@ BEGIN
     END IF;
     seqs := ARRAY(SELECT nextval('job_seq') FROM generate_series(1, n));
     IF array_remove(batches, '') <> '{}' THEN
-        INSERT INTO batch AS b (name, named_at) SELECT DISTINCT x.name, now FROM unnest(batches) WITH ORDINALITY x(name, n)
-        WHERE x.name <> '' AND (ok IS NULL OR ok[x.n]) ORDER BY x.name
+        INSERT INTO batch AS b (name, named_at)
+        SELECT DISTINCT x.name COLLATE "C", now FROM unnest(batches) WITH ORDINALITY x(name, n)
+        WHERE x.name <> '' AND (ok IS NULL OR ok[x.n]) ORDER BY 1
         ON CONFLICT (name) DO UPDATE SET is_finished = false WHERE b.is_finished;
         batch_ids := ARRAY(SELECT coalesce(b.id, 0) FROM unnest(batches) WITH ORDINALITY x(name, n)
             LEFT JOIN batch b ON b.name = x.name ORDER BY x.n);
@@ -161,9 +163,9 @@ BEGIN
         now + greatest(0, delays_s[x.n]) + x.expires, x.expires, tasks[x.n], lanes[x.n], gates[x.n], keys[x.n],
         coalesce(batch_ids[x.n], 0), expire_reasons[x.n], payloads[x.n]
     FROM unnest(ids, expires_s) WITH ORDINALITY x(id, expires, n)
-    WHERE ok IS NULL OR ok[x.n];
+    WHERE ok IS NULL OR ok[x.n] ORDER BY x.id COLLATE "C";
     IF array_remove(keys, NULL) <> '{}' THEN
-        INSERT INTO job_key (task, key, seq) SELECT tasks[x.n], x.key, seqs[x.n]
+        INSERT INTO job_key (task, key, seq) SELECT tasks[x.n] COLLATE "C", x.key COLLATE "C", seqs[x.n]
         FROM unnest(keys) WITH ORDINALITY x(key, n) WHERE x.key IS NOT NULL AND ok[x.n] ORDER BY 1, 2;
     END IF;
     SELECT array_agg(x.queue) AS queues, array_agg(kind_of(x.gates, 0)) AS kinds, array_agg(x.priority) AS priorities,

@@ -1,6 +1,18 @@
 -- State is a table, not a column: a job's row is written once, and moves of its number between narrow tables are its
 -- life. `job` stands for what is kept; `ready`, `scheduled`, `running` and `finished` hold each job's number once.
 -- What has no primary key has all of a row for its identity: else a publication of all tables would refuse each DELETE.
+--
+-- The order of locks. Whoever waits for a row, or to insert what another has inserted, waits only for what comes later
+-- here than all that it holds:
+--     1. `worker`: its own
+--     2. `queue`, `batch`: by name
+--     3. `finished`: by number
+--     4. ids of `job`, then `job_key`: by id, by (task, key)
+--     5. where a job is, in `scheduled`, `ready` or `running`: by number; then its `note`
+--     6. `line`: by its key, all of one transaction at once (`line_up`; so `place` is called once)
+--     7. `gate`, each with its `parking`: by name in "C"
+-- What is taken without a wait (SKIP LOCKED, a try, a row that only its holder may touch) may be taken whenever. `claim`
+-- takes all so once its due jobs have their lines, `reclaim` all but lines and gates, `prune` all.
 
 CREATE TABLE meta (version integer PRIMARY KEY);
 

@@ -41,8 +41,7 @@ BEGIN
     DELETE FROM worker w WHERE w.name = worker_name AND NOT EXISTS (SELECT FROM running r WHERE r.worker = w.id);
 END $$;
 
-CREATE FUNCTION reclaim_v1(max_lost integer, result_s float8, finished_s float8, dead_s float8, batch_s float8,
-    most integer, errors_kept integer, fixed_at float8, judged_at float8)
+CREATE FUNCTION reclaim_v1(max_lost integer, most integer, errors_kept integer, fixed_at float8, judged_at float8)
 RETURNS TABLE (job_id text, task text, queue text, state integer, lost integer, reason text)
 LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_hashjoin = off
 SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
@@ -51,8 +50,8 @@ DECLARE
     now float8 := now_s(fixed_at);
     lease_now float8 := least(now, judged_at); -- a clock that was stepped forward ends no lease
     w record; j job; r record;
-    moved integer := 0; is_suspected boolean; is_work boolean := false;
-    names text[] := '{}'; finals text[] := '{}';
+    moved integer := 0; is_suspected boolean; is_work boolean;
+    names text[] := '{}'; finals text[] := '{}'; back bigint[] := '{}';
 BEGIN
     PERFORM fold(now);
     -- Claims of workers whose lease ended, and claims that two beats in a row did not name.
@@ -78,7 +77,7 @@ BEGIN
                 state := 6;
             ELSE
                 state := requeue(j.seq, NULL, now);
-                is_work := true;
+                back := back || j.seq;
             END IF;
             IF state > 3 THEN finals := finals || j.id; END IF;
             job_id := j.id; task := j.task; lost := j.lost;
@@ -93,37 +92,41 @@ BEGIN
             UPDATE worker x SET has_missed = false WHERE x.id = w.id;
         END IF;
     END LOOP;
-    names := names || take_owed(NULL);
-    IF cardinality(names) > 0 THEN
-        is_work := give_room(names, ARRAY(SELECT 1::bigint FROM unnest(names)),
-            ARRAY(SELECT 0::bigint FROM unnest(names)), now) OR is_work;
-    END IF;
+    is_work := cardinality(back) > 0;
+    IF is_work THEN PERFORM place(back); END IF;
     -- Jobs that waited too long.
     FOR r IN SELECT x.seq FROM (
-            (SELECT a.seq, a.expires_at FROM ready a WHERE a.expires_at <= now ORDER BY a.expires_at
-                LIMIT greatest(0, most - moved))
+            SELECT * FROM (SELECT a.seq, a.expires_at FROM ready a WHERE a.expires_at <= now ORDER BY a.expires_at
+                LIMIT greatest(0, most - moved) FOR UPDATE SKIP LOCKED) b
             UNION ALL
-            (SELECT a.seq, a.expires_at FROM scheduled a WHERE a.expires_at <= now ORDER BY a.expires_at
-                LIMIT greatest(0, most - moved))) x ORDER BY x.expires_at LIMIT greatest(0, most - moved) LOOP
-        SELECT * INTO j FROM job y WHERE y.seq = r.seq FOR UPDATE SKIP LOCKED;
-        CONTINUE WHEN NOT FOUND OR NOT leave_line(j, 7, now);
+            SELECT * FROM (SELECT a.seq, a.expires_at FROM scheduled a WHERE a.expires_at <= now ORDER BY a.expires_at
+                LIMIT greatest(0, most - moved) FOR UPDATE SKIP LOCKED) c
+            ) x ORDER BY x.expires_at LIMIT greatest(0, most - moved) LOOP
+        SELECT * INTO j FROM job y WHERE y.seq = r.seq;
+        CONTINUE WHEN NOT leave_line(j, 7, now);
         UPDATE job y SET reason = j.expire_reason WHERE y.seq = j.seq;
         finals := finals || j.id;
         job_id := j.id; task := j.task; lost := j.lost; state := 7; reason := j.expire_reason;
         queue := (SELECT q.name FROM queue q WHERE q.id = j.queue);
         RETURN NEXT;
     END LOOP;
+    names := names || take_owed(NULL);
+    IF cardinality(names) > 0 THEN
+        is_work := give_room(names, ARRAY(SELECT 1::bigint FROM unnest(names)),
+            ARRAY(SELECT 0::bigint FROM unnest(names)), now) OR is_work;
+    END IF;
     IF is_work THEN PERFORM tell_work(now); END IF;
     IF cardinality(finals) > 0 THEN PERFORM tell_finals(finals, now); END IF;
     PERFORM forget_workers(lease_now);
-    PERFORM prune(result_s, finished_s, dead_s, batch_s, most, now);
 END $$;
 
 -- Forget results, jobs, batches and gates that were kept long enough. Those of unfinished batches stay. One transaction
--- at once does it.
-CREATE FUNCTION prune(result_s float8, finished_s float8, dead_s float8, batch_s float8, most integer, now float8)
-RETURNS void LANGUAGE plpgsql AS $$
+-- at once does it, and it waits for nobody.
+CREATE FUNCTION prune_v1(result_s float8, finished_s float8, dead_s float8, batch_s float8, most integer,
+    fixed_at float8) RETURNS void LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 DECLARE
+    now float8 := now_s(fixed_at);
     b integer; s integer; old bigint[]; n integer; left_results integer := most; left_jobs integer := most;
 BEGIN
     IF NOT pg_try_advisory_xact_lock('finished'::regclass::oid::integer, 0) THEN RETURN; END IF;
@@ -148,7 +151,9 @@ BEGIN
             END IF;
         END LOOP;
         IF b > 0 THEN
-            DELETE FROM batch x WHERE x.id = b AND x.is_finished
+            -- A submit that names it has locked it, perhaps for long.
+            DELETE FROM batch WHERE id IN (
+                SELECT x.id FROM batch x WHERE x.id = b AND x.is_finished FOR UPDATE SKIP LOCKED)
                 AND NOT EXISTS (SELECT FROM job j WHERE j.batch = b AND j.batch > 0);
         END IF;
     END LOOP;
@@ -159,7 +164,7 @@ BEGIN
             AND NOT EXISTS (SELECT FROM gate_delta d WHERE d.gate = g.name)
             AND NOT EXISTS (SELECT FROM parking p WHERE p.gate = g.name)
         LIMIT most FOR UPDATE SKIP LOCKED);
-    DELETE FROM listener WHERE expires_at <= now;
+    DELETE FROM listener WHERE id IN (SELECT l.id FROM listener l WHERE l.expires_at <= now FOR UPDATE SKIP LOCKED);
 END $$;
 
 -- In how many seconds `claim` may find something; NULL: never, as it looks.
