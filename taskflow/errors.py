@@ -120,6 +120,9 @@ class BrokerError(TaskflowError):
     code = "broker_error"
 
 
+KEY_HELD = "held"  # `BrokerUnavailable.kind` where one job's key waits for a transaction that somebody holds open
+
+
 class BrokerUnavailable(BrokerError):
     """The broker cannot be reached, is locked, or has no space. Waiting may help; nothing accepted was lost."""
 

@@ -30,6 +30,7 @@ _NEW = Accepted.NEW  # an enum's member costs as much as a call on Python 3.11
 _ALL_NEW = {_NEW}
 _accepted = attrgetter("accepted")  # these run in C: each job passes here
 _id, _queue, _queue_and_task = attrgetter("id"), attrgetter("queue"), attrgetter("queue", "task")
+_key = attrgetter("key")
 _REFUSED = frozenset({Accepted.QUEUE_FULL, Accepted.GATE_FULL})
 _KNOWN = frozenset({Accepted.SAME_ID, Accepted.SAME_KEY})
 # A reply that was lost on its way looks like an outage. Asking again with the same ids tells, and submits nothing
@@ -55,6 +56,8 @@ class Client:
         self._rng = rng
         self._emit = emit
         self._together = Together(broker.submit, BATCH)
+        # Apart from those without: a key may be held by a transaction that somebody leaves open.
+        self._keyed = Together(broker.submit, BATCH)
         self._batch = BATCH if broker.is_durable else _BATCH_HERE
 
     async def submit(self, jobs: Sequence[Job]) -> list[str]:
@@ -133,12 +136,13 @@ class Client:
 
     async def _send(self, jobs: Sequence[Job], bounds: dict[str, int]) -> list[Receipt]:
         """One round trip, and for a moment another. Raises `BrokerUnavailable`: nobody knows then what got through."""
+        together = self._keyed if any(map(_key, jobs)) else self._together
         began = self.clock.now()
         pause_s = _FIRST_PAUSE_S
         is_first = True
         while True:
             try:
-                receipts = await self._together.submit(jobs, bounds)
+                receipts = await together.submit(jobs, bounds)
             except BrokerUnavailable:
                 if self.clock.now() - began >= _SURE_S:
                     raise

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from taskflow.errors import BrokerError, BrokerUnavailable, ConfigError
+from taskflow.errors import KEY_HELD, BrokerError, BrokerUnavailable, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _RETRY_AFTER_S = {"full": 30.0, "locked": 1.0}  # seconds; a disk seldom gets space within a few
 _AGAIN = frozenset({"40001", "40P01", "23505"})  # serialization, deadlock, an id that came in between: do it again
 _ACCESS = frozenset({"28000", "28P01", "42501", "3D000", "3F000"})
+_KEY_HELD = "TF001"  # our own, of `submit`
 _TIMEOUT = frozenset({"57014", "55P03"})
 # Classes that speak of a statement and what is in it. All others speak of the server, of others, or of a pooler: the
 # same statement may well do later.
@@ -132,6 +133,8 @@ def _of_server(error: asyncpg.PostgresError, where: str) -> BrokerError | Config
         return _unavailable("refused", f"PostgreSQL at {where}, or a pooler in front of it, refuses ({said})")
     if state == "25006" or _is_said(error, "0A000", "get_relation_info", "recovery"):  # a table that a standby has not
         return _unavailable("refused", f"PostgreSQL at {where} is read-only ({said}): a standby? Name the primary")
+    if state == _KEY_HELD:
+        return _unavailable(KEY_HELD, f"PostgreSQL at {where}: {said}. Nothing was submitted: retry once it has ended")
     if state in _TIMEOUT:
         return _unavailable("timeout", f"PostgreSQL at {where} gave up ({said}): look at its load and locks")
     if state == "53300":

@@ -61,7 +61,7 @@ DECLARE
     q record; r record; i integer; g text; bound bigint; half bigint; counted bigint; n_deltas bigint;
     is_slow boolean; is_placed boolean; seqs bigint[];
     filled jsonb := '{}'; refused jsonb := '{}'; line_name text; ok boolean[];
-    queue_ids integer[]; batch_ids integer[];
+    queue_ids integer[]; batch_ids integer[]; patience text;
 BEGIN
     IF EXISTS (SELECT FROM unnest(queues) x(name) WHERE NOT EXISTS (
             SELECT FROM queue y WHERE y.name = x.name AND y.had_jobs)) THEN
@@ -165,8 +165,18 @@ BEGIN
     FROM unnest(ids, expires_s) WITH ORDINALITY x(id, expires, n)
     WHERE ok IS NULL OR ok[x.n] ORDER BY x.id COLLATE "C";
     IF array_remove(keys, NULL) <> '{}' THEN
-        INSERT INTO job_key (task, key, seq) SELECT tasks[x.n] COLLATE "C", x.key COLLATE "C", seqs[x.n]
-        FROM unnest(keys) WITH ORDINALITY x(key, n) WHERE x.key IS NOT NULL AND ok[x.n] ORDER BY 1, 2;
+        patience := current_setting('lock_timeout');
+        IF NOT is_borrowed THEN PERFORM set_config('lock_timeout', '2s', true); END IF;
+        BEGIN
+            INSERT INTO job_key (task, key, seq) SELECT tasks[x.n] COLLATE "C", x.key COLLATE "C", seqs[x.n]
+            FROM unnest(keys) WITH ORDINALITY x(key, n) WHERE x.key IS NOT NULL AND ok[x.n] ORDER BY 1, 2;
+        EXCEPTION WHEN lock_not_available THEN
+            RAISE EXCEPTION USING ERRCODE = 'TF001', MESSAGE = 'a transaction that is still open has submitted a job '
+                'with this key, or with one of these: ' || left((
+                SELECT string_agg(format('%s %s', tasks[x.n], quote_literal(x.key)), ', ' ORDER BY x.n)
+                FROM unnest(keys) WITH ORDINALITY x(key, n) WHERE x.key IS NOT NULL AND ok[x.n]), 200);
+        END;
+        PERFORM set_config('lock_timeout', patience, true);
     END IF;
     SELECT array_agg(x.queue) AS queues, array_agg(kind_of(x.gates, 0)) AS kinds, array_agg(x.priority) AS priorities,
         array_agg(x.lane) AS lanes, array_agg(x.gates) AS gates, array_agg(now) AS dues, array_agg(x.seq) AS seqs,
