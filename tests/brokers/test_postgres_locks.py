@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import random
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
 from taskflow.brokers.base import Note
 from taskflow.brokers.postgres import PostgresBroker
+from taskflow.core import gate as gating
 from taskflow.core.decision import Bury, Complete, Release, Retry
 from taskflow.core.job import JobState
 from tests.servers.postgres import PostgresServer
@@ -146,3 +148,25 @@ async def test_submits_of_the_same_jobs(brokers: list[PostgresBroker]) -> None:
     for number in range(ROUNDS):
         jobs = [job(key=f"{number}-{n}") for n in range(200)]
         await asyncio.gather(*(submit(one, *shuffled(jobs)) for one in brokers))
+
+
+async def test_gates_whose_names_the_database_sorts_in_another_way(server: PostgresServer) -> None:
+    """A change of the family beside the end of jobs of its members, in a database that does not tell A from a."""
+    if server.execute("SHOW server_version_num") < [("150000",)]:
+        pytest.skip("no ICU for a database before PostgreSQL 15")
+    server.execute("CREATE DATABASE sorted TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'en'")
+    url = urlunsplit(urlsplit(server.url)._replace(path="/sorted"))
+    gates = [f"http/{letter}" for letter in "abcdefghijklmnopqrstUVWXYZ"]  # in "C" the last come first
+    async for a, b, *_ in opened(url):
+        for gate in gates:
+            await a.gate(gate, gating.Declare(limit=1))
+        for number in range(ROUNDS):
+            await submit(a, *(job(gates=(gate,), lane=lane) for gate in shuffled(gates) for lane in "xy"))
+            held = await claim(a, limit=1_000)
+            assert len(held) == len(gates)  # and as many wait
+            await asyncio.gather(
+                settle_all(a, held, Complete(None)),
+                *(b.gate("http", gating.Declare(limit=100 + number + n)) for n in range(8)),
+            )
+            while rest := await claim(a, limit=1_000):
+                await settle_all(a, rest, Complete(None))

@@ -95,14 +95,13 @@ BEGIN
 END $$;
 
 -- Scheduled jobs of these queues that are due become ready, at most `most`: how many.
-CREATE FUNCTION promote(queues text[], most integer, now float8) RETURNS integer LANGUAGE plpgsql AS $$
+CREATE FUNCTION promote(queues integer[], most integer, now float8) RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
     due bigint[];
 BEGIN
     WITH picked AS MATERIALIZED (
-        SELECT x.tid, x.seq FROM unnest(queues) a(name) JOIN queue q ON q.name = a.name AND NOT q.is_paused
-        CROSS JOIN LATERAL (
-            SELECT s.ctid AS tid, s.seq FROM scheduled s WHERE s.queue = q.id AND s.due_at <= now
+        SELECT x.tid, x.seq FROM unnest(queues) a(queue) CROSS JOIN LATERAL (
+            SELECT s.ctid AS tid, s.seq FROM scheduled s WHERE s.queue = a.queue AND s.due_at <= now
             ORDER BY s.due_at, s.seq LIMIT most FOR UPDATE SKIP LOCKED) x
         LIMIT most
     ), gone AS (DELETE FROM scheduled WHERE ctid = ANY (ARRAY(SELECT tid FROM picked)))

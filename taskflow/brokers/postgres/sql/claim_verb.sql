@@ -15,7 +15,7 @@ SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = of
 DECLARE
     now float8 := now_s(fixed_at);
     worker_id integer := renew(worker_name, lease_s, now);
-    q record;
+    queue_ids integer[]; queue_names text[]; queue_id integer; queue_name text;
     claim_token bigint;
     kinds smallint[];
     top smallint; turn bigint; quota integer; n_ring integer; i integer;
@@ -27,42 +27,45 @@ DECLARE
     names text[]; r record; is_parker boolean;
     is_whole_look boolean := cardinality(mark_lines) = 0;
 BEGIN
-    IF promote(queues, promotes, now) > 0 THEN
+    SELECT array_agg(y.id), array_agg(y.name) INTO queue_ids, queue_names FROM (
+        SELECT x.id, x.name FROM unnest(queues) WITH ORDINALITY a(name, n) JOIN queue x ON x.name = a.name
+        WHERE NOT x.is_paused ORDER BY a.n) y;
+    IF promote(queue_ids, promotes, now) > 0 THEN
         is_whole_look := true;  -- they may be due since long
         mark_lines := '{}'; mark_dues := '{}'; mark_seqs := '{}';
     END IF;
     -- From here on this waits for nobody: see the order of locks in `tables.sql`.
-    FOR q IN SELECT x.id, x.name FROM unnest(queues) WITH ORDINALITY a(name, n) JOIN queue x ON x.name = a.name
-            WHERE NOT x.is_paused ORDER BY a.n LOOP
+    FOR number IN 1 .. coalesce(cardinality(queue_ids), 0) LOOP
         EXIT WHEN most <= 0;
+        queue_id := queue_ids[number]; queue_name := queue_names[number];
         n_queue := 0;
         is_parker := NULL;
-        IF gated > 0 AND EXISTS (SELECT FROM parking p WHERE p.queue = q.id AND p.wake_at <= now) THEN
-            is_parker := pg_try_advisory_xact_lock('parking'::regclass::oid::integer, q.id);
-            IF is_parker THEN wakes := wake(q.id, wakes, now); END IF;
+        IF gated > 0 AND EXISTS (SELECT FROM parking p WHERE p.queue = queue_id AND p.wake_at <= now) THEN
+            is_parker := pg_try_advisory_xact_lock('parking'::regclass::oid::integer, queue_id);
+            IF is_parker THEN wakes := wake(queue_id, wakes, now); END IF;
         END IF;
         WHILE most > 0 LOOP
             kinds := CASE WHEN gated > 0 AND parks > 0 THEN '{0,1}'::smallint[] ELSE '{0}' END;
             IF suspects > 0 THEN
                 kinds := kinds || CASE WHEN gated > 0 AND parks > 0 THEN '{2,3}'::smallint[] ELSE '{2}' END;
             END IF;
-            SELECT max((SELECT l.priority FROM line l WHERE l.queue = q.id AND l.kind = k AND l.stand = 1
+            SELECT max((SELECT l.priority FROM line l WHERE l.queue = queue_id AND l.kind = k AND l.stand = 1
                     AND l.id <> ALL (skipped) ORDER BY l.priority DESC LIMIT 1))
             INTO top FROM unnest(kinds) k;
             EXIT WHEN top IS NULL;
             turn := coalesce((SELECT c.line FROM unnest(cursor_queues, cursor_priorities, cursor_lines)
-                WITH ORDINALITY c(queue, priority, line, n) WHERE c.queue = q.name AND c.priority = top
+                WITH ORDINALITY c(queue, priority, line, n) WHERE c.queue = queue_name AND c.priority = top
                 ORDER BY c.n LIMIT 1), 0);
             n_ring := ceil(most::float8 / quota_least);
             SELECT array_agg(x.id), array_agg(x.gates), array_agg(x.kind) INTO ring, ring_gates, ring_kinds FROM (
                 SELECT y.id, y.gates, y.kind FROM (
                     (SELECT l.* FROM unnest(kinds) k CROSS JOIN LATERAL (
-                        SELECT l.id, l.gates, l.kind, 0 AS lap FROM line l WHERE l.queue = q.id AND l.kind = k
+                        SELECT l.id, l.gates, l.kind, 0 AS lap FROM line l WHERE l.queue = queue_id AND l.kind = k
                         AND l.priority = top AND l.stand = 1 AND l.id > turn AND l.id <> ALL (skipped)
                         ORDER BY l.id LIMIT n_ring) l)
                     UNION ALL
                     (SELECT l.* FROM unnest(kinds) k CROSS JOIN LATERAL (
-                        SELECT l.id, l.gates, l.kind, 1 AS lap FROM line l WHERE l.queue = q.id AND l.kind = k
+                        SELECT l.id, l.gates, l.kind, 1 AS lap FROM line l WHERE l.queue = queue_id AND l.kind = k
                         AND l.priority = top AND l.stand = 1 AND l.id <= turn AND l.id <> ALL (skipped)
                         ORDER BY l.id LIMIT n_ring) l)) y
                 ORDER BY y.lap, y.id LIMIT n_ring) x;
@@ -115,10 +118,10 @@ BEGIN
                         END IF;
                         IF r.room = 0 THEN
                             IF is_parker IS NULL THEN
-                                is_parker := pg_try_advisory_xact_lock('parking'::regclass::oid::integer, q.id);
+                                is_parker := pg_try_advisory_xact_lock('parking'::regclass::oid::integer, queue_id);
                             END IF;
                             IF is_parker THEN
-                                PERFORM park(ring[i], q.id, r.closed, coalesce(r.look_at, now + 300), now);
+                                PERFORM park(ring[i], queue_id, r.closed, coalesce(r.look_at, now + 300), now);
                             END IF;
                             skipped := skipped || ring[i];
                             parks := parks - 1;
@@ -141,7 +144,7 @@ BEGIN
                     IF ring_kinds[i] & 1 > 0 THEN
                         gated := gated - n_got;
                         PERFORM take_room(g, n_got, now) FROM unnest(names) g;
-                        INSERT INTO gate_delta (queue, gate, pending) SELECT q.id, g, -n_got FROM unnest(names) g;
+                        INSERT INTO gate_delta (queue, gate, pending) SELECT queue_id, g, -n_got FROM unnest(names) g;
                     END IF;
                     IF ring_kinds[i] & 2 > 0 THEN suspects := suspects - n_got; END IF;
                     most := most - n_got;
@@ -151,13 +154,13 @@ BEGIN
                 END LOOP;
             END IF;
             -- The turn goes on from here within this claim too; the last word is the one that counts.
-            cursor_queues := q.name || cursor_queues; cursor_priorities := top::integer || cursor_priorities;
+            cursor_queues := queue_name || cursor_queues; cursor_priorities := top::integer || cursor_priorities;
             cursor_lines := turn || cursor_lines;
             closing := closing || short;
             skipped := skipped || short;
         END LOOP;
         IF n_queue > 0 THEN
-            INSERT INTO count_delta (queue, ready, running, at) VALUES (q.id, -n_queue, n_queue, now);
+            INSERT INTO count_delta (queue, ready, running, at) VALUES (queue_id, -n_queue, n_queue, now);
         END IF;
     END LOOP;
     IF cardinality(closing) > 0 THEN PERFORM close_lines(closing); END IF;
