@@ -131,11 +131,11 @@ def test_a_file_that_does_not_fit_is_told_how_much_of_it_is_in(tmp_path):
         (["work", "[1, 2, 3]"], "work"),
         (
             ["wrok", "[1]"],
-            "no task named 'wrok'; did you mean 'work'? known: flaky, gated, refuse, send_mail, stay, wait, work",
+            "no task named 'wrok'; did you mean 'work'? known: flaky, gated, interrupt, refuse, send_mail, stay, wait, work",
         ),
         (
             ["quite_another", "[1]"],
-            "no task named 'quite_another'; known: flaky, gated, refuse, send_mail, stay, wait, work",
+            "no task named 'quite_another'; known: flaky, gated, interrupt, refuse, send_mail, stay, wait, work",
         ),
         (["work", "--jsonl", "nowhere.jsonl"], "--jsonl nowhere.jsonl: cannot be read"),
     ],
