@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from taskflow.brokers.base import Accepted, Cancelled, Transactional
 from taskflow.clock import NEVER
 from taskflow.core import events
-from taskflow.errors import BrokerUnavailable, ConfigError, QueueFull, ResultTimeout
+from taskflow.errors import KEY_HELD, BrokerUnavailable, ConfigError, QueueFull, ResultTimeout
 from taskflow.runtime.together import Together, batches
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _ALL_NEW = {_NEW}
 _accepted = attrgetter("accepted")  # these run in C: each job passes here
 _id, _queue, _queue_and_task = attrgetter("id"), attrgetter("queue"), attrgetter("queue", "task")
 _key = attrgetter("key")
-_REFUSED = frozenset({Accepted.QUEUE_FULL, Accepted.GATE_FULL})
+_REFUSED = frozenset({Accepted.QUEUE_FULL, Accepted.GATE_FULL, Accepted.KEY_HELD})
 _KNOWN = frozenset({Accepted.SAME_ID, Accepted.SAME_KEY})
 # A reply that was lost on its way looks like an outage. Asking again with the same ids tells, and submits nothing
 # twice; a caller who asks again has other ids.
@@ -64,7 +64,8 @@ class Client:
         """Ids of the accepted jobs, in order; for a key that is taken, the id of the job that has it.
 
         Waits while a queue is full (TASKFLOW_QUEUE__ON_FULL), then raises `QueueFull`, whose `accepted` holds the
-        ids of the jobs that are in; the rest is not.
+        ids of the jobs that are in; the rest is not. Raises `BrokerUnavailable` in an outage, and for a key that an
+        open transaction holds.
         """
         bounds = self._bounds(jobs)
         others: dict[str, str] = {}
@@ -72,6 +73,7 @@ class Client:
         give_up_at = self.clock.now() + (self._settings.queue.wait_s if self._settings.queue.on_full == "wait" else 0.0)
         while left:
             refused: list[Job] = []
+            held: list[Job] = []
             wait_s, what = 0.0, Accepted.QUEUE_FULL
             heard = 0
             for chunk in batches(left, self._batch):
@@ -83,8 +85,13 @@ class Client:
                     raise
                 heard += len(chunk)
                 for job, receipt in self._heard(chunk, receipts, others):
+                    if receipt.accepted is Accepted.KEY_HELD:
+                        held.append(job)
+                        continue
                     refused.append(job)
                     wait_s, what = max(wait_s, receipt.retry_after_s), receipt.accepted
+            if held:
+                raise _held(held, f"of {len(jobs):,} jobs, {len(jobs) - len(held) - len(refused):,} are in")
             left = refused
             if left and (patience_s := give_up_at - self.clock.now()) <= 0:
                 raise self._full(jobs, left, wait_s, what, others)
@@ -211,6 +218,17 @@ class Client:
             left_s = give_up_at - self.clock.now()
             if left_s <= 0:
                 raise ResultTimeout(f"job {job_id} is not final after {timeout:g} s; it goes on, ask again later")
+
+
+def _held(jobs: Sequence[Job], note: str) -> BrokerUnavailable:
+    shown = ", ".join(f"{job.task} {job.key!r}" for job in jobs[:3]) + (", …" if len(jobs) > 3 else "")
+    error = BrokerUnavailable(
+        f"a transaction that is still open has submitted a job of the same key ({shown}): whether that counts is not "
+        "known before it ends. Try again then",
+        kind=KEY_HELD,
+    )
+    error.add_note(note)
+    return error
 
 
 def _as_new(receipt: Receipt) -> Receipt:

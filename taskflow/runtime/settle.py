@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from taskflow.runtime.words import GateHold
 
 
-_MOST_BYTES = 2**20  # of results and errors in one round trip, which has seconds, on whatever line there is
+_MOST_BYTES = 2**20  # about, of results and errors in one round trip: it has seconds, on whatever line there is
 _TRIES = 2  # of a settlement that is refused, each before a broker that hears others
 _NOBODYS = Settlement("nobody's", 0, Complete())  # stale for every broker
 
@@ -130,7 +130,8 @@ class Settler:
                     self._wake = loop.create_future()
                     await self._wake
                     continue
-                batch = self._next_batch()
+                batch = _batch_of(self._pending)
+                self._pending = self._pending[len(batch) :]
                 if self._unsure:
                     batch = self._set_apart(batch)
                 self._telling = batch
@@ -153,22 +154,6 @@ class Settler:
             self._pending[:0] = self._telling + self._apart
             self._telling, self._apart = [], []
 
-    def _next_batch(self) -> list[Walk]:
-        """What is to be told next: all there is, as far as it fits into one round trip."""
-        pending, size = self._pending, 0
-        for place, walk in enumerate(pending):
-            decision = walk.decision
-            if type(decision) is Complete:
-                if decision.result is not None:
-                    size += len(decision.result)
-            elif (error := getattr(decision, "error", None)) is not None:
-                size += len(error.message) + len(error.stack)
-            if size > _MOST_BYTES and place:
-                self._pending = pending[place:]
-                return pending[:place]
-        self._pending = []
-        return pending
-
     def _set_apart(self, batch: list[Walk]) -> list[Walk]:
         """What is left of the batch without the jobs that their handlers completed.
 
@@ -180,7 +165,7 @@ class Settler:
     async def _tell_apart(self) -> None:
         """Until none is left. Their gates were told with the batch that they came from."""
         while self._apart:
-            batch = self._apart[:]
+            batch = _batch_of(self._apart)
             try:
                 await self._settle(batch)
             except Exception:  # noqa: BLE001 - as in `run`
@@ -285,3 +270,18 @@ class Settler:
 
     async def _settle_nothing(self) -> None:
         await self._broker.settle([_NOBODYS])
+
+
+def _batch_of(walks: list[Walk]) -> list[Walk]:
+    """The first of `walks`: as many as fit into one round trip."""
+    size = 0
+    for place, walk in enumerate(walks):
+        decision = walk.decision
+        if type(decision) is Complete:
+            if decision.result is not None:
+                size += len(decision.result)
+        elif (error := getattr(decision, "error", None)) is not None:
+            size += len(error.message) + len(error.stack)
+        if size > _MOST_BYTES and place:
+            return walks[:place]
+    return walks[:]

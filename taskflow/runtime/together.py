@@ -10,7 +10,7 @@ import asyncio
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
-from taskflow.errors import KEY_HELD, BrokerUnavailable
+from taskflow.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -116,9 +116,6 @@ class Together:
             if len(parts) > 1 and not isinstance(error, BrokerUnavailable):
                 for part in parts:  # one of them is refused, or breaks the driver: the others have done nothing
                     await self._tell([part])
-                return
-            if len(parts) > 1 and isinstance(error, BrokerUnavailable) and error.kind == KEY_HELD:
-                await asyncio.gather(*(self._tell([part]) for part in parts))  # whose it is will wait, and no other
                 return
             for part in parts:
                 _refuse(part, error)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from taskflow import BrokerUnavailable
 from taskflow.brokers.base import Accepted, Receipt
 from taskflow.core.job import Job
-from taskflow.errors import KEY_HELD, BrokerError
+from taskflow.errors import BrokerError
 from taskflow.runtime.together import MOST_BYTES, Together, batches
 
 if TYPE_CHECKING:
@@ -69,18 +69,6 @@ async def test_a_batch_of_several_callers_has_a_bound() -> None:
     await asyncio.gather(*tasks)
 
     assert [len(batch) for batch in server.batches] == [1, 1, 3, 3]
-
-
-async def test_a_job_whose_key_is_held_spoils_nobody_elses() -> None:
-    server = Server()
-    server.raises["e"] = BrokerUnavailable("its key is held", kind=KEY_HELD)
-    together = Together(server.submit, 500)
-
-    tasks = await submitting(together, "abcdef")
-    server.open.set()
-    answers = await asyncio.gather(*tasks, return_exceptions=True)
-
-    assert [type(answer) for answer in answers] == [list, list, list, list, BrokerUnavailable, list]
 
 
 async def test_a_job_that_is_refused_spoils_nobody_elses() -> None:

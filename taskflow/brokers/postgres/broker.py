@@ -23,7 +23,7 @@ from taskflow.brokers.waiting import closed_meanwhile, settled
 from taskflow.core import gate as gating
 from taskflow.core.decision import Complete, Release
 from taskflow.core.job import JobState
-from taskflow.errors import BrokerError
+from taskflow.errors import BrokerError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -242,7 +242,7 @@ class PostgresBroker:
             self._waiters.finals.tell(one.job_id for one in moved)
         try:
             await settle.prune(self._pool, retention, self._fixed_at())
-        except BrokerError:
+        except (BrokerError, ConfigError):
             if not moved:  # what has moved must be told; the next call says it
                 raise
         return moved

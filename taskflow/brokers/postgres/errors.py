@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from taskflow.errors import KEY_HELD, BrokerError, BrokerUnavailable, ConfigError
+from taskflow.errors import BrokerError, BrokerUnavailable, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,11 +16,10 @@ if TYPE_CHECKING:
 _RETRY_AFTER_S = {"full": 30.0, "locked": 1.0}  # seconds; a disk seldom gets space within a few
 _AGAIN = frozenset({"40001", "40P01", "23505"})  # serialization, deadlock, an id that came in between: do it again
 _ACCESS = frozenset({"28000", "28P01", "42501", "3D000", "3F000"})
-_KEY_HELD = "TF001"  # our own, of `submit`
 _TIMEOUT = frozenset({"57014", "55P03"})
 # Classes that speak of a statement and what is in it. All others speak of the server, of others, or of a pooler: the
 # same statement may well do later.
-_OF_STATEMENT = ("0A", "21", "22", "23", "2F", "38", "39", "42", "44", "54", "P0")
+_OF_STATEMENT = ("0A", "21", "22", "23", "2F", "38", "39", "42", "44", "54", "P0", "XX")
 _OF_OPTIONS = ("22", "42")  # as a connection is made: ?options= name a setting that the server has not
 _PROTOCOL = "08P01"  # with which PgBouncer says nearly everything
 STRAY = frozenset({"26000", "42P05"})  # a prepared statement is gone, or there already: the session is another one
@@ -133,8 +132,6 @@ def _of_server(error: asyncpg.PostgresError, where: str) -> BrokerError | Config
         return _unavailable("refused", f"PostgreSQL at {where}, or a pooler in front of it, refuses ({said})")
     if state == "25006" or _is_said(error, "0A000", "get_relation_info", "recovery"):  # a table that a standby has not
         return _unavailable("refused", f"PostgreSQL at {where} is read-only ({said}): a standby? Name the primary")
-    if state == _KEY_HELD:
-        return _unavailable(KEY_HELD, f"PostgreSQL at {where}: {said}. Nothing was submitted: retry once it has ended")
     if state in _TIMEOUT:
         return _unavailable("timeout", f"PostgreSQL at {where} gave up ({said}): look at its load and locks")
     if state == "53300":
@@ -155,6 +152,8 @@ def _of_server(error: asyncpg.PostgresError, where: str) -> BrokerError | Config
         return _unavailable("locked", f"PostgreSQL at {where} could not serialize ({said}): nothing was changed")
     if not state.startswith(_OF_STATEMENT):
         return _unavailable("refused", f"PostgreSQL at {where} cannot do it now ({state} {said}): see its log")
+    if state.startswith("XX"):  # a page or an index that is broken: as a rule it is under one job alone
+        return BrokerError(f"PostgreSQL at {where} broke on a statement ({state} {said}): see its log")
     return BrokerError(f"PostgreSQL at {where} refused a statement ({type(error).__name__}, {state}): please report it")
 
 

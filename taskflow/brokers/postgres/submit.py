@@ -23,7 +23,9 @@ _REFUSED = (
     Accepted.SAME_KEY,
     Accepted.QUEUE_FULL,
     Accepted.GATE_FULL,
+    Accepted.KEY_HELD,
 )
+_HELD = _REFUSED.index(Accepted.KEY_HELD)
 _SUBMIT = "SELECT * FROM ~.submit_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)"
 _new = tuple.__new__  # the constructor of a NamedTuple is one more call
 _NEW = Accepted.NEW
@@ -61,8 +63,9 @@ async def submit(
         fixed_at,
     )
     receipts: list[Receipt] = [_new(Receipt, (job_id, _NEW, 0.0)) for job_id in ids]
+    held = {ids[place - 1] for place, refusal, *_ in refused if refusal == _HELD}
     for place, refusal, holder, over, drain_per_s in refused:
-        accepted = _REFUSED[refusal]
+        accepted = _REFUSED[_HELD if holder in held else refusal]  # of its own batch, and not in either
         if accepted is Accepted.SAME_ID or accepted is Accepted.SAME_KEY:
             receipts[place - 1] = Receipt(holder or ids[place - 1], accepted)
         else:

@@ -42,11 +42,33 @@ BEGIN
         SELECT q.id FROM queue q WHERE q.name = ANY (queues) AND NOT q.had_jobs ORDER BY q.name FOR NO KEY UPDATE);
 END $$;
 
+-- Keys for jobs that go in. Returns the places of those whose key a transaction that is still open has taken: that may be
+-- held open for long, and is waited for a moment only, by all together.
+CREATE FUNCTION take_keys(tasks text[], keys text[], seqs bigint[], ok boolean[]) RETURNS SETOF integer
+LANGUAGE plpgsql SET search_path FROM CURRENT SET lock_timeout = '2s' AS $$
+DECLARE i integer;
+BEGIN
+    BEGIN
+        INSERT INTO job_key (task, key, seq) SELECT tasks[x.n] COLLATE "C", x.key COLLATE "C", seqs[x.n]
+        FROM unnest(keys) WITH ORDINALITY x(key, n) WHERE x.key IS NOT NULL AND ok[x.n] ORDER BY 1, 2;
+        RETURN;
+    EXCEPTION WHEN lock_not_available THEN
+        PERFORM set_config('lock_timeout', '10ms', true);
+    END;
+    FOR i IN SELECT x.n FROM unnest(keys) WITH ORDINALITY x(key, n) WHERE x.key IS NOT NULL AND ok[x.n]
+            ORDER BY tasks[x.n] COLLATE "C", x.key COLLATE "C" LOOP
+        BEGIN
+            INSERT INTO job_key (task, key, seq) VALUES (tasks[i], keys[i], seqs[i]);
+        EXCEPTION WHEN lock_not_available THEN RETURN NEXT i;
+        END;
+    END LOOP;
+END $$;
+
 -- With `is_borrowed` the transaction is a caller's, who may hold it open for long: it must make no row that others want to
 -- make too. Its queues are there (`enter_v1`); where a line is missing, the jobs are scheduled for now: the claim that
 -- finds them makes it.
 -- Jobs that were not new, by their places in the batch: 1 same id, 2 same key (`holder` has it), 3 the queue is full,
--- 4 a gate's half of it is; then `over` tells how many jobs must leave first.
+-- 4 a gate's half of it is; then `over` tells how many jobs must leave first; 5 its key is held by an open transaction.
 CREATE FUNCTION submit_v1(
     ids text[], tasks text[], queues text[], payloads bytea[], priorities integer[], lanes text[], gates text[],
     keys text[], delays_s float8[], expires_s float8[], expire_reasons text[], batches text[],
@@ -61,7 +83,7 @@ DECLARE
     q record; r record; i integer; g text; bound bigint; half bigint; counted bigint; n_deltas bigint;
     is_slow boolean; is_placed boolean; seqs bigint[];
     filled jsonb := '{}'; refused jsonb := '{}'; line_name text; ok boolean[];
-    queue_ids integer[]; batch_ids integer[]; patience text;
+    queue_ids integer[]; batch_ids integer[];
 BEGIN
     IF EXISTS (SELECT FROM unnest(queues) x(name) WHERE NOT EXISTS (
             SELECT FROM queue y WHERE y.name = x.name AND y.had_jobs)) THEN
@@ -165,18 +187,17 @@ BEGIN
     FROM unnest(ids, expires_s) WITH ORDINALITY x(id, expires, n)
     WHERE ok IS NULL OR ok[x.n] ORDER BY x.id COLLATE "C";
     IF array_remove(keys, NULL) <> '{}' THEN
-        patience := current_setting('lock_timeout');
-        IF NOT is_borrowed THEN PERFORM set_config('lock_timeout', '2s', true); END IF;
-        BEGIN
+        IF is_borrowed THEN
             INSERT INTO job_key (task, key, seq) SELECT tasks[x.n] COLLATE "C", x.key COLLATE "C", seqs[x.n]
             FROM unnest(keys) WITH ORDINALITY x(key, n) WHERE x.key IS NOT NULL AND ok[x.n] ORDER BY 1, 2;
-        EXCEPTION WHEN lock_not_available THEN
-            RAISE EXCEPTION USING ERRCODE = 'TF001', MESSAGE = 'a transaction that is still open has submitted a job '
-                'with this key, or with one of these: ' || left((
-                SELECT string_agg(format('%s %s', tasks[x.n], quote_literal(x.key)), ', ' ORDER BY x.n)
-                FROM unnest(keys) WITH ORDINALITY x(key, n) WHERE x.key IS NOT NULL AND ok[x.n]), 200);
-        END;
-        PERFORM set_config('lock_timeout', patience, true);
+        ELSE
+            FOR q IN SELECT * FROM take_keys(tasks, keys, seqs, ok) x(n) LOOP
+                DELETE FROM job WHERE seq = seqs[q.n];
+                ok[q.n] := false; place_n := q.n; refusal := 5; holder := NULL; over := 0;
+                RETURN NEXT;
+            END LOOP;
+            IF true <> ALL (ok) THEN RETURN; END IF;
+        END IF;
     END IF;
     SELECT array_agg(x.queue) AS queues, array_agg(kind_of(x.gates, 0)) AS kinds, array_agg(x.priority) AS priorities,
         array_agg(x.lane) AS lanes, array_agg(x.gates) AS gates, array_agg(now) AS dues, array_agg(x.seq) AS seqs,
