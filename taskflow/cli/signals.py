@@ -34,8 +34,8 @@ LEAVE_S = END_S + 1.0
 
 def stops() -> tuple[signal.Signals, ...]:
     """The signals to stop. Not SIGHUP where it is ignored, as under nohup: the terminal is meant to go."""
-    found = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    return tuple(signum for signum in found if signal.getsignal(signum) is not signal.SIG_IGN)
+    always = (signal.SIGTERM, signal.SIGINT)  # also where they are ignored: a shell's `&` ignores SIGINT
+    return always if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (*always, signal.SIGHUP)
 
 
 class StoppedEarly(BaseException):

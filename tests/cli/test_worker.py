@@ -137,6 +137,20 @@ def test_under_nohup_a_hangup_stops_nothing(tmp_path, processes):
         assert worker.err.count('"worker.draining"') == processes
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_a_shell_ignores_for_its_background_stops_all_the_same(tmp_path, signum):
+    with Place(tmp_path) as place:
+        place.submit("wait", (1,))
+        worker = place.start("worker", "app", preexec_fn=lambda: signal.signal(signum, signal.SIG_IGN))
+        until(lambda: place.ledger("start"), "it runs")
+
+        worker.tell(signum)
+        until(lambda: "draining" in worker.err, "it drains")
+        place.let_go()
+
+        assert worker.end() == 0
+
+
 # --- to stop before it has started -------------------------------------------------------------------------------------
 
 STARTING = """
