@@ -185,14 +185,16 @@ def heard(ctx: click.Context) -> Iterator[Stop]:
         signal.SIGTSTP: stop.hear_pause,
         signal.SIGUSR1: stop.hear_dump,
     }
-    before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
+    before = {signum: signal.getsignal(signum) for signum in handlers}
     try:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
         yield stop
     except StoppedEarly:
         ctx.exit(stop.code)
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        for signum, earlier in before.items():
+            signal.signal(signum, earlier)
 
 
 def _tell_person(words: str) -> None:

@@ -10,9 +10,12 @@ import urllib.error
 import urllib.request
 from contextlib import ExitStack, suppress
 
+import click
 import pytest
 
 from taskflow import __version__
+from taskflow.cli.signals import heard
+from taskflow.cli.worker import worker as worker_command
 from tests.cli.processes import Place, until
 
 
@@ -194,6 +197,24 @@ def test_a_signal_ends_a_start_in_order(tmp_path, monkeypatch, command, signum, 
         assert worker.end(10) == code
         assert len(place.ledger("opened")) == len(place.ledger("closed")) == (where == "lifespan")
         assert all(json.loads(line) for line in worker.err.splitlines())
+
+
+def test_a_signal_amid_the_installing_of_handlers_ends_the_command(monkeypatch):
+    install, default = signal.signal, signal.getsignal(signal.SIGTERM)
+
+    def interrupted(signum, handler):
+        before = install(signum, handler)
+        if signum == signal.SIGTERM and handler is not default:
+            signal.raise_signal(signum)
+        return before
+
+    monkeypatch.setattr(signal, "signal", interrupted)
+
+    with pytest.raises(click.exceptions.Exit) as ended, heard(click.Context(worker_command)):
+        raise AssertionError("it went on")
+
+    assert ended.value.exit_code == 0
+    assert signal.getsignal(signal.SIGTERM) is default
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "redis"])
