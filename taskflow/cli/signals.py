@@ -56,6 +56,11 @@ class Stop:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._leaving: Leaving | None = None
         self._drain_s = 0.0
+        self._handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]] = {
+            **dict.fromkeys(stops(), self.hear),
+            signal.SIGTSTP: self.hear_pause,
+            signal.SIGUSR1: self.hear_dump,
+        }
 
     @property
     def code(self) -> Exit:
@@ -63,6 +68,19 @@ class Stop:
         if self._was_interrupted:
             return Exit.INTERRUPTED
         return Exit.HANDED_BACK if self.is_left_over else Exit.DONE
+
+    @property
+    def signals(self) -> tuple[signal.Signals, ...]:
+        """Those that it hears."""
+        return tuple(self._handlers)
+
+    def listen(self) -> None:
+        """Hear signals from here on: whatever the app has done with them, they are ours."""
+        for signum, handler in self._handlers.items():
+            if self._loop is not None:
+                # Else it would be called too, and its removal, in a lifespan's end, would bring the default back.
+                self._loop.remove_signal_handler(signum)
+            signal.signal(signum, handler)
 
     # --- what signals do: between any two instructions of the main thread ---
 
@@ -127,6 +145,7 @@ class Stop:
             self._starting = None
             while task.cancelling() > before:
                 task.uncancel()
+        self.listen()  # again: a lifespan may have taken signals
         self._worker = running.worker
         self.is_left_over = True  # until it is known
         if self._is_paused:
@@ -178,17 +197,14 @@ class Stop:
 
 @contextmanager
 def heard(ctx: click.Context) -> Iterator[Stop]:
-    """Signals are heard while the block runs. One to stop that comes before there is a loop ends the command."""
+    """Signals are heard while the block runs. One to stop that comes before there is a loop ends the command.
+
+    After whatever may have taken them, as the import of an app: `listen()` again.
+    """
     stop = Stop()
-    handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]] = {
-        **dict.fromkeys(stops(), stop.hear),
-        signal.SIGTSTP: stop.hear_pause,
-        signal.SIGUSR1: stop.hear_dump,
-    }
-    before = {signum: signal.getsignal(signum) for signum in handlers}
+    before = {signum: signal.getsignal(signum) for signum in stop.signals}
     try:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
+        stop.listen()
         yield stop
     except StoppedEarly:
         ctx.exit(stop.code)

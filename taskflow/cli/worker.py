@@ -51,6 +51,7 @@ def worker(
     """
     with heard(ctx) as stop:
         flow = load_app(app)
+        stop.listen()  # again: the app may have taken signals
         refuse_memory(flow, "worker")
         weights = parse_queues(queues)
         count = processes or flow.settings.worker.processes

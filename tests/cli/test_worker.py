@@ -154,6 +154,73 @@ def test_a_signal_that_a_shell_ignores_for_its_background_stops_all_the_same(tmp
         assert worker.end() == 0
 
 
+OWN_HANDLERS = """
+import asyncio, os, signal
+from app import *
+
+def deaf(*_):
+    add_line("ledger", f"deaf 0 {os.getpid()}")
+
+if os.environ["OWN"] == "default":
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+if os.environ["OWN"] == "handler":
+    signal.signal(signal.SIGTERM, deaf)
+
+@flow.lifespan
+async def deafening():
+    loop = asyncio.get_running_loop()
+    if os.environ["OWN"] == "lifespan":
+        signal.signal(signal.SIGTERM, deaf)
+    if os.environ["OWN"] == "loop":
+        loop.add_signal_handler(signal.SIGTERM, deaf)
+    yield
+    add_line("ledger", f"{'kept' if loop.remove_signal_handler(signal.SIGTERM) else 'gone'} 0 {os.getpid()}")
+
+@flow.lifespan
+async def starting():
+    if os.environ["OWN"] == "handler":  # of the module: it is overruled before anything starts
+        add_line("ledger", f"begun 0 {os.getpid()}")
+        if os.path.exists("slow"):
+            await asyncio.sleep(60)
+    yield
+"""
+
+
+@pytest.mark.parametrize("own", ["default", "handler", "lifespan", "loop"])
+def test_what_the_app_does_with_signals_keeps_no_worker_from_its_drain(tmp_path, monkeypatch, own):
+    monkeypatch.setenv("OWN", own)
+    with Place(tmp_path) as place:
+        (tmp_path / "own.py").write_text(OWN_HANDLERS)
+        place.submit("wait", (1,))
+        worker = place.start("worker", "own")
+        until(lambda: place.ledger("start"), "it runs")
+
+        worker.tell(signal.SIGTERM)
+        until(lambda: "draining" in worker.err, "it drains")
+        place.let_go()
+
+        assert worker.end() == 0
+        assert place.states() == {"succeeded": 1}
+        assert place.ledger("gone") == ["0"]
+        assert not place.ledger("deaf")
+
+
+@pytest.mark.parametrize("command", ["worker", "run"])
+def test_what_an_app_does_with_signals_at_its_import_keeps_nobody_from_ending_its_start(tmp_path, monkeypatch, command):
+    monkeypatch.setenv("OWN", "handler")
+    with Place(tmp_path) as place:
+        (tmp_path / "own.py").write_text(OWN_HANDLERS)
+        (tmp_path / "slow").touch()
+        words = ("work", "--jsonl", place.file('{"number": 1}')) if command == "run" else ()
+        worker = place.start(command, "own", *words)
+        until(lambda: place.ledger("begun"), "it starts")
+
+        worker.tell(signal.SIGTERM)
+
+        assert worker.end(10) == 0
+        assert '"worker.unstarted"' in worker.err
+
+
 # --- to stop before it has started -------------------------------------------------------------------------------------
 
 STARTING = """
