@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # From the end of the drain to the end of the process: what the worker needs to hand back and to tell, and a second
 # for lifespans, connections and the interpreter.
-LEAVE_S = END_S + 1.0
+AFTER_DRAIN_S = END_S + 1.0
 
 
 def stops() -> tuple[signal.Signals, ...]:
@@ -93,7 +93,7 @@ class Stop:
             self._was_interrupted = True
         if self._leaving is None:
             raise StoppedEarly
-        self._leaving.within(LEAVE_S if self.times > 1 else self._drain_s + LEAVE_S)
+        self._leaving.within(AFTER_DRAIN_S if self.times > 1 else self._drain_s + AFTER_DRAIN_S)
         self._in_loop(self._act, self.times)
 
     def hear_pause(self, _signum: int, _frame: FrameType | None) -> None:
@@ -117,7 +117,7 @@ class Stop:
         """From here on signals speak to the loop that is about to run, and the process has to end in time."""
         self._leaving, self._drain_s = leaving, drain_s
         if self.times:
-            leaving.within(drain_s + LEAVE_S)
+            leaving.within(drain_s + AFTER_DRAIN_S)
 
     def follow(self, loop: asyncio.AbstractEventLoop | None) -> None:
         """The loop that signals speak to."""
@@ -177,11 +177,11 @@ class Stop:
     def _is_told(self) -> bool:
         return self.times > 0
 
-    def _act(self, time: int) -> None:
+    def _act(self, times: int) -> None:
         if self._starting is not None:
             self._starting.cancel()
             _tell_person("stops before it has started")
-        elif time == 1:
+        elif times == 1:
             self.asked.set()
             _tell_person("draining; a second signal cancels what runs and hands it back")
         elif self._worker is not None:

@@ -24,6 +24,7 @@ from taskflow.cli.main import cli
 # that refuse; `looks` grows with each look at the counts; jobs of `wait` end once there is `let-go`.
 APP = """
 import asyncio, os, pathlib, time
+from concurrent.futures import ThreadPoolExecutor
 from taskflow import Bulkhead, CircuitBreaker, Retry, TaskFlow, current_job
 from taskflow.brokers.sqlite import SqliteBroker
 from taskflow.errors import BrokerError, BrokerUnavailable
@@ -87,6 +88,9 @@ async def stay(number: int, how: str) -> None:
     add_line("ledger", f"start {number} {os.getpid()}")
     if how == "in a thread":
         await asyncio.to_thread(time.sleep, 600)
+    if how == "in a pool of its own":
+        ThreadPoolExecutor().submit(time.sleep, 600)
+        return
     if how == "in the loop":
         time.sleep(600)
     if how == "with the interpreter":

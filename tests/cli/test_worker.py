@@ -5,6 +5,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -56,6 +58,38 @@ def test_a_handler_that_does_not_end_does_not_keep_the_process(tmp_path, how):
         assert json.loads(worker.err.splitlines()[-1])["event"] == "worker.left"
         # One that blocks the loop is told of by nobody: its lease ends.
         assert place.states() == {"running" if how == "in the loop" else "ready": 1}
+
+
+def test_a_pool_of_the_app_s_own_does_not_keep_the_process(tmp_path):
+    with Place(tmp_path, WORKER__DRAIN_S=0.1) as place:
+        place.submit("stay", (1, "in a pool of its own"))
+        worker = place.start("worker", "app")
+        until(lambda: place.states() == {"succeeded": 1}, "its job ends")
+        began = time.monotonic()
+
+        worker.tell(signal.SIGTERM)
+
+        assert worker.end(60) == 0
+        assert time.monotonic() - began < 0.1 + 4.5 + 1  # the last is for a busy machine
+        assert json.loads(worker.err.splitlines()[-1])["event"] == "worker.left"
+
+
+def test_a_command_within_a_process_that_lives_on_does_not_end_it(tmp_path):
+    script = """
+import time
+from click.testing import CliRunner
+from taskflow.cli.main import cli
+assert CliRunner().invoke(cli, ["worker", "app", "--until-empty"]).exit_code == 0
+time.sleep(3)  # as long as a command that ends leaves to what its handlers have left behind, and more
+print("lives on")
+"""
+    with Place(tmp_path) as place:
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            check=False, cwd=tmp_path, env=place.env, capture_output=True, text=True, timeout=30,
+        )  # fmt: skip
+
+    assert (done.returncode, done.stdout) == (0, "lives on\n"), done.stderr
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
