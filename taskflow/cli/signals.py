@@ -1,7 +1,8 @@
 """SIGTERM, SIGINT and SIGHUP drain, a second one hands back; SIGTSTP stops claiming; SIGUSR1 shows threads and tasks.
 
 They are heard from the first line of a command on: a container's first process loses what it does not handle. What
-comes before the worker has started ends the start.
+comes before the worker has started ends the start. Python runs handlers in the main thread, between two instructions: a
+call into C that holds this thread keeps all of them waiting, the one that sets the last deadline too.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class _Child:
             self.process.send_signal(signum)
 
     def kill(self) -> None:
-        """It should be gone: its handler holds the interpreter, which then hears no signal and no deadline."""
+        """It should be gone: its handler holds the main thread, or the interpreter, which then hears no signal."""
         if self.process is not None:
             self.process.kill()
 
