@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from math import inf
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,8 @@ class Leaving:
 
     def __init__(self, stop_code: Callable[[], Exit]) -> None:
         self._stop_code = stop_code
-        self._news: SimpleQueue[float | None] = SimpleQueue()  # the one queue that a signal handler may put into
+        # Whether a deadline is the loop's, and when it is. Of all queues a signal handler may put into this one alone.
+        self._news: SimpleQueue[tuple[bool, float] | None] = SimpleQueue()
         self._is_called_off = False
         self._is_over = threading.Event()
         self.code: Exit | None = None  # what the process ends with, once that is known
@@ -48,24 +50,37 @@ class Leaving:
 
     def within(self, seconds: float) -> None:
         """The process has to be gone in so many seconds. The earliest deadline counts."""
-        self._news.put(time.monotonic() + seconds)
+        self._news.put((False, time.monotonic() + seconds))
+
+    def loop_ends_within(self, seconds: float) -> None:
+        """Nor may the loop need longer than this to end."""
+        self._news.put((True, time.monotonic() + seconds))
+
+    def loop_ended(self) -> None:
+        """What is left is the app's: its threads, and what it does at exit. `within` goes on to hold."""
+        self._news.put((True, inf))
 
     def call_off(self) -> None:
         """It lives on."""
         self._news.put(None)
 
     def _watch(self) -> None:
-        end_at: float | None = None
+        end_at = loop_end_at = inf
         while True:
+            due_at = min(end_at, loop_end_at)
             try:
-                news = self._news.get(timeout=None if end_at is None else max(0.0, end_at - time.monotonic()))
+                news = self._news.get(timeout=None if due_at == inf else max(0.0, due_at - time.monotonic()))
             except Empty:
                 break
             if news is None:
                 self._is_called_off = True
                 self._is_over.set()
                 return
-            end_at = news if end_at is None else min(end_at, news)
+            is_of_loop, at = news
+            if is_of_loop:
+                loop_end_at = at
+            else:
+                end_at = min(end_at, at)
         code = self.code if self.code is not None else self._stop_code()
         self._is_over.set()
         self._saying.join(_SAY_S)

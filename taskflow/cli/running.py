@@ -55,13 +55,14 @@ def run_to_exit(stop: Stop, work: Coroutine[Any, Any, Exit], *, drain_s: float) 
         finally:
             leaving.code = ended_with
             stop.follow(None)
-            leaving.within(_LEFT_BEHIND_S)
+            leaving.loop_ends_within(_LEFT_BEHIND_S)
         return ended_with
 
     stop.attach(leaving, drain_s)
     try:
         return run_async(watched())
     finally:
+        leaving.loop_ended()
         leaving.words = ""  # whoever hears of the error says it
         if click.get_current_context().find_root().obj is not OWN_PROCESS:
             leaving.call_off()

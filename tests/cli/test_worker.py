@@ -74,6 +74,24 @@ def test_a_pool_of_the_app_s_own_does_not_keep_the_process(tmp_path):
         assert json.loads(worker.err.splitlines()[-1])["event"] == "worker.left"
 
 
+def test_what_the_app_does_at_exit_is_let_end_where_nobody_said_stop(tmp_path):
+    with Place(tmp_path) as place:
+        (tmp_path / "telling.py").write_text("""
+import atexit
+from app import *
+
+@atexit.register
+def tell():
+    time.sleep(2.5)  # longer than the loop has to end
+    add_line("ledger", f"told 0 {os.getpid()}")
+""")
+
+        result = place.run("worker", "telling", "--until-empty")
+
+        assert result.code == 0
+        assert place.ledger("told") == ["0"]
+
+
 def test_a_command_within_a_process_that_lives_on_does_not_end_it(tmp_path):
     script = """
 import time
