@@ -186,6 +186,7 @@ def test_under_nohup_a_hangup_stops_nothing(tmp_path, processes):
         until(lambda: place.states() == {"succeeded": 1}, "the job ends")
         place.submit("work", (2,))
         until(lambda: place.ledger("end") == ["2"], "it goes on")
+        until(lambda: worker.err.count('"worker.started"') == processes, "all have started")
         worker.tell(signal.SIGTERM)
 
         assert worker.end() == 0
