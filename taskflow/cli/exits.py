@@ -29,6 +29,9 @@ class Exit(IntEnum):
     INTERRUPTED = 130  # second Ctrl-C, or one before the start
 
 
+# What the context of a command has as its object where the process ends with the command.
+OWN_PROCESS = object()
+
 HELP = (
     "Exit codes: 0 done · 1 unexpected, or the awaited job failed · 2 usage, configuration, import · 3 broker "
     "unreachable at start · 4 drain deadline passed, jobs handed back · 5 not found, conflict, or the queue is full · "

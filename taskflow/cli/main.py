@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from taskflow.cli.exits import HELP, Exit, code_of
+from taskflow.cli.exits import HELP, OWN_PROCESS, Exit, code_of
 from taskflow.errors import TaskflowError
 
 _DISTRIBUTION = "resilient-taskflow"
@@ -93,7 +93,7 @@ def main() -> None:
             err=True,
         )
         sys.exit(Exit.USAGE)
-    cli()
+    cli(obj=OWN_PROCESS)
 
 
 def other_owner() -> str | None:

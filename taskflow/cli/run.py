@@ -56,6 +56,7 @@ def run(ctx: click.Context, words: tuple[str, ...], jsonl: str, concurrency: int
         if len(rest) != 1:
             raise click.UsageError("takes APP and TASK")
         flow = load_app(app)
+        stop.listen()  # again: the app may have taken signals
         warn_about(flow)
         task = find_task(flow, rest[0])
         flow.configure_logs()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from taskflow.app import make_broker
-from taskflow.cli.exits import Exit, code_of
+from taskflow.cli.exits import OWN_PROCESS, Exit, code_of
 from taskflow.cli.leaving import Leaving
 from taskflow.cli.loading import did_you_mean
 from taskflow.clock import LoopClock
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from taskflow.tasks import AnyTask
 
 T = TypeVar("T")
-_LEAVE_S = 2.0  # for what handlers left behind, after they had the time of the drain and of the worker's end
+_LEFT_BEHIND_S = 2.0  # for what handlers left behind, after they had the time of the drain and of the worker's end
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
@@ -40,10 +40,9 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
 def run_to_exit(stop: Stop, work: Coroutine[Any, Any, Exit], *, drain_s: float) -> Exit:
     """As `run_async`, for a command that runs handlers: what they leave behind does not keep the process.
 
-    Told to stop, the process is gone `drain_s` and `LEAVE_S` later at the latest.
+    Told to stop, the process is gone `drain_s` and `AFTER_DRAIN_S` later at the latest.
     """
-    leaving = Leaving(lambda: code if (code := ended.get("code")) is not None else stop.code)
-    ended: dict[str, Exit] = {}
+    leaving = Leaving(lambda: stop.code)
 
     async def watched() -> Exit:
         stop.follow(asyncio.get_running_loop())
@@ -54,16 +53,19 @@ def run_to_exit(stop: Stop, work: Coroutine[Any, Any, Exit], *, drain_s: float) 
             ended_with, leaving.words = code_of(error), f"taskflow: {error}"
             raise
         finally:
-            ended["code"] = ended_with
+            leaving.code = ended_with
             stop.follow(None)
-            leaving.within(_LEAVE_S)
+            leaving.loop_ends_within(_LEFT_BEHIND_S)
         return ended_with
 
     stop.attach(leaving, drain_s)
     try:
         return run_async(watched())
     finally:
-        leaving.call_off()
+        leaving.loop_ended()
+        leaving.words = ""  # whoever hears of the error says it
+        if click.get_current_context().find_root().obj is not OWN_PROCESS:
+            leaving.call_off()
 
 
 def _loop_factory() -> Any:

@@ -1,7 +1,8 @@
 """SIGTERM, SIGINT and SIGHUP drain, a second one hands back; SIGTSTP stops claiming; SIGUSR1 shows threads and tasks.
 
 They are heard from the first line of a command on: a container's first process loses what it does not handle. What
-comes before the worker has started ends the start.
+comes before the worker has started ends the start. Python runs handlers in the main thread, between two instructions: a
+call into C that holds this thread keeps all of them waiting, the one that sets the last deadline too.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ if TYPE_CHECKING:
 
 # From the end of the drain to the end of the process: what the worker needs to hand back and to tell, and a second
 # for lifespans, connections and the interpreter.
-LEAVE_S = END_S + 1.0
+AFTER_DRAIN_S = END_S + 1.0
 
 
 def stops() -> tuple[signal.Signals, ...]:
     """The signals to stop. Not SIGHUP where it is ignored, as under nohup: the terminal is meant to go."""
-    found = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    return tuple(signum for signum in found if signal.getsignal(signum) is not signal.SIG_IGN)
+    always = (signal.SIGTERM, signal.SIGINT)  # also where they are ignored: a shell's `&` ignores SIGINT
+    return always if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (*always, signal.SIGHUP)
 
 
 class StoppedEarly(BaseException):
@@ -56,6 +57,11 @@ class Stop:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._leaving: Leaving | None = None
         self._drain_s = 0.0
+        self._handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]] = {
+            **dict.fromkeys(stops(), self.hear),
+            signal.SIGTSTP: self.hear_pause,
+            signal.SIGUSR1: self.hear_dump,
+        }
 
     @property
     def code(self) -> Exit:
@@ -63,6 +69,19 @@ class Stop:
         if self._was_interrupted:
             return Exit.INTERRUPTED
         return Exit.HANDED_BACK if self.is_left_over else Exit.DONE
+
+    @property
+    def signals(self) -> tuple[signal.Signals, ...]:
+        """Those that it hears."""
+        return tuple(self._handlers)
+
+    def listen(self) -> None:
+        """Hear signals from here on: whatever the app has done with them, they are ours."""
+        for signum, handler in self._handlers.items():
+            if self._loop is not None:
+                # Else it would be called too, and its removal, in a lifespan's end, would bring the default back.
+                self._loop.remove_signal_handler(signum)
+            signal.signal(signum, handler)
 
     # --- what signals do: between any two instructions of the main thread ---
 
@@ -75,7 +94,7 @@ class Stop:
             self._was_interrupted = True
         if self._leaving is None:
             raise StoppedEarly
-        self._leaving.within(LEAVE_S if self.times > 1 else self._drain_s + LEAVE_S)
+        self._leaving.within(AFTER_DRAIN_S if self.times > 1 else self._drain_s + AFTER_DRAIN_S)
         self._in_loop(self._act, self.times)
 
     def hear_pause(self, _signum: int, _frame: FrameType | None) -> None:
@@ -99,7 +118,7 @@ class Stop:
         """From here on signals speak to the loop that is about to run, and the process has to end in time."""
         self._leaving, self._drain_s = leaving, drain_s
         if self.times:
-            leaving.within(drain_s + LEAVE_S)
+            leaving.within(drain_s + AFTER_DRAIN_S)
 
     def follow(self, loop: asyncio.AbstractEventLoop | None) -> None:
         """The loop that signals speak to."""
@@ -127,6 +146,7 @@ class Stop:
             self._starting = None
             while task.cancelling() > before:
                 task.uncancel()
+        self.listen()  # again: a lifespan may have taken signals
         self._worker = running.worker
         self.is_left_over = True  # until it is known
         if self._is_paused:
@@ -158,11 +178,11 @@ class Stop:
     def _is_told(self) -> bool:
         return self.times > 0
 
-    def _act(self, time: int) -> None:
+    def _act(self, times: int) -> None:
         if self._starting is not None:
             self._starting.cancel()
             _tell_person("stops before it has started")
-        elif time == 1:
+        elif times == 1:
             self.asked.set()
             _tell_person("draining; a second signal cancels what runs and hands it back")
         elif self._worker is not None:
@@ -178,21 +198,20 @@ class Stop:
 
 @contextmanager
 def heard(ctx: click.Context) -> Iterator[Stop]:
-    """Signals are heard while the block runs. One to stop that comes before there is a loop ends the command."""
+    """Signals are heard while the block runs. One to stop that comes before there is a loop ends the command.
+
+    After whatever may have taken them, as the import of an app: `listen()` again.
+    """
     stop = Stop()
-    handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]] = {
-        **dict.fromkeys(stops(), stop.hear),
-        signal.SIGTSTP: stop.hear_pause,
-        signal.SIGUSR1: stop.hear_dump,
-    }
-    before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
+    before = {signum: signal.getsignal(signum) for signum in stop.signals}
     try:
+        stop.listen()
         yield stop
     except StoppedEarly:
         ctx.exit(stop.code)
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        for signum, earlier in before.items():
+            signal.signal(signum, earlier)
 
 
 def _tell_person(words: str) -> None:

@@ -12,7 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from taskflow.cli.exits import Exit
-from taskflow.cli.signals import LEAVE_S, stops
+from taskflow.cli.signals import AFTER_DRAIN_S, stops
 from taskflow.telemetry.logs import announce
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class _Child:
             self.process.send_signal(signum)
 
     def kill(self) -> None:
-        """It should be gone: its handler holds the interpreter, which then hears no signal and no deadline."""
+        """It should be gone: its handler holds the main thread, or the interpreter, which then hears no signal."""
         if self.process is not None:
             self.process.kill()
 
@@ -114,7 +114,7 @@ class _Told:
                 continue  # as for `Stop.hear`: no second word
             if signum in self._stops:
                 self.stops += 1
-                left_s = LEAVE_S + _LATE_S + (self._drain_s if self.stops == 1 else 0.0)
+                left_s = AFTER_DRAIN_S + _LATE_S + (self._drain_s if self.stops == 1 else 0.0)
                 self.end_at = min(self.end_at, time.monotonic() + left_s)
             if signum in self._stops and self.stops == 1:
                 for child in children:

@@ -47,10 +47,12 @@ def worker(
 
     SIGTERM, SIGINT and SIGHUP (unless ignored, as by nohup) drain; a second one cancels what runs and hands it back.
     The process is gone TASKFLOW_WORKER__DRAIN_S + 4.5 s later at the latest. SIGTSTP stops claiming. SIGUSR1 prints
-    threads and tasks.
+    threads and tasks. A call into C that holds the main thread puts all of this off until it is back; with --processes
+    the parent kills such a process in time.
     """
     with heard(ctx) as stop:
         flow = load_app(app)
+        stop.listen()  # again: the app may have taken signals
         refuse_memory(flow, "worker")
         weights = parse_queues(queues)
         count = processes or flow.settings.worker.processes

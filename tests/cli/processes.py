@@ -23,7 +23,8 @@ from taskflow.cli.main import cli
 # `ledger` tells who ran what; `outage` names verbs of the broker that do not answer while it is there, `broken` those
 # that refuse; `looks` grows with each look at the counts; jobs of `wait` end once there is `let-go`.
 APP = """
-import asyncio, os, pathlib, time
+import asyncio, ctypes, os, pathlib, time
+from concurrent.futures import ThreadPoolExecutor
 from taskflow import Bulkhead, CircuitBreaker, Retry, TaskFlow, current_job
 from taskflow.brokers.sqlite import SqliteBroker
 from taskflow.errors import BrokerError, BrokerUnavailable
@@ -87,8 +88,15 @@ async def stay(number: int, how: str) -> None:
     add_line("ledger", f"start {number} {os.getpid()}")
     if how == "in a thread":
         await asyncio.to_thread(time.sleep, 600)
+    if how == "in a pool of its own":
+        ThreadPoolExecutor().submit(time.sleep, 600)
+        return
     if how == "in the loop":
         time.sleep(600)
+    if how == "in C":  # it lets other threads run, but the main thread comes to no instruction
+        libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+        for _ in range(2):
+            libc.pthread_mutex_lock(mutex)
     if how == "with the interpreter":
         sum(range(10**12))
     while True:

@@ -55,9 +55,10 @@ def test_a_child_that_is_killed_is_started_again_and_its_job_runs(tmp_path):
         assert (told["level"], told["pid"], told["exit_code"], told["retry_in_s"]) == ("WARNING", victim, -9, 0.5)
 
 
-def test_a_child_whose_handler_holds_the_interpreter_does_not_keep_the_fleet(tmp_path):
+@pytest.mark.parametrize("how", ["in C", "with the interpreter"])
+def test_a_child_whose_main_thread_hears_no_signal_does_not_keep_the_fleet(tmp_path, how):
     with Place(tmp_path, WORKER__DRAIN_S=0.1) as place:
-        place.submit("stay", (1, "with the interpreter"))
+        place.submit("stay", (1, how))
         parent = place.start("worker", "app", "--processes", "2", "-c", "1")
         until(lambda: place.ledger("start"), "it runs")
         children = parent.children()

@@ -5,14 +5,19 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
 from contextlib import ExitStack, suppress
 
+import click
 import pytest
 
 from taskflow import __version__
+from taskflow.cli.signals import heard
+from taskflow.cli.worker import worker as worker_command
 from tests.cli.processes import Place, until
 
 
@@ -53,6 +58,56 @@ def test_a_handler_that_does_not_end_does_not_keep_the_process(tmp_path, how):
         assert json.loads(worker.err.splitlines()[-1])["event"] == "worker.left"
         # One that blocks the loop is told of by nobody: its lease ends.
         assert place.states() == {"running" if how == "in the loop" else "ready": 1}
+
+
+def test_a_pool_of_the_app_s_own_does_not_keep_the_process(tmp_path):
+    with Place(tmp_path, WORKER__DRAIN_S=0.1) as place:
+        place.submit("stay", (1, "in a pool of its own"))
+        worker = place.start("worker", "app")
+        until(lambda: place.states() == {"succeeded": 1}, "its job ends")
+        began = time.monotonic()
+
+        worker.tell(signal.SIGTERM)
+
+        assert worker.end(60) == 0
+        assert time.monotonic() - began < 0.1 + 4.5 + 1  # the last is for a busy machine
+        assert json.loads(worker.err.splitlines()[-1])["event"] == "worker.left"
+
+
+def test_what_the_app_does_at_exit_is_let_end_where_nobody_said_stop(tmp_path):
+    with Place(tmp_path) as place:
+        (tmp_path / "telling.py").write_text("""
+import atexit
+from app import *
+
+@atexit.register
+def tell():
+    time.sleep(2.5)  # longer than the loop has to end
+    add_line("ledger", f"told 0 {os.getpid()}")
+""")
+
+        result = place.run("worker", "telling", "--until-empty")
+
+        assert result.code == 0
+        assert place.ledger("told") == ["0"]
+
+
+def test_a_command_within_a_process_that_lives_on_does_not_end_it(tmp_path):
+    script = """
+import time
+from click.testing import CliRunner
+from taskflow.cli.main import cli
+assert CliRunner().invoke(cli, ["worker", "app", "--until-empty"]).exit_code == 0
+time.sleep(3)  # as long as a command that ends leaves to what its handlers have left behind, and more
+print("lives on")
+"""
+    with Place(tmp_path) as place:
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            check=False, cwd=tmp_path, env=place.env, capture_output=True, text=True, timeout=30,
+        )  # fmt: skip
+
+    assert (done.returncode, done.stdout) == (0, "lives on\n"), done.stderr
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -131,10 +186,92 @@ def test_under_nohup_a_hangup_stops_nothing(tmp_path, processes):
         until(lambda: place.states() == {"succeeded": 1}, "the job ends")
         place.submit("work", (2,))
         until(lambda: place.ledger("end") == ["2"], "it goes on")
+        until(lambda: worker.err.count('"worker.started"') == processes, "all have started")
         worker.tell(signal.SIGTERM)
 
         assert worker.end() == 0
         assert worker.err.count('"worker.draining"') == processes
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_a_shell_ignores_for_its_background_stops_all_the_same(tmp_path, signum):
+    with Place(tmp_path) as place:
+        place.submit("wait", (1,))
+        worker = place.start("worker", "app", preexec_fn=lambda: signal.signal(signum, signal.SIG_IGN))
+        until(lambda: place.ledger("start"), "it runs")
+
+        worker.tell(signum)
+        until(lambda: "draining" in worker.err, "it drains")
+        place.let_go()
+
+        assert worker.end() == 0
+
+
+OWN_HANDLERS = """
+import asyncio, os, signal
+from app import *
+
+def deaf(*_):
+    add_line("ledger", f"deaf 0 {os.getpid()}")
+
+if os.environ["OWN"] == "default":
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+if os.environ["OWN"] == "handler":
+    signal.signal(signal.SIGTERM, deaf)
+
+@flow.lifespan
+async def deafening():
+    loop = asyncio.get_running_loop()
+    if os.environ["OWN"] == "lifespan":
+        signal.signal(signal.SIGTERM, deaf)
+    if os.environ["OWN"] == "loop":
+        loop.add_signal_handler(signal.SIGTERM, deaf)
+    yield
+    add_line("ledger", f"{'kept' if loop.remove_signal_handler(signal.SIGTERM) else 'gone'} 0 {os.getpid()}")
+
+@flow.lifespan
+async def starting():
+    if os.environ["OWN"] == "handler":  # of the module: it is overruled before anything starts
+        add_line("ledger", f"begun 0 {os.getpid()}")
+        if os.path.exists("slow"):
+            await asyncio.sleep(60)
+    yield
+"""
+
+
+@pytest.mark.parametrize("own", ["default", "handler", "lifespan", "loop"])
+def test_what_the_app_does_with_signals_keeps_no_worker_from_its_drain(tmp_path, monkeypatch, own):
+    monkeypatch.setenv("OWN", own)
+    with Place(tmp_path) as place:
+        (tmp_path / "own.py").write_text(OWN_HANDLERS)
+        place.submit("wait", (1,))
+        worker = place.start("worker", "own")
+        until(lambda: place.ledger("start"), "it runs")
+
+        worker.tell(signal.SIGTERM)
+        until(lambda: "draining" in worker.err, "it drains")
+        place.let_go()
+
+        assert worker.end() == 0
+        assert place.states() == {"succeeded": 1}
+        assert place.ledger("gone") == ["0"]
+        assert not place.ledger("deaf")
+
+
+@pytest.mark.parametrize("command", ["worker", "run"])
+def test_what_an_app_does_with_signals_at_its_import_keeps_nobody_from_ending_its_start(tmp_path, monkeypatch, command):
+    monkeypatch.setenv("OWN", "handler")
+    with Place(tmp_path) as place:
+        (tmp_path / "own.py").write_text(OWN_HANDLERS)
+        (tmp_path / "slow").touch()
+        words = ("work", "--jsonl", place.file('{"number": 1}')) if command == "run" else ()
+        worker = place.start(command, "own", *words)
+        until(lambda: place.ledger("begun"), "it starts")
+
+        worker.tell(signal.SIGTERM)
+
+        assert worker.end(10) == 0
+        assert '"worker.unstarted"' in worker.err
 
 
 # --- to stop before it has started -------------------------------------------------------------------------------------
@@ -180,6 +317,24 @@ def test_a_signal_ends_a_start_in_order(tmp_path, monkeypatch, command, signum, 
         assert worker.end(10) == code
         assert len(place.ledger("opened")) == len(place.ledger("closed")) == (where == "lifespan")
         assert all(json.loads(line) for line in worker.err.splitlines())
+
+
+def test_a_signal_amid_the_installing_of_handlers_ends_the_command(monkeypatch):
+    install, default = signal.signal, signal.getsignal(signal.SIGTERM)
+
+    def interrupted(signum, handler):
+        before = install(signum, handler)
+        if signum == signal.SIGTERM and handler is not default:
+            signal.raise_signal(signum)
+        return before
+
+    monkeypatch.setattr(signal, "signal", interrupted)
+
+    with pytest.raises(click.exceptions.Exit) as ended, heard(click.Context(worker_command)):
+        raise AssertionError("it went on")
+
+    assert ended.value.exit_code == 0
+    assert signal.getsignal(signal.SIGTERM) is default
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "redis"])
