@@ -113,6 +113,7 @@ class PostgresServer(OwnServer):
             "listen_addresses=127.0.0.1",
             f"unix_socket_directories={self.folder}",
             "timezone=UTC",
+            "password_encryption=scram-sha-256",  # 13 has another default, and pg_hba.conf asks for this one
             *durability,
             *options,
         )
