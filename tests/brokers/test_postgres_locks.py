@@ -10,6 +10,7 @@ import random
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
+import psycopg
 import pytest
 
 from taskflow.brokers.base import Note
@@ -154,7 +155,10 @@ async def test_gates_whose_names_the_database_sorts_in_another_way(server: Postg
     """A change of the family beside the end of jobs of its members, in a database that does not tell A from a."""
     if server.execute("SHOW server_version_num") < [("150000",)]:
         pytest.skip("no ICU for a database before PostgreSQL 15")
-    server.execute("CREATE DATABASE sorted TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'en'")
+    try:
+        server.execute("CREATE DATABASE sorted TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'en'")
+    except psycopg.errors.FeatureNotSupported:  # the wheel's
+        pytest.skip("this PostgreSQL was built without ICU")
     url = urlunsplit(urlsplit(server.url)._replace(path="/sorted"))
     gates = [f"http/{letter}" for letter in "abcdefghijklmnopqrstUVWXYZ"]  # in "C" the last come first
     async for a, b, *_ in opened(url):
