@@ -63,9 +63,7 @@ class Accepted(StrEnum):
     SAME_KEY = "same_key"  # a job of this task and key is not final yet: `job_id` names it
     QUEUE_FULL = "queue_full"
     GATE_FULL = "gate_full"
-    KEY_HELD = (
-        "key_held"  # a transaction that is still open has taken its key, and was waited for: nothing is known yet
-    )
+    KEY_HELD = "key_held"  # an open transaction has taken its key, and was waited for: nothing is known yet
 
 
 class Receipt(NamedTuple):

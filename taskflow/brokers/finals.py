@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from taskflow.brokers.waiting import Pauses, closed_meanwhile, not_kept, settled
+from taskflow.brokers.waiting import closed_meanwhile, fail, not_kept, settled
+from taskflow.core.backoff import Pauses
 from taskflow.errors import BrokerError, BrokerUnavailable, ConfigError
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ class Look:
         self._hint.set()
 
     async def _look(self, listen: Callable[[], Awaitable[float]]) -> None:
-        pauses = Pauses(_FIRST_PAUSE_S, _MOST_PAUSE_S)
+        pauses = Pauses(_FIRST_PAUSE_S, _MOST_PAUSE_S, random.random)
         try:
             while self._awaited:
                 try:
@@ -55,7 +57,7 @@ class Look:
                 except (BrokerError, ConfigError):  # an outage, a password that is being changed: waited out
                     await asyncio.sleep(pauses.next_s())
                 else:
-                    pauses.over()
+                    pauses.reset()
                     self._awaited.tell(ended)
                     await asyncio.sleep(_GAP_S)
         finally:  # with nobody who looks for them, those who wait look themselves
@@ -76,10 +78,6 @@ class Question:
         self.job_ids: dict[str, None] = {}
         self.wait_s = 0.0
         self.answer: asyncio.Future[dict[str, Final | None]] = asyncio.get_running_loop().create_future()
-
-    def fail(self, error: Exception) -> None:
-        self.answer.set_exception(error)
-        self.answer.exception()  # whoever asked may be gone: asyncio need not tell
 
 
 class FinalsReader:
@@ -121,10 +119,10 @@ class FinalsReader:
             try:
                 answer = await self._answered([*question.job_ids], question.wait_s)
             except asyncio.CancelledError:
-                question.fail(closed_meanwhile(self._where))
+                fail(question.answer, closed_meanwhile(self._where))
                 raise
             except Exception as error:  # noqa: BLE001 - it is raised where it was asked
-                question.fail(error)
+                fail(question.answer, error)
             else:
                 question.answer.set_result(answer)
 
@@ -142,4 +140,4 @@ class FinalsReader:
             await asyncio.wait((task,))
         question, self._next = self._next, None
         if question is not None:
-            question.fail(closed_meanwhile(self._where))
+            fail(question.answer, closed_meanwhile(self._where))

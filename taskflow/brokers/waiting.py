@@ -1,13 +1,11 @@
-"""Waiting inside a broker: for a job to end, a queue to have work, calls to be over, an outage to pass. All use it."""
+"""Waiting inside a broker: for a job to end, a queue to have work, the calls under way to be over. All use it."""
 
 from __future__ import annotations
 
 import asyncio
-import random
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from taskflow.core.backoff import exponential
 from taskflow.errors import BrokerError, JobNotFound
 
 if TYPE_CHECKING:
@@ -84,30 +82,16 @@ class UnderWay:
             await settled(self._quiet, give_up_at - loop.time())
 
 
-class Pauses:
-    """Between tries that fail: each about twice as long as the one before, jittered, up to `most_s`."""
-
-    __slots__ = ("_failed", "_first_s", "_most_s")
-
-    def __init__(self, first_s: float, most_s: float) -> None:
-        self._first_s, self._most_s = first_s, most_s
-        self._failed = 0
-
-    def next_s(self) -> float:
-        """Seconds to wait before the next try."""
-        self._failed += 1
-        most_s = exponential(self._failed, base_s=self._first_s, factor=2, cap_s=self._most_s)
-        return most_s * (0.5 + random.random() / 2)  # noqa: S311 - no secret
-
-    def over(self) -> None:
-        """A try went well."""
-        self._failed = 0
-
-
 def resolve(future: asyncio.Future[Any]) -> None:
     """Its result is None, unless it has one."""
     if not future.done():
         future.set_result(None)
+
+
+def fail(future: asyncio.Future[Any], error: Exception) -> None:
+    """It raises `error`."""
+    future.set_exception(error)
+    future.exception()  # whoever waited for it may be gone: asyncio need not tell
 
 
 async def settled(future: asyncio.Future[Any], timeout_s: float) -> bool:

@@ -14,6 +14,7 @@ import click
 from taskflow.cli.loading import load_app, refuse_memory, warn_about
 from taskflow.cli.running import run_to_exit
 from taskflow.cli.signals import heard
+from taskflow.cli.supervise import supervise
 from taskflow.running import queue_weights
 from taskflow.runtime.calls import BrokerCalls
 
@@ -57,8 +58,6 @@ def worker(
         weights = parse_queues(queues)
         count = processes or flow.settings.worker.processes
         if count > 1:
-            from taskflow.cli.supervise import supervise  # noqa: PLC0415
-
             ctx.exit(
                 supervise(flow, stop, count, app=app, queues=queues, concurrency=concurrency, until_empty=until_empty)
             )

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from taskflow.core import specs
 
 
@@ -45,3 +47,27 @@ def delay_s(retry: specs.Retry, attempt: int, *, jitter: float, last_s: float | 
             return least + (most - least) * jitter
         case _:
             return ceiling
+
+
+class Pauses:
+    """The waits of one operation that is repeated until it gets through: each twice as long as the one before.
+
+    From `first_s` up to `most_s`, jittered over the upper half by `draw`, which gives numbers in [0, 1): never a spin,
+    no two in step, and soon back after an outage.
+    """
+
+    __slots__ = ("_draw", "_failed", "_first_s", "_most_s")
+
+    def __init__(self, first_s: float, most_s: float, draw: Callable[[], float]) -> None:
+        self._first_s, self._most_s, self._draw = first_s, most_s, draw
+        self._failed = 0
+
+    def next_s(self) -> float:
+        """Seconds to wait this time."""
+        self._failed += 1
+        wait_s = exponential(self._failed, base_s=self._first_s, factor=2, cap_s=self._most_s)
+        return wait_s * (0.5 + self._draw() / 2)
+
+    def reset(self) -> None:
+        """It got through: the next wait is short again."""
+        self._failed = 0

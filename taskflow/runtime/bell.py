@@ -27,10 +27,16 @@ class Bell:
     def ring(self) -> None:
         """Wake who waits, wanted or not."""
         self.is_wanted = False
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        if self._waiter is not None:
+            ring(self._waiter)
 
     def ring_if_wanted(self) -> None:
         """Wake who waits for this."""
         if self.is_wanted:
             self.ring()
+
+
+def ring(waiter: asyncio.Future[None]) -> None:
+    """Wake who waits for this future, unless somebody has, or it was cancelled."""
+    if not waiter.done():
+        waiter.set_result(None)

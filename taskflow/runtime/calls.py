@@ -13,7 +13,9 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from taskflow.core import events
+from taskflow.core.backoff import Pauses
 from taskflow.errors import BrokerError, BrokerUnavailable, ConfigError
+from taskflow.runtime.bell import ring
 
 if TYPE_CHECKING:
     import random
@@ -23,26 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Waits grow from the first to the second, jittered over the upper half: never a spin, and soon back after an outage.
-_FIRST_S, _CAP_S = 0.05, 5.0
-
-
-class Pauses:
-    """The waits of one operation that is repeated: each twice as long as the one before, jittered, up to the cap."""
-
-    def __init__(self, rng: random.Random) -> None:
-        self._rng = rng
-        self._next_s = _FIRST_S
-
-    def reset(self) -> None:
-        """It got through: the next wait is short again."""
-        self._next_s = _FIRST_S
-
-    def next_s(self) -> float:
-        """Seconds to wait this time."""
-        wait_s = self._next_s
-        self._next_s = min(_CAP_S, wait_s * 2)
-        return wait_s * (0.5 + self._rng.random() / 2)
+_FIRST_S, _CAP_S = 0.05, 5.0  # between two tries in an outage
 
 
 class BrokerCalls:
@@ -72,7 +55,7 @@ class BrokerCalls:
 
         Raises `BrokerError` that is no outage: the broker refused.
         """
-        pauses = Pauses(self._rng)
+        pauses = self.pauses()
         while True:
             with suppress(BrokerUnavailable):
                 return await self.or_pause(operation, call, pauses)
@@ -97,7 +80,7 @@ class BrokerCalls:
 
     def pauses(self) -> Pauses:
         """For one operation that is repeated."""
-        return Pauses(self._rng)
+        return Pauses(_FIRST_S, _CAP_S, self._rng.random)
 
     async def is_heard(self, operation: str, call: Callable[[], Awaitable[object]], pauses: Pauses) -> bool:
         """Whether the broker answers a call that it has no reason to refuse. If not, once it is time to ask again."""
@@ -115,7 +98,7 @@ class BrokerCalls:
 
     async def _until_due_or_back(self, pause_s: float) -> None:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        timer = self._clock.call_at(self._clock.now() + pause_s, partial(_wake, waiter))
+        timer = self._clock.call_at(self._clock.now() + pause_s, partial(ring, waiter))
         self._pausing.add(waiter)
         try:
             await waiter
@@ -125,14 +108,14 @@ class BrokerCalls:
 
     async def keep_up(self, operation: str, loop: Callable[[], Awaitable[None]]) -> None:
         """Run one of a worker's own loops for ever: what nobody foresaw is announced, and the loop starts again."""
-        pauses = Pauses(self._rng)
+        pauses = self.pauses()
         while True:
             began = self._clock.now()
             try:
                 await loop()
             except Exception as error:  # noqa: BLE001 - a worker without this loop would be a zombie
                 if self._clock.now() - began > _CAP_S:
-                    pauses = Pauses(self._rng)
+                    pauses = self.pauses()
                 pause_s = pauses.next_s()
                 self.failed(operation, error, pause_s)
                 await self._clock.sleep(pause_s)
@@ -160,15 +143,10 @@ class BrokerCalls:
             if since is not None:
                 self._emit(events.BrokerRecovered(operation, self._clock.now() - since))
                 for waiter in self._pausing:
-                    _wake(waiter)
+                    ring(waiter)
         self._emit(events.BrokerAnswered(operation, took_s))
 
 
 def _as_outage(error: BrokerUnavailable | ConfigError) -> BrokerUnavailable:
     """The broker was open, so its settings were right: somebody changes a password or rights, and is not done yet."""
     return error if isinstance(error, BrokerUnavailable) else BrokerUnavailable(str(error), kind="config")
-
-
-def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)

@@ -17,7 +17,6 @@ from taskflow.core import events
 from taskflow.core.decision import Release
 from taskflow.core.job import SUSPECT_AFTER
 from taskflow.errors import BrokerError, BrokerUnavailable
-from taskflow.runtime.calls import Pauses
 from taskflow.runtime.turns import QueueTurns
 from taskflow.runtime.walk import Walk
 
@@ -81,7 +80,7 @@ class Claimer:
     async def run(self) -> None:
         """Claim until the worker drains. What a claim brings that was under way then goes back at once."""
         fruitless = 0
-        pauses = Pauses(self._rng)
+        pauses = self._calls.pauses()
         while not self._is_draining():
             request = self._request()
             # Before it claims: what ends meanwhile makes room that the request did not ask for.

@@ -9,7 +9,6 @@ from taskflow.brokers.base import Reclaimed, Retention
 from taskflow.core import events
 from taskflow.core.job import JobState
 from taskflow.errors import BrokerError, BrokerUnavailable
-from taskflow.runtime.calls import Pauses
 
 if TYPE_CHECKING:
     import random
@@ -55,7 +54,7 @@ class Upkeep:
 
     async def run(self) -> None:
         """Keep house for ever."""
-        pauses = Pauses(self._rng)
+        pauses = self._calls.pauses()
         sampled_at = float("-inf")
         ahead_s = self._ahead_s()
         judges_from = 0.0

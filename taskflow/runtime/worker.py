@@ -24,7 +24,7 @@ from taskflow.core.decision import Cancel, Release
 from taskflow.core.job import JobState
 from taskflow.errors import BrokerError
 from taskflow.runtime.attempt import Attempts
-from taskflow.runtime.bell import Bell
+from taskflow.runtime.bell import Bell, ring
 from taskflow.runtime.breakers import Breakers
 from taskflow.runtime.calls import BrokerCalls
 from taskflow.runtime.claim import Claimer
@@ -345,7 +345,7 @@ class Worker:
         if self._timer is not None:
             self._timer.cancel()
         self._phase = due, last_s
-        self._timer = self._clock.call_at(self._end_at - last_s, partial(_ring, due))
+        self._timer = self._clock.call_at(self._end_at - last_s, partial(ring, due))
 
     def _is_ending(self) -> bool:
         """Whether a slot that is cancelled by nobody we know is the end of this worker, or of the whole loop."""
@@ -390,11 +390,6 @@ class Worker:
             walk.slot.stop(CANCELLED)
         for walk in self._slots.take_out(lambda walk: cancelled.get(walk.claim.job_id) == walk.claim.token):
             self._attempts.settle_unstarted(walk, Cancel())
-
-
-def _ring(due: asyncio.Future[None]) -> None:
-    if not due.done():
-        due.set_result(None)
 
 
 def _is_cancelled(walk: Walk) -> bool:

@@ -30,7 +30,7 @@ SNOOZE_REASONS = (
 )
 LIMITER_REASONS = ("bulkhead_full", "rate_limited")
 OPERATIONS = ("submit", "claim", "settle", "beat", "gate", "reclaim", "counts", "finals", "note", "leave", OTHER)
-FAILURES = ("timeout", "connection", "full", "locked", "held", "config", "refused", OTHER)
+FAILURES = ("timeout", "connection", "full", "locked", "config", "refused", OTHER)
 
 # Five milliseconds to an hour: a job that waits or runs longer than that is looked at by other means.
 JOB_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)

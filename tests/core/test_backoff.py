@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from taskflow.core.backoff import delay_s, exponential
+from taskflow.core.backoff import Pauses, delay_s, exponential
 from taskflow.core.specs import Retry
 
 ATTEMPTS = st.integers(1, 5_000)
@@ -153,3 +153,22 @@ def test_a_constant_wait_is_factor_1_without_jitter() -> None:
     retry = Retry(base=3, factor=1, jitter="none")
 
     assert [delay_s(retry, attempt, jitter=0.3) for attempt in (1, 2, 50)] == [3, 3, 3]
+
+
+@given(draws=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=40))
+def test_pauses_double_up_to_the_most_and_never_lose_more_than_half_to_the_jitter(draws: list[float]) -> None:
+    left = iter(draws)
+    pauses = Pauses(0.05, 5.0, lambda: next(left))
+
+    for number, draw in enumerate(draws):
+        ceiling = min(5.0, 0.05 * 2**number)
+        assert pauses.next_s() == pytest.approx(ceiling * (0.5 + draw / 2))
+
+
+def test_pauses_are_short_again_once_something_got_through() -> None:
+    pauses = Pauses(0.05, 5.0, lambda: 0.0)
+    before = [pauses.next_s() for _ in range(10)]
+
+    pauses.reset()
+
+    assert [pauses.next_s() for _ in range(10)] == before

@@ -15,6 +15,7 @@ from taskflow.brokers.postgres import errors, schema
 from taskflow.brokers.postgres.doubts import doubts_about
 from taskflow.brokers.postgres.options import connect_s, for_driver
 from taskflow.brokers.waiting import UnderWay
+from taskflow.core.backoff import Pauses
 from taskflow.errors import BrokerError, ConfigError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ _DROP_READ = "SELECT pg_notification_queue_usage()"
 _TRIES = 5  # of a call that met a deadlock or another's id
 # A role or a database may have another default, and an older snapshot than a statement's own loses jobs.
 _SETTINGS = {"default_transaction_isolation": schema.ISOLATION}
-_PAUSE_S = 0.05  # before the second of them, at most; before each one more twice that. Who met parts
+_PAUSE_S, _MOST_PAUSE_S = 0.03, 0.5  # before the second of them, and at most: who met parts
 _HOSTS = re.compile(r"(([^\[\]:,]*|\[[^\]]*\])(:\d*)?(,|$))*")
 _ON = frozenset({"1", "on", "true", "yes"})
 _OFF = frozenset({"0", "off", "false", "no"})
@@ -233,13 +234,14 @@ async def look(address: Address, namespace: str) -> tuple[int, tuple[str, ...]]:
 
 async def _again(call: Callable[[], Awaitable[Any]]) -> Any:
     """Once more where the server undid everything, because of others."""
+    pauses = Pauses(_PAUSE_S, _MOST_PAUSE_S, random.random)
     for left in reversed(range(_TRIES)):
         try:
             return await call()
         except asyncpg.PostgresError as error:
             if left == 0 or not errors.is_retried(error):
                 raise
-        await asyncio.sleep(random.uniform(0, _PAUSE_S * 2 ** (_TRIES - 1 - left)))  # noqa: S311 - no secret
+        await asyncio.sleep(pauses.next_s())
     raise AssertionError("unreachable")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 import uuid
 from contextlib import suppress
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from taskflow.brokers.finals import Look
 from taskflow.brokers.postgres import errors, reading
 from taskflow.brokers.postgres.schema import quoted
-from taskflow.brokers.waiting import Pauses
+from taskflow.core.backoff import Pauses
 from taskflow.errors import BrokerError, ConfigError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Listening:
         self._id = uuid.uuid4().hex
         self._wanted = self._kinds = 0
         self._renewed_at = self._again_at = float("-inf")
-        self._pauses = Pauses(_AGAIN_S, _MOST_AGAIN_S)
+        self._pauses = Pauses(_AGAIN_S, _MOST_AGAIN_S, random.random)
         self._connection: asyncpg.Connection | None = None
         self._tuning: asyncio.Task[None] | None = None
         self._look = Look(waiters.finals, partial(reading.ended, pool))
@@ -86,7 +87,7 @@ class Listening:
                     self._connection = connection
                 self._kinds, self._renewed_at = wanted, now
                 is_tuned = wanted == self._wanted  # or somebody came meanwhile, who waits for the other kind
-            self._pauses.over()
+            self._pauses.reset()
         except Exception as error:
             if not errors.is_translated(error):
                 raise

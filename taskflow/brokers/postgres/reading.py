@@ -32,7 +32,8 @@ async def finals(pool: Pool, job_ids: Sequence[str]) -> dict[str, Final | None]:
     found: dict[str, Final | None] = {}
     for job_id, state, has_result, data, *error in rows:
         last = None if error[0] is None else ErrorInfo(*error)
-        found[job_id] = state and Final(job_id, STATES[state], data, last, not has_result or data is not None)
+        is_kept = not has_result or data is not None
+        found[job_id] = None if state is None else Final(job_id, STATES[state], data, last, is_kept)
     return found
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from typing import TYPE_CHECKING, Any
 
 import redis.exceptions
 from redis.exceptions import RedisError
 
 from taskflow.brokers.redis.link import heeding_cancellation
-from taskflow.brokers.waiting import Awaited, Pauses
+from taskflow.brokers.waiting import Awaited, fail
+from taskflow.core.backoff import Pauses
 from taskflow.errors import BrokerError, ConfigError
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class Listening:
         self._subscribed: asyncio.Future[None] | None = None  # None while nobody listens
         self._failure: BrokerError | ConfigError | None = None  # of the last try; for a while there is no other
         self._again_at = 0.0
-        self._pauses = Pauses(_AGAIN_S, _MOST_AGAIN_S)
+        self._pauses = Pauses(_AGAIN_S, _MOST_AGAIN_S, random.random)
 
     async def ready(self) -> None:
         """From now on no word is missed, as long as the connection holds. Raises `BrokerUnavailable`.
@@ -61,7 +63,7 @@ class Listening:
             await asyncio.wait(self._tasks, timeout=_CANCELLED_S)
         subscribed, self._subscribed = self._subscribed, None
         if subscribed is not None and not subscribed.done():  # its task had not even begun
-            _fail(subscribed, BrokerError(f"{self._link.where} was closed"))
+            fail(subscribed, BrokerError(f"{self._link.where} was closed"))
         self._wake_all()
 
     def add(self, future: asyncio.Future[None], *, queues: Iterable[str] = (), job_ids: Iterable[str] = ()) -> None:
@@ -86,14 +88,14 @@ class Listening:
             if not subscribed.done():
                 self._failure = failure
                 self._again_at = asyncio.get_running_loop().time() + self._pauses.next_s()
-                _fail(subscribed, failure)
+                fail(subscribed, failure)
         except BrokerError as error:
-            _fail(subscribed, error)
+            fail(subscribed, error)
         finally:
             if self._subscribed is subscribed:
                 self._subscribed = None
             if not subscribed.done():
-                _fail(subscribed, BrokerError(f"{self._link.where} was closed"))
+                fail(subscribed, BrokerError(f"{self._link.where} was closed"))
             self._wake_all()  # what was said meanwhile nobody knows
             if pubsub is not None:
                 with contextlib.suppress(RedisError, OSError):
@@ -116,7 +118,7 @@ class Listening:
                 if confirmed == 2 and not subscribed.done():
                     subscribed.set_result(None)
                     self._failure = None
-                    self._pauses.over()
+                    self._pauses.reset()
             elif message["type"] == "message":
                 self._tell(message["channel"], message["data"].decode())
 
@@ -129,8 +131,3 @@ class Listening:
     def _wake_all(self) -> None:
         self._by_queue.tell_all()
         self._by_job.tell_all()
-
-
-def _fail(future: asyncio.Future[None], error: Exception) -> None:
-    future.set_exception(error)
-    future.exception()  # whoever waited for it may be gone: asyncio need not tell
