@@ -13,7 +13,7 @@ import pytest
 from taskflow import BrokerUnavailable, Settings, TaskFlow
 from taskflow.errors import KEY_HELD
 from tests.brokers.conftest import postgres
-from tests.brokers.words import job
+from tests.brokers.words import eventually, job
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -47,6 +47,12 @@ async def connected() -> AsyncIterator[asyncpg.Connection]:
         await connection.close()
 
 
+async def waits_for_a_lock(connection: asyncpg.Connection) -> bool:
+    """Whether a submit waits for a transaction to end, as the server sees it."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%submit_v1%'"
+    return bool(await connection.fetchval(waiting))
+
+
 async def test_a_key_that_an_open_transaction_holds_is_told_in_seconds_and_holds_up_nobody_else(flow: TaskFlow) -> None:
     task: Any = flow.find("charge")
     async with flow:
@@ -55,7 +61,7 @@ async def test_a_key_that_an_open_transaction_holds_is_told_in_seconds_and_holds
                 await task.options(connection=connection, key=key).submit(1)
             asked = [asyncio.create_task(task.options(key=key).submit(2)) for key in HELD * 10]
             free = asyncio.create_task(task.options(key="free").submit(4))
-            await asyncio.sleep(0)  # they are under way, or wait for those
+            await eventually(lambda: waits_for_a_lock(connection))
             async with asyncio.timeout(SOON_S):
                 await task.submit(3)
                 await flow.broker.counts()

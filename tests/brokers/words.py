@@ -151,5 +151,36 @@ async def claimed_soon(broker: FullBroker, worker: str = "w1", **fields: Any) ->
     return claims
 
 
+async def until_it_waits_for_work(broker: Any) -> None:
+    """Somebody's `wait` has begun: what comes now has to wake it."""
+
+    async def does() -> bool:
+        match broker.name:
+            case "memory":
+                return any(queue.waiters for queue in broker._store.queues.values())
+            case "redis":
+                return len(broker._listening._by_queue) > 0
+            case _:
+                return len(broker._waiters.work) > 0
+
+    await eventually(does)
+
+
+async def until_it_waits_for_ends(broker: Any, count: int = 1) -> None:
+    """So many calls of `finals` have begun: what ends now has to wake them."""
+
+    async def do() -> bool:
+        match broker.name:
+            case "memory":
+                awaited = broker._store.awaited
+            case "redis":
+                awaited = broker._listening._by_job
+            case _:
+                awaited = broker._waiters.finals
+        return len({id(future) for futures in awaited.by_name.values() for future in futures}) >= count
+
+    await eventually(do)
+
+
 def ids(claims: Sequence[Claim]) -> list[str]:
     return [claim.job_id for claim in claims]

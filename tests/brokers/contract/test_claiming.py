@@ -59,7 +59,7 @@ async def test_claimers_at_once_never_share_a_job(broker: FullBroker) -> None:
         mine: list[str] = []
         while claims := await claim(broker, worker, limit=5):
             mine += ids(claims)
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # the others' turn, on a broker that never waits
         return mine
 
     taken = await asyncio.gather(*(claimer(f"w{number}") for number in range(4)))

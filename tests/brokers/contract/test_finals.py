@@ -24,6 +24,7 @@ from tests.brokers.words import (
     settle,
     settle_all,
     submit,
+    until_it_waits_for_ends,
 )
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ async def test_finals_waits_for_the_first_to_end(broker: FullBroker) -> None:
 
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
         waiting = group.create_task(broker.finals([other.id, one.id], LONG_S))
-        await asyncio.sleep(0.01)
+        await until_it_waits_for_ends(broker)
         await settle(broker, running, DONE)
 
     assert [*waiting.result()] == [one.id]
@@ -64,7 +65,7 @@ async def test_finals_hears_of_every_end(broker: FullBroker, how: str) -> None:
 
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
         waiting = group.create_task(broker.finals([one.id], LONG_S))
-        await asyncio.sleep(0.01)
+        await until_it_waits_for_ends(broker)
         if how == "buried":
             await settle(broker, await claim_one(broker), Bury(BOOM))
         elif how == "cancelled":
@@ -98,7 +99,7 @@ async def test_many_wait_each_for_its_own_job(broker: FullBroker) -> None:
 
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
         waiting = [group.create_task(broker.finals([one.id], LONG_S)) for one in jobs for _ in range(2)]
-        await asyncio.sleep(0.01)
+        await until_it_waits_for_ends(broker, len(waiting))
         while claims := await claim(broker):
             await settle_all(broker, claims, DONE)
 
@@ -110,7 +111,7 @@ async def test_cancelled_waiter_leaves_the_others_waiting(broker: FullBroker) ->
     await submit(broker, one)
     impatient = asyncio.create_task(broker.finals([one.id], LONG_S))
     patient = asyncio.create_task(broker.finals([one.id], LONG_S))
-    await asyncio.sleep(0.01)
+    await until_it_waits_for_ends(broker, 2)
 
     impatient.cancel()
     with pytest.raises(asyncio.CancelledError):

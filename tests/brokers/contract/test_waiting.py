@@ -10,7 +10,20 @@ import pytest
 
 from taskflow.core import gate as gating
 from taskflow.core.decision import Retry
-from tests.brokers.words import BOOM, DONE, LONG_S, ask, claim, claim_one, claimed_soon, die, job, settle, submit
+from tests.brokers.words import (
+    BOOM,
+    DONE,
+    LONG_S,
+    ask,
+    claim,
+    claim_one,
+    claimed_soon,
+    die,
+    job,
+    settle,
+    submit,
+    until_it_waits_for_work,
+)
 
 if TYPE_CHECKING:
     from taskflow.brokers.base import FullBroker
@@ -38,7 +51,7 @@ async def test_wait_returns_after_its_timeout(broker: FullBroker) -> None:
 async def test_submit_wakes_a_waiting_worker(broker: FullBroker) -> None:
     async with asyncio.TaskGroup() as group:
         waiting = group.create_task(claimed_soon(broker))
-        await asyncio.sleep(0)
+        await until_it_waits_for_work(broker)
         await submit(broker, job())
 
     assert len(waiting.result()) == 1
@@ -50,7 +63,7 @@ async def test_resume_wakes_a_waiting_worker(broker: FullBroker) -> None:
 
     async with asyncio.TaskGroup() as group:
         waiting = group.create_task(claimed_soon(broker))
-        await asyncio.sleep(0.01)
+        await until_it_waits_for_work(broker)
         await broker.resume("q")
 
     assert len(waiting.result()) == 1
@@ -63,7 +76,7 @@ async def test_settled_claim_wakes_a_worker_that_waits_for_the_gate(broker: Full
 
     async with asyncio.TaskGroup() as group:
         waiting = group.create_task(claimed_soon(broker, "w2"))
-        await asyncio.sleep(0.01)
+        await until_it_waits_for_work(broker)
         await settle(broker, running, DONE)
 
     assert len(waiting.result()) == 1
@@ -75,7 +88,7 @@ async def test_change_of_a_gate_wakes_a_worker_that_waits_for_it(broker: FullBro
 
     async with asyncio.TaskGroup() as group:
         waiting = group.create_task(claimed_soon(broker))
-        await asyncio.sleep(0.01)
+        await until_it_waits_for_work(broker)
         await broker.gate("smtp", gating.Release())
 
     assert len(waiting.result()) == 1
@@ -115,7 +128,7 @@ async def test_reclaim_wakes_a_waiting_worker(broker: FullBroker) -> None:
 
     async with asyncio.TaskGroup() as group:
         waiting = group.create_task(claimed_soon(broker))
-        await asyncio.sleep(0.01)
+        await until_it_waits_for_work(broker)
         await die(broker, "dies")
 
     assert len(waiting.result()) == 1
@@ -130,7 +143,7 @@ async def test_retried_job_wakes_a_worker_when_it_is_due(broker: FullBroker) -> 
 
 async def test_cancelled_wait_leaves_the_broker_as_it_was(broker: FullBroker) -> None:
     waiting = asyncio.create_task(broker.wait(ask(), LONG_S))
-    await asyncio.sleep(0.01)
+    await until_it_waits_for_work(broker)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
