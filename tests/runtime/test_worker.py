@@ -27,6 +27,8 @@ from tests.runtime.fleet import Fleet
 from tests.runtime.made import heard, make_flow, put
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from taskflow.core.job import Claim
 
 pytestmark = pytest.mark.anyio
@@ -53,6 +55,19 @@ class Gauge:
 
 
 # --- capacity ----------------------------------------------------------
+
+
+def deaf(release: asyncio.Event) -> Callable[[TaskFlow], None]:
+    """A task whose handler heeds no cancellation until it is let go."""
+
+    def register(flow: TaskFlow) -> None:
+        @flow.task(name="task")
+        async def work() -> None:
+            while not release.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await release.wait()
+
+    return register
 
 
 async def test_as_many_jobs_run_at_once_as_there_are_slots_and_no_more() -> None:
@@ -855,15 +870,7 @@ async def test_whoever_asks_twice_gets_a_quick_end_and_the_jobs_are_handed_back(
 
 async def test_after_a_second_signal_even_a_handler_that_does_not_stop_is_not_waited_for() -> None:
     release = asyncio.Event()
-
-    def register(flow: TaskFlow) -> None:
-        @flow.task(name="task")
-        async def work() -> None:
-            while not release.is_set():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await release.wait()
-
-    fleet = Fleet(register)
+    fleet = Fleet(deaf(release))
     member = await fleet.start(concurrency=1, drain=1_000)
     await put(fleet.broker, "a")
     await all_blocked()
@@ -927,15 +934,7 @@ async def test_the_end_of_the_whole_loop_hands_back_too(is_draining: bool) -> No
 
 async def test_a_handler_that_does_not_stop_does_not_hold_up_the_end_and_its_job_is_handed_back() -> None:
     release = asyncio.Event()
-
-    def register(flow: TaskFlow) -> None:
-        @flow.task(name="task")
-        async def work() -> None:
-            while not release.is_set():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await release.wait()
-
-    fleet = Fleet(register)
+    fleet = Fleet(deaf(release))
     member = await fleet.start(concurrency=2, drain=1)
     await put(fleet.broker, "a")
     await all_blocked()
@@ -955,15 +954,7 @@ async def test_a_handler_that_does_not_stop_does_not_hold_up_the_end_and_its_job
 @pytest.mark.parametrize("is_in_a_hurry", [True, False])
 async def test_the_end_fits_in_the_drain_and_its_few_seconds(is_reachable: bool, is_in_a_hurry: bool) -> None:
     release = asyncio.Event()
-
-    def register(flow: TaskFlow) -> None:
-        @flow.task(name="task")
-        async def work() -> None:
-            while not release.is_set():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await release.wait()
-
-    fleet = Fleet(register)
+    fleet = Fleet(deaf(release))
     member = await fleet.start(concurrency=2, drain=25)
     await put(fleet.broker, "a")
     await all_blocked()
@@ -986,15 +977,7 @@ async def test_the_end_fits_in_the_drain_and_its_few_seconds(is_reachable: bool,
 
 async def test_a_cancelled_job_whose_handler_does_not_heed_it_is_handed_back_to_nobody() -> None:
     release = asyncio.Event()
-
-    def register(flow: TaskFlow) -> None:
-        @flow.task(name="task")
-        async def work() -> None:
-            while not release.is_set():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await release.wait()
-
-    fleet = Fleet(register)
+    fleet = Fleet(deaf(release))
     member = await fleet.start(concurrency=2, drain=5)
     stopped = heard(member.flow, events.WorkerStopped)
     await put(fleet.broker, "a", "b")
@@ -1013,15 +996,7 @@ async def test_a_cancelled_job_whose_handler_does_not_heed_it_is_handed_back_to_
 
 async def test_the_word_of_a_handler_whose_job_was_handed_back_is_not_told_at_all() -> None:
     release = asyncio.Event()
-
-    def register(flow: TaskFlow) -> None:
-        @flow.task(name="task")
-        async def work() -> None:
-            while not release.is_set():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await release.wait()
-
-    fleet = Fleet(register)
+    fleet = Fleet(deaf(release))
     member = await fleet.start(concurrency=2, drain=1)
     settled = heard(member.flow, events.JobSettled)
     await put(fleet.broker, "a")
