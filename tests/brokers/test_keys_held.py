@@ -47,10 +47,11 @@ async def connected() -> AsyncIterator[asyncpg.Connection]:
         await connection.close()
 
 
-async def waits_for_a_lock(connection: asyncpg.Connection) -> bool:
-    """Whether a submit waits for a transaction to end, as the server sees it."""
+async def waits_for_a_lock() -> bool:
+    """Whether a submit waits for a transaction to end, as the server sees it now: a transaction sees it as it was."""
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%submit_v1%'"
-    return bool(await connection.fetchval(waiting))
+    async with connected() as connection:
+        return bool(await connection.fetchval(waiting))
 
 
 async def test_a_key_that_an_open_transaction_holds_is_told_in_seconds_and_holds_up_nobody_else(flow: TaskFlow) -> None:
@@ -61,7 +62,7 @@ async def test_a_key_that_an_open_transaction_holds_is_told_in_seconds_and_holds
                 await task.options(connection=connection, key=key).submit(1)
             asked = [asyncio.create_task(task.options(key=key).submit(2)) for key in HELD * 10]
             free = asyncio.create_task(task.options(key="free").submit(4))
-            await eventually(lambda: waits_for_a_lock(connection))
+            await eventually(waits_for_a_lock)
             async with asyncio.timeout(SOON_S):
                 await task.submit(3)
                 await flow.broker.counts()
